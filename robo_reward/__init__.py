@@ -1,0 +1,23 @@
+"""Learned, causal, multi-view progress rewards for robots.
+
+Importing this package is cheap: torch, simulators, LeRobot and ROS are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robo_reward.api import load as load
+
+__version__ = "0.1.0.dev0"
+__all__ = ["__version__", "load"]
+
+_LAZY = {"load": "robo_reward.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'robo_reward' has no attribute {name!r}")

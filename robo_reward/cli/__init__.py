@@ -1,0 +1,1 @@
+"""The `robo-reward` command line."""

@@ -1,0 +1,167 @@
+"""Entry point: `robo-reward <command> [hydra overrides]`.
+
+A command is a file `configs/<command>.yaml` whose `_target_` names a function of one frozen dataclass:
+Hydra composes the config, `run_command` turns it into that dataclass once, and nothing below sees OmegaConf.
+Exit status: 0 done, 1 refused or failed with one clear line on stderr, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from robo_reward.errors import ConfigError, RoboRewardError
+
+__all__ = ["commands", "config_dir", "load_config", "main", "run_command"]
+
+
+class UsageError(ConfigError):
+    """The command line itself is wrong: exit status 2."""
+
+
+def config_dir() -> Path:
+    """The Hydra config tree: beside the sources in a checkout, inside the package in a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "_configs", package.parent / "configs"):
+        if candidate.is_dir():
+            return candidate
+    raise ConfigError(f"no config tree beside {package}: the installation is incomplete, install it again")
+
+
+def commands() -> dict[str, str]:
+    """Every command and its one-line description (the first comment line of its config)."""
+    found: dict[str, str] = {}
+    for path in sorted(config_dir().glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        found[path.stem] = first.lstrip("# ").strip()
+    return found
+
+
+def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any], None], Any]:
+    """The function of a command, and its config as that function's frozen dataclass.
+
+    Raises:
+        UsageError: unknown command or key, malformed override, wrong type, or a required value left out.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from robo_reward.imports import import_object
+
+    if command not in commands():
+        raise UsageError(f"no command '{command}': choose one of {', '.join(commands())}")
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            composed = compose(command, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
+    target = str(composed.pop("_target_"))
+    function = import_object(target)
+    schema = _config_type(function)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+    if missing:
+        wanted = " ".join(f"{key}=..." for key in missing)
+        raise UsageError(f"'{command}' needs {wanted} (see: robo-reward {command} --help)")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), composed)
+        return function, OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
+
+
+def run_command(command: str, overrides: Sequence[str] = ()) -> None:
+    """Run one command in this process, as `main` does, but let its errors through."""
+    function, config = load_config(command, overrides)
+    function(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn errors into exit statuses."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_overview()
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from robo_reward import __version__
+
+        sys.stdout.write(f"robo-reward {__version__}\n")
+        return 0
+    command, overrides = arguments[0], arguments[1:]
+    try:
+        if "-h" in overrides or "--help" in overrides:
+            _print_help(command)
+        else:
+            run_command(command, overrides)
+    except UsageError as error:
+        return _fail(error, 2, debug)
+    except RoboRewardError as error:
+        return _fail(error, 1, debug)
+    except KeyboardInterrupt:
+        sys.stderr.write("robo-reward: interrupted\n")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        line = _first_line(error) or type(error).__name__
+        sys.stderr.write(
+            f"robo-reward: unexpected {type(error).__name__}: {line} (run again with --debug for the traceback)\n"
+        )
+        return 1
+    return 0
+
+
+def _fail(error: BaseException, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    sys.stderr.write(f"robo-reward: {' '.join(str(error).split())}\n")
+    return status
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+def _config_type(function: Callable[..., Any]) -> type:
+    hints = typing.get_type_hints(function)
+    hints.pop("return", None)
+    if len(hints) != 1 or not dataclasses.is_dataclass(schema := next(iter(hints.values()))):
+        raise ConfigError(f"'{function.__module__}.{function.__qualname__}' must take one dataclass")
+    return typing.cast("type", schema)
+
+
+def _print_overview() -> None:
+    lines = ["usage: robo-reward <command> [key=value ...] [--debug]", "", "commands:"]
+    known = commands()
+    width = max(len(name) for name in known)
+    lines += [f"  {name:<{width}}  {text}" for name, text in known.items()]
+    lines += ["", "robo-reward <command> --help lists a command's keys and their defaults."]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_help(command: str) -> None:
+    if command not in commands():
+        raise UsageError(f"no command '{command}': choose one of {', '.join(commands())}")
+    root = config_dir()
+    text = (root / f"{command}.yaml").read_text(encoding="utf-8")
+    body = [line for line in text.splitlines() if not line.startswith("_target_")]
+    groups = sorted(
+        f"  {group.name}={'|'.join(sorted(path.stem for path in group.glob('*.yaml')))}"
+        for group in root.iterdir()
+        if group.is_dir() and f"- {group.name}: " in text
+    )
+    sys.stdout.write(f"usage: robo-reward {command} [key=value ...]\n\n" + "\n".join(body) + "\n")
+    if groups:
+        sys.stdout.write("\nconfig groups:\n" + "\n".join(groups) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
