@@ -1,0 +1,1 @@
+"""Demonstrations: the episode store, importers and annotation."""
