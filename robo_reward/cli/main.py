@@ -62,6 +62,7 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
             composed = compose(command, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
+    OmegaConf.set_struct(composed, False)  # Hydra seals what it composes, and _target_ is no field
     target = str(composed.pop("_target_"))
     function = import_object(target)
     schema = _config_type(function)
