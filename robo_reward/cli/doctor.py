@@ -1,4 +1,4 @@
-"""The `doctor` command: what is installed and works on this machine, and the exact command that mends what does not.
+"""The `doctor` command: what is installed and works on this machine, and the command that mends the rest.
 
 Anything that can hang or crash (torch, a GL driver, rclpy) is tried in a process of its own.
 """
@@ -211,7 +211,7 @@ def opencv_finding(versions: Mapping[str, str]) -> Finding:
 _RENDER_PROBE = """
 import json, time, mujoco
 model = mujoco.MjModel.from_xml_string(
-    "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='.3' rgba='1 0 0 1'/></worldbody></mujoco>"
+    "<mujoco><worldbody><light pos='0 0 3'/><geom size='.3' rgba='1 0 0 1'/></worldbody></mujoco>"
 )
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
@@ -372,7 +372,7 @@ def _install(extra: str) -> str:
 
 
 def _pip(verb: str) -> str:
-    """The start of a pip command line for this very Python: environments that uv made have no pip of their own."""
+    """The start of a pip command line for this very Python: environments made by uv have no pip."""
     if util.find_spec("pip") is not None:
         return f"{sys.executable} -m pip {verb}" + (" --yes" if verb == "uninstall" else "")
     own = _checkout() / ".uv" / "bin" / "uv"

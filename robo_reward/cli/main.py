@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         line = _first_line(error) or type(error).__name__
         sys.stderr.write(
-            f"robo-reward: unexpected {type(error).__name__}: {line} (run again with --debug for the traceback)\n"
+            f"robo-reward: unexpected {type(error).__name__}: {line}"
+            " (run again with --debug for the traceback)\n"
         )
         return 1
     return 0
