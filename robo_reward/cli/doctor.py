@@ -24,11 +24,15 @@ from robo_reward.errors import RoboRewardError
 __all__ = [
     "DoctorConfig",
     "Finding",
+    "RosFacts",
     "Status",
     "diagnose",
     "doctor",
     "fastdds_finding",
+    "guarded",
     "opencv_finding",
+    "print_table",
+    "probe",
     "ros_finding",
 ]
 
@@ -78,7 +82,7 @@ def doctor(config: DoctorConfig) -> None:
     if config.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
-        _print_table(findings)
+        print_table(findings)
     broken = [finding for finding in findings if finding.required and finding.status is not Status.OK]
     if broken:
         names = ", ".join(f"{finding.part} ({finding.found})" for finding in broken)
@@ -105,10 +109,11 @@ def diagnose() -> list[Finding]:
         lambda: fastdds_finding(os.environ, has_ros=util.find_spec("rclpy") is not None),
     ]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(_guarded, checks))
+        return list(pool.map(guarded, checks))
 
 
-def _guarded(check: Callable[[], Finding]) -> Finding:
+def guarded(check: Callable[[], Finding]) -> Finding:
+    """What a check finds, or a finding that the check itself failed."""
     try:
         return check()
     except Exception as error:
@@ -166,7 +171,7 @@ print(json.dumps({
 
 
 def _torch() -> Finding:
-    facts = _probe(_TORCH_PROBE)
+    facts = probe(_TORCH_PROBE)
     purpose = "the model"
     if isinstance(facts, str):
         return Finding("torch", Status.PROBLEM, facts, purpose, _install(""), required=True)
@@ -232,7 +237,7 @@ def _rendering() -> Finding:
     if util.find_spec("mujoco") is None:
         return Finding("rendering", Status.MISSING, "mujoco is not installed", purpose, _install("sim"))
     backend = os.environ.get("MUJOCO_GL") or "egl"
-    facts = _probe(_RENDER_PROBE, MUJOCO_GL=backend)
+    facts = probe(_RENDER_PROBE, MUJOCO_GL=backend)
     if isinstance(facts, dict) and facts["lit"]:
         found = f"{backend}, {facts['driver']}, {facts['milliseconds']:.1f} ms for 64x64 pixels"
         return Finding("rendering", Status.OK, found, purpose)
@@ -277,7 +282,7 @@ class RosFacts:
         """Look at the environment, at /opt/ros, and try `import rclpy` in another process."""
         prefixes = os.environ.get("AMENT_PREFIX_PATH", "")
         root = Path("/opt/ros")
-        facts = _probe("import json, rclpy; print(json.dumps({}))")
+        facts = probe("import json, rclpy; print(json.dumps({}))")
         return cls(
             wheel=_versions("ros-rclpy").get("ros-rclpy", ""),
             sourced=os.environ.get("ROS_DISTRO", "") if str(root) in prefixes else "",
@@ -383,7 +388,7 @@ def _checkout() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def _probe(code: str, **environment: str) -> dict[str, Any] | str:
+def probe(code: str, **environment: str) -> dict[str, Any] | str:
     """Run code in another process: the JSON object it prints last, or its trouble in one line."""
     try:
         done = subprocess.run(
@@ -398,7 +403,10 @@ def _probe(code: str, **environment: str) -> dict[str, Any] | str:
         return "no answer within 60 s"
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if done.returncode == 0 and lines:
-        return dict(json.loads(lines[-1]))
+        try:
+            return dict(json.loads(lines[-1]))
+        except ValueError:
+            return f"printed '{lines[-1]}'"
     if done.returncode < 0:
         return f"crashed with signal {-done.returncode}"
     errors = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -422,7 +430,8 @@ def _output(command: Sequence[str]) -> str:
 _STYLE = {Status.OK: "green", Status.MISSING: "yellow", Status.PROBLEM: "bold red"}
 
 
-def _print_table(findings: Sequence[Finding]) -> None:
+def print_table(findings: Sequence[Finding]) -> None:
+    """Print a table, and below it each command that mends something, on a line of its own."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape

@@ -1,0 +1,24 @@
+"""The suite runs with shape and dtype checks on: an annotation of the library that is broken raises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from robo_reward.schema import Clip, Frame
+
+
+def test_a_frame_of_another_shape_or_dtype_is_refused() -> None:
+    Frame(rgb=np.zeros((4, 5, 3), np.uint8), stamp_ns=0)
+    with pytest.raises(TypeCheckError, match="rgb"):
+        Frame(rgb=np.zeros((4, 5, 4), np.uint8), stamp_ns=0)
+    with pytest.raises(TypeCheckError, match="rgb"):
+        Frame(rgb=np.zeros((4, 5, 3), np.float32), stamp_ns=0)  # pyright: ignore[reportArgumentType]
+
+
+def test_axes_of_the_same_name_must_agree() -> None:
+    rgb = np.zeros((1, 2, 3, 4, 5, 3), np.uint8)
+    seen = np.ones((1, 2, 3), np.bool_)
+    with pytest.raises(TypeCheckError, match="view_mask"):
+        Clip(rgb=rgb, view_mask=np.ones((1, 3), np.bool_), frame_mask=seen, time_s=np.zeros((1, 3)))

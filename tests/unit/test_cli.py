@@ -1,0 +1,119 @@
+"""Exit statuses and one-line errors, as scripts see them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from robo_reward.cli import main as cli
+from robo_reward.errors import DataError
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "robo_reward.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@dataclass(frozen=True)
+class StubConfig:
+    path: str
+    count: int
+    note: str | None = None
+
+
+def stub(config: StubConfig) -> None:
+    if config.path == "refuse":
+        raise DataError(f"'{config.path}' has {config.count} frames: record it again")
+    if config.path == "crash":
+        raise ZeroDivisionError("count is zero\nand more")
+    if config.path == "interrupt":
+        raise KeyboardInterrupt
+    print(f"{config.path} {config.count + 1} {config.note}")
+
+
+def two_arguments(config: StubConfig, other: int) -> None:
+    """No command: it takes two."""
+
+
+@pytest.fixture
+def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stub_commands", sys.modules[__name__])
+    monkeypatch.setattr(cli, "config_dir", lambda: tmp_path)
+    body = "path: ??? # which\ncount: 1 # how many\nnote: null # remark\n"
+    for name, target in (("stub", "stub"), ("wrong", "two_arguments"), ("gone", "nothing_here")):
+        text = f"# the {name} command\n_target_: stub_commands.{target}\n{body}"
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.usefixtures("stub_command")
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "err"),
+    [
+        (["stub", "path=a"], 0, "a 2 None\n", ""),
+        (["stub", "path=a b", "count=41", "note=x"], 0, "a b 42 x\n", ""),
+        (["stub", "path=refuse"], 1, "", "robo-reward: 'refuse' has 1 frames: record it again\n"),
+        (["stub"], 2, "", "robo-reward: 'stub' needs path=... (see: robo-reward stub --help)\n"),
+        (["stub", "path=interrupt"], 130, "", "robo-reward: interrupted\n"),
+    ],
+)
+def test_status_and_output(
+    arguments: list[str], status: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == status
+    assert tuple(capsys.readouterr()) == (out, err)
+
+
+@pytest.mark.usefixtures("stub_command")
+@pytest.mark.parametrize(
+    ("arguments", "status", "names"),
+    [
+        (["stub", "path=a", "count=many"], 2, "'many'"),
+        (["stub", "path=a", "speed=2"], 2, "'speed'"),
+        (["stub", "path=a", "count"], 2, "'count'"),
+        (["fly"], 2, "no command 'fly': choose one of gone, stub, wrong"),
+        (["fly", "--help"], 2, "no command 'fly'"),
+        (["stub", "path=crash"], 1, "ZeroDivisionError: count is zero"),
+        (["gone", "path=a"], 1, "module 'stub_commands' has no 'nothing_here'"),
+        (["wrong", "path=a"], 1, "must take one dataclass"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_thing(
+    arguments: list[str], status: int, names: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("robo-reward: ")
+    assert err.count("\n") == 1
+    assert names in err
+
+
+@pytest.mark.usefixtures("stub_command")
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["stub", "path=refuse", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["stub", "path=crash", "--debug"])
+
+
+@pytest.mark.usefixtures("stub_command")
+def test_overview_lists_each_command_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "stub   the stub command" in text
+    assert cli.main([]) == 2
+
+
+def test_the_process_exits_with_the_status() -> None:
+    assert _run("--version").stdout.startswith("robo-reward 0.")
+    overview = _run("--help")
+    assert overview.returncode == 0
+    assert "doctor" in overview.stdout
+    unknown = _run("fly")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr.startswith("robo-reward: no command 'fly'")
+    assert "Traceback" not in unknown.stderr
