@@ -1,0 +1,214 @@
+"""Gymnasium environments: what a robot would see and know as observation, the truth apart from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float64, UInt8
+
+from robo_reward.errors import ConfigError
+from robo_reward_sim.gl import choose_backend
+from robo_reward_sim.oracles import OracleReading, reading
+from robo_reward_sim.rendering import CAMERAS, FixedCamera, FreeCamera, SceneRenderer
+from robo_reward_sim.tasks import TASKS
+
+__all__ = ["ManipulationEnv"]
+
+
+class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """A Meta-World task as a robot would meet it: camera images and its own joints, no object state.
+
+    Observation: `images`, u8[h, w, 3] by camera name, and `proprio`, f32[4]: the position of the end effector
+    in meters and the opening of the gripper in [0, 1].
+    Action: f32[4] in [-1, 1], three displacements of the end effector and the grip (-1 opens, 1 closes),
+    repeated over `action_repeat` control steps of 12.5 ms.
+    Reward: 1 on the decision that ends the episode in success, else 0.
+    `terminated` once the simulator has called the task done for `success_hold` decisions in a row, so that the
+    last frames show it done. The step limit (`truncated`) is gymnasium's own, set by `gymnasium.make`; this
+    environment truncates only where the physics fails, with `info["physics_error"]` True.
+    `info["success"]` says whether the task is done now.
+
+    The truth is apart: `env.unwrapped.oracle()` and `env.unwrapped.privileged_state()`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 16}
+
+    def __init__(
+        self,
+        task: str,
+        image_size: tuple[int, int] = (84, 84),
+        cameras: Sequence[str] | Mapping[str, FreeCamera | FixedCamera] = ("left", "right", "wrist"),
+        action_repeat: int = 5,
+        success_hold: int = 2,
+        privileged_info: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        """Build the simulated scene.
+
+        Args:
+            task: name of a task in `robo_reward_sim.tasks.TASKS`.
+            image_size: (height, width) of every camera, in pixels.
+            cameras: names in `robo_reward_sim.rendering.CAMERAS`, or cameras by names of your own. With () the
+                observation has no `images`, and nothing is rendered.
+            action_repeat: control steps for each decision.
+            success_hold: decisions for which the task must stay done before the episode ends.
+            privileged_info: put the truth into `info` too, as `oracle` and `privileged_state`.
+            render_mode: None, or "rgb_array" for `render()`.
+
+        Raises:
+            ConfigError: no such task or camera, or a number that is out of range.
+            GraphicsError: cameras are wanted and cannot be rendered here.
+        """
+        if task not in TASKS:
+            raise ConfigError(f"no simulated task '{task}': choose one of {', '.join(TASKS)}")
+        if action_repeat < 1 or success_hold < 1 or min(image_size) < 1:
+            raise ConfigError(
+                f"action_repeat={action_repeat}, success_hold={success_hold} and image_size={image_size} "
+                "must be 1 or more"
+            )
+        self.task = TASKS[task]
+        self.cameras = _named_cameras(cameras)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.render_mode = render_mode
+        self._repeat, self._hold, self._privileged = action_repeat, success_hold, privileged_info
+        self._sim = _make_simulator(self.task.metaworld, rendered=bool(self.cameras))
+        self._start = (self._sim.model.body_pos.copy(), self._sim.model.site_pos.copy())
+        self._oracle = self.task.oracle()
+        self._renderer: SceneRenderer | None = None
+        self._images: dict[str, np.ndarray] = {}
+        self._held = 0
+        self._success = False
+
+        image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
+        proprio = spaces.Box(
+            np.array((-2.0, -2.0, -2.0, 0.0), np.float32), np.array((2.0, 2.0, 2.0, 1.0), np.float32)
+        )
+        views = {"images": spaces.Dict(dict.fromkeys(self.cameras, image))} if self.cameras else {}
+        self.observation_space = spaces.Dict({**views, "proprio": proprio})
+        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    @property
+    def decision_ns(self) -> int:
+        """Simulated time of one decision, in nanoseconds."""
+        return round(self._sim.dt * self._repeat * 1e9)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin an episode; `seed` fixes everything in it, the places of goal and objects included."""
+        super().reset(seed=seed, options=options)
+        sim = self._sim
+        # A task moves bodies of the model at reset. Put them back first: the hand settles among them, and what
+        # the last episode left there must not reach into this one.
+        sim.model.body_pos[:], sim.model.site_pos[:] = self._start
+        sim.seed(int(self.np_random.integers(2**31)))
+        self._state, _ = sim.reset()
+        self._clear_warnings()
+        self._oracle.begin(sim)
+        self._held, self._success = 0, False
+        return self._observe(), self._info(physics_error=False)
+
+    def step(
+        self, action: Float64[np.ndarray, "4"]
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Make one decision. Where the physics fails, the observation is the last good one."""
+        command = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        for _ in range(self._repeat):
+            state, _, _, _, facts = self._sim.step(command)
+            if self._physics_failed(state):
+                self._success = False
+                return self._last, 0.0, False, True, self._info(physics_error=True)
+        self._state = state
+        self._success = bool(facts["success"])
+        self._held = self._held + 1 if self._success else 0
+        done = self._held >= self._hold
+        return self._observe(), float(done), done, False, self._info(physics_error=False)
+
+    def oracle(self) -> OracleReading:
+        """The true stage and progress of this moment."""
+        return reading(self._oracle.potential(self._sim), len(self.task.stage_names), self._success)
+
+    def privileged_state(self) -> Float64[np.ndarray, "39"]:
+        """Meta-World's whole observation of this moment: hand, objects, the step before, and the goal."""
+        return self._state.copy()
+
+    def render(self) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The views of this moment side by side, or None without a render mode."""
+        if self.render_mode != "rgb_array" or not self._images:
+            return None
+        return np.concatenate(list(self._images.values()), axis=1)
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _observe(self) -> dict[str, Any]:
+        if self.cameras and self._renderer is None:
+            self._renderer = SceneRenderer(
+                self._sim.model, self.cameras, self.image_size, show_sites=self.task.show_sites
+            )
+        if self._renderer is not None:
+            self._images = self._renderer.render(self._sim.data)
+        proprio = np.clip(self._state[:4], self._low, self._high).astype(np.float32)
+        views = {"images": dict(self._images)} if self.cameras else {}
+        self._last = {**views, "proprio": proprio}
+        return self._last
+
+    @property
+    def _low(self) -> np.ndarray:
+        return self.observation_space["proprio"].low
+
+    @property
+    def _high(self) -> np.ndarray:
+        return self.observation_space["proprio"].high
+
+    def _info(self, *, physics_error: bool) -> dict[str, Any]:
+        info: dict[str, Any] = {"success": self._success, "physics_error": physics_error}
+        if self._privileged:
+            info |= {"oracle": self.oracle(), "privileged_state": self.privileged_state()}
+        return info
+
+    def _clear_warnings(self) -> None:
+        for kind in _UNSTABLE:
+            self._sim.data.warning[kind].number = 0
+
+    def _physics_failed(self, state: np.ndarray) -> bool:
+        # MuJoCo resets a scene that has become unstable on its own, so the state alone can look fine.
+        return not np.isfinite(state).all() or any(self._sim.data.warning[kind].number for kind in _UNSTABLE)
+
+
+_UNSTABLE = (4, 5, 6)  # mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC
+
+
+def _named_cameras(
+    cameras: Sequence[str] | Mapping[str, FreeCamera | FixedCamera],
+) -> dict[str, FreeCamera | FixedCamera]:
+    if isinstance(cameras, Mapping):
+        return dict(cameras)
+    unknown = [name for name in cameras if name not in CAMERAS]
+    if unknown:
+        raise ConfigError(f"no camera '{unknown[0]}': choose from {', '.join(CAMERAS)}, or give FreeCamera(...)")
+    return {name: CAMERAS[name] for name in cameras}
+
+
+def _make_simulator(name: str, *, rendered: bool) -> Any:
+    if rendered:
+        choose_backend()  # before MuJoCo is first imported: it reads MUJOCO_GL only then
+    try:
+        from metaworld import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the simulated tasks need '{error.name}': install it with pip install 'robo-reward[sim]'"
+        ) from error
+    sim = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"](seed=0)
+    sim._freeze_rand_vec = False  # goals and objects vary from episode to episode
+    sim.seeded_rand_vec = True  # ... and come from the seed, not from numpy's global state
+    sim.max_path_length = sys.maxsize  # the step limit is gymnasium's
+    return sim

@@ -1,0 +1,96 @@
+"""Scripted experts: from the privileged state of a task to the next action.
+
+An expert is a function of the state alone, so it recovers from whatever else has happened: it approaches again
+after a drop. Actions are f32[4] in [-1, 1]: three hand displacements, where 1 asks for 5 cm in one decision at
+the default action repeat, and the grip, where -1 opens and 1 closes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+__all__ = ["Expert", "MetaWorldExpert", "PegExpert"]
+
+
+class Expert(Protocol):
+    """Says what an expert would do."""
+
+    def act(self, state: Float64[np.ndarray, "39"]) -> Float32[np.ndarray, "4"]:
+        """The next action, from the privileged state (Meta-World's observation, goal included)."""
+        ...
+
+
+class PegExpert:
+    """Reach, grasp, lift, align, insert: slower near contact, so that every stage can be seen.
+
+    Meta-World's own expert closes the fingers while it descends and lifts while it moves aside, and at 16
+    decisions a second it overshoots and starts over, so its stages run into each other.
+    """
+
+    def act(self, state: Float64[np.ndarray, "39"]) -> Float32[np.ndarray, "4"]:
+        """See `Expert.act`."""
+        hand, opening, peg, target = state[:3], float(state[3]), state[4:7], state[-3:]
+        offset = hand - peg - (0.0, 0.0, _GRIP_HEIGHT)
+        aside = float(np.linalg.norm(offset[:2]))
+        around = aside < 0.03 and abs(offset[2]) < 0.02
+        if around and opening < _HELD:
+            return _action(self._carry(peg, target), grip=_CLOSE)
+        if around:
+            return _action(-offset * 0.3, grip=_CLOSE)
+        hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
+        step = -offset + (0.0, 0.0, hover)
+        return _action(_limit(step, 0.05), grip=_OPEN)
+
+    @staticmethod
+    def _carry(peg: Float64[np.ndarray, "3"], target: Float64[np.ndarray, "3"]) -> Float64[np.ndarray, "3"]:
+        """The next displacement of the peg, in meters."""
+        head = peg - (_GRASP_TO_HEAD, 0.0, _GRASP_ABOVE_AXIS)
+        way = target - head
+        aside = float(np.linalg.norm(way[1:]))
+        if head[2] < 0.05:
+            return np.array((0.0, 0.0, 0.025))
+        if aside < 0.012 or (aside < 0.03 and way[0] > -_BEFORE_HOLE):
+            return np.array((-0.016, way[1], way[2]))
+        before = np.array((way[0] + _BEFORE_HOLE, way[1], way[2]))
+        return _limit(before, 0.035)
+
+
+class MetaWorldExpert:
+    """The expert that comes with Meta-World for a task."""
+
+    def __init__(self, name: str) -> None:
+        """Take the expert of the Meta-World environment `name`, such as "push-v3"."""
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self._policy: Any = ENV_POLICY_MAP[name]()
+
+    def act(self, state: Float64[np.ndarray, "39"]) -> Float32[np.ndarray, "4"]:
+        """See `Expert.act`."""
+        with warnings.catch_warnings():
+            # It warns that its gains exceed the action's range, which is how it is meant to be used.
+            warnings.simplefilter("ignore", UserWarning)
+            action = self._policy.get_action(state.copy())  # some of them write into what they get
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
+_GRIP_HEIGHT = 0.024  # of the hand above the grasp point, with the fingers around the peg
+_HELD = 0.36  # fingers nearer than this, around the peg, hold it
+_CLOSE, _OPEN = 0.8, -1.0
+_GRASP_TO_HEAD = 0.13
+_GRASP_ABOVE_AXIS = 0.01
+_BEFORE_HOLE = 0.146  # of the head before the target, where insertion begins
+_METERS_PER_DECISION = 0.05
+
+
+def _limit(step: Float64[np.ndarray, "3"], length: float) -> Float64[np.ndarray, "3"]:
+    norm = float(np.linalg.norm(step))
+    return step if norm <= length else step * (length / norm)
+
+
+def _action(step: Float64[np.ndarray, "3"], grip: float) -> Float32[np.ndarray, "4"]:
+    move = np.clip(0.8 * step / _METERS_PER_DECISION, -1.0, 1.0)
+    return np.append(move, grip).astype(np.float32)
