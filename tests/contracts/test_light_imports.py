@@ -9,8 +9,27 @@ import sys
 import pytest
 
 HEAVY = frozenset(
-    "av cv2 gymnasium hydra lerobot lightning lightning_fabric metaworld mujoco pandas pyarrow rclpy rich "
-    "robo_reward_data robo_reward_sim scipy torch torchvision zarr".split()
+    [
+        "av",
+        "cv2",
+        "gymnasium",
+        "hydra",
+        "lerobot",
+        "lightning",
+        "lightning_fabric",
+        "metaworld",
+        "mujoco",
+        "pandas",
+        "pyarrow",
+        "rclpy",
+        "rich",
+        "robo_reward_data",
+        "robo_reward_sim",
+        "scipy",
+        "torch",
+        "torchvision",
+        "zarr",
+    ]
 )
 
 
