@@ -436,6 +436,16 @@ class EpisodeStore:
             _write_group(self._folder(name), stored)
         return self[name]
 
+    def remove_if_empty(self) -> bool:
+        """Remove the store's folder where it has no episodes and nobody is writing one; whether it did."""
+        with _locked(self._path):
+            WorkFolder.clean(self._path / _WORK)
+            busy = any(path.is_dir() for path in (self._path / _WORK).iterdir())
+            if busy or len(self):
+                return False
+            shutil.rmtree(self._path)
+        return True
+
     def _folder(self, name: str) -> Path:
         return self._path / _EPISODES / _file_name(name)
 

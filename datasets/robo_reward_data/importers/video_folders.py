@@ -1,0 +1,234 @@
+"""Video folders: `<task>/<episode>/{camera}.mp4` and the labels beside them.
+
+The labels are `<task>/<episode>/annotated_keyframes.json` and `<task>/task_instruction.json`. Keyframes are a list of stages `{"annotation": name, "start_frame_id": a, "end_frame_id": b}`, in order, each
+starting where the one before ends (b exclusive; the spelling "anotation" is in use too). The instruction is
+the first of a list of wordings, the others say the same. A folder without keyframes has no known stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Int64
+
+from robo_reward.errors import DataError
+from robo_reward.schema import EpisodeInfo, Outcome
+from robo_reward_data._files import read_json
+from robo_reward_data.importers.base import Options, Prepared
+from robo_reward_data.importers.resample import move_boundaries, select_frames
+from robo_reward_data.importers.video import Video, open_video, read_frames
+
+__all__ = ["VideoFolders"]
+
+
+class VideoFolders:
+    """The importer: a folder of tasks, one task, or one episode.
+
+    Args:
+        keyframes: Name of the file of stages in an episode's folder.
+        instruction: Name of the file of wordings in a task's folder.
+    """
+
+    def __init__(
+        self, keyframes: str = "annotated_keyframes.json", instruction: str = "task_instruction.json"
+    ) -> None:
+        self._keyframes = keyframes
+        self._instruction = instruction
+
+    def recordings(self, path: Path) -> Sequence[VideoFolder]:
+        """Every episode below `path`, by name.
+
+        Raises:
+            DataError: where there is none.
+        """
+        folders = self._find(path.resolve())
+        # An episode that lacks a camera of its fellows is broken; another task may have other cameras.
+        cameras: dict[Path, set[str]] = {}
+        for folder in folders:
+            cameras.setdefault(folder.parent, set()).update(video.stem for video in folder.glob("*.mp4"))
+        return [
+            VideoFolder(
+                folder,
+                tuple(sorted(cameras[folder.parent])),
+                folder / self._keyframes,
+                folder.parent / self._instruction,
+            )
+            for folder in folders
+        ]
+
+    def _find(self, path: Path) -> list[Path]:
+        if not path.is_dir():
+            raise DataError(f"no folder {path}")
+        level = [path]
+        for _ in range(3):
+            found = [folder for folder in level if self._is_episode(folder)]
+            if found:
+                return found
+            level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
+        raise DataError(
+            f"no episodes found in {path}: expected <task>/<episode>/<camera>.mp4, and the path of an "
+            "episode, a task, or a folder of tasks"
+        )
+
+    def _is_episode(self, folder: Path) -> bool:
+        return (folder / self._keyframes).exists() or next(folder.glob("*.mp4"), None) is not None
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """One episode's folder; `task_cameras` are all that any episode of its task has."""
+
+    folder: Path
+    task_cameras: tuple[str, ...]
+    keyframes_path: Path
+    instruction_path: Path
+
+    @property
+    def name(self) -> str:
+        """`<task>-<episode>`: episodes of several tasks often share their names."""
+        return f"{self.folder.parent.name}-{self.folder.name}"
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @property
+    def cost(self) -> float:
+        """Bytes of video."""
+        return sum(video.stat().st_size for video in self.folder.glob("*.mp4"))
+
+    def uid(self) -> str:
+        """SHA-256 of every video's name and bytes."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.mp4")):
+            digest.update(path.name.encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def labels(self) -> str:
+        """SHA-256 of the keyframes and the wordings."""
+        digest = hashlib.sha256()
+        for path in (self.keyframes_path, self.instruction_path):
+            digest.update(path.read_bytes() + b"\0" if path.exists() else b"\0")
+        return digest.hexdigest()
+
+    def prepare(self, options: Options) -> Prepared:
+        """Read everything but the pixels.
+
+        Raises:
+            DataError: naming the file and the frame.
+        """
+        videos = self._videos(options.cameras or self.task_cameras)
+        first = next(iter(videos.values()))
+        stages = self._stages(first.length)
+        wordings = self._wordings()
+        kept = select_frames(first.stamp_ns, options.fps)
+        names: tuple[str, ...] = ()
+        boundaries = None
+        if stages is not None:
+            names = stages[0]
+            boundaries = move_boundaries(stages[1], kept, names, str(self.keyframes_path))
+        info = EpisodeInfo(
+            name=self.name,
+            uid=self.uid(),
+            cameras=tuple(videos),
+            image_sizes={camera: (video.height, video.width) for camera, video in videos.items()},
+            stamp_ns=first.stamp_ns[kept],
+            instruction=wordings[0],
+            paraphrases=wordings[1:],
+            stage_names=names,
+            boundaries=boundaries,
+            # Keyframes bound the stages of a task that was carried out to its end.
+            outcome=Outcome.UNKNOWN if boundaries is None else Outcome.SUCCESS,
+            kind="" if boundaries is None else "expert",
+            source={"importer": "video_folders", "path": str(self.folder), "frames": first.length},
+        )
+        return Prepared(info, {camera: partial(read_frames, video, kept) for camera, video in videos.items()})
+
+    def _videos(self, cameras: Sequence[str]) -> dict[str, Video]:
+        videos: dict[str, Video] = {}
+        for camera in cameras:
+            path = self.folder / f"{camera}.mp4"
+            if not path.exists():
+                there = ", ".join(sorted(video.stem for video in self.folder.glob("*.mp4"))) or "no video"
+                raise DataError(
+                    f"camera '{camera}' is missing: no file {path} ({there} there): "
+                    "choose cameras that every episode has with cameras=[...]"
+                )
+            videos[camera] = open_video(path)
+        lengths = {camera: video.length for camera, video in videos.items()}
+        if len(set(lengths.values())) > 1:
+            shortest = min(videos.values(), key=lambda video: video.length)
+            counts = ", ".join(f"'{camera}' has {length} frames" for camera, length in lengths.items())
+            raise DataError(
+                f"videos of different length in {self.folder}: {counts}: {shortest.path.name} "
+                f"ends before frame {shortest.length}, every camera must cover the episode"
+            )
+        if not videos:
+            raise DataError(f"no videos in {self.folder}: expected one <camera>.mp4 or more")
+        return videos
+
+    def _wordings(self) -> tuple[str, ...]:
+        path = self.instruction_path
+        if not path.exists():
+            raise DataError(
+                f'no {path}: write the task into it as a JSON list of wordings, ["open the drawer"]'
+            )
+        value = read_json(path, "task instruction")
+        wordings = cast("list[Any]", [value] if isinstance(value, str) else value)
+        if (
+            not isinstance(value, list | str)
+            or not wordings
+            or not all(isinstance(wording, str) and wording.strip() for wording in wordings)
+        ):
+            raise DataError(f"{path} must be a JSON list of one wording or more, got {value!r}")
+        return tuple(wordings)
+
+    def _stages(self, length: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]] | None:
+        path = self.keyframes_path
+        if not path.exists():
+            return None
+        entries = read_json(path, "keyframes")
+        if not isinstance(entries, list) or not entries:
+            raise DataError(f"{path} must be a JSON list of one stage or more: {_EXAMPLE}")
+        stages = [_stage(path, index, entry) for index, entry in enumerate(cast("list[Any]", entries))]
+        for name, start, end in stages:
+            if start < 0 or end > length:
+                raise DataError(
+                    f"{path}: stage '{name}' (frames {start}..{end}) is out of range: "
+                    f"the videos have frames 0..{length}, end exclusive"
+                )
+            if start >= end:
+                raise DataError(
+                    f"{path}: stage '{name}' is out of order: it ends at frame {end}, starts at {start}"
+                )
+        for (before, _, end), (after, start, _) in itertools.pairwise(stages):
+            if start != end:
+                how = "overlaps" if start < end else "leaves a gap after"
+                raise DataError(
+                    f"{path}: stage '{after}' {how} stage '{before}': it starts at frame {start}, "
+                    f"but '{before}' ends at frame {end} (exclusive)"
+                )
+        boundaries = np.array([stages[0][1], *(end for _, _, end in stages)], np.int64)
+        return tuple(name for name, _, _ in stages), boundaries
+
+
+def _stage(path: Path, index: int, entry: Any) -> tuple[str, int, int]:
+    stage = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+    name = stage.get("annotation", stage.get("anotation"))
+    start, end = stage.get("start_frame_id"), stage.get("end_frame_id")
+    if not isinstance(name, str) or type(start) is not int or type(end) is not int:
+        raise DataError(f"{path}: entry {index} must be like {_EXAMPLE}, got {entry!r}")
+    return name, start, end
+
+
+_EXAMPLE = '{"annotation": "grasp", "start_frame_id": 8, "end_frame_id": 147}'
