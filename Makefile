@@ -22,7 +22,7 @@ check: setup ## formatting, lint, types, direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo "mend it with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/basedpyright
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 bench: setup ## every measurement in tests/bench, one after the other
 	@set -e; for file in tests/bench/bench_*.py; do \
