@@ -1,0 +1,256 @@
+"""The evaluation report: one self-contained HTML file with metrics, calibration and every episode.
+
+The page needs no network, no server and no framework: styles, scripts, numbers and JPEG frames are inlined,
+and its content security policy forbids it to load anything else. All text is data (JSON whose `<`, `>` and
+`&` are escaped), put into the page as text nodes: no name or instruction can become markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from robo_reward.errors import DataError
+from robo_reward.metrics import Metric
+
+__all__ = ["Report", "ReportEpisode", "write_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportEpisode:
+    """One episode as the report shows it: what the model said, the truth where known, and the images.
+
+    name, kind, outcome, instruction   as in `EpisodeInfo`
+    time_s               f64[t], seconds, strictly increasing
+    progress, low, high  f32[t], progress and its 90 % band, in [0, 1]; NaN where invalid
+    stage                i64[t], most likely stage; -1 where invalid
+    success_prob         f32[t], in [0, 1]; NaN where invalid
+    valid, reasons       bool[t], and per frame why it is not valid ("" where it is)
+    stage_names          what `stage` counts
+    truth_progress       f32[t] (NaN where unknown) or None
+    truth_stage          i64[t] (-1 where unknown) or None; it counts `truth_stage_names`
+    truth_success        bool[t] or None
+    seen                 bool[t], frames that were in training; None: no frame was
+    mae                  mean absolute error of progress, or None
+    views                JPEG bytes per frame by camera; {} where the report carries no images
+    """
+
+    name: str
+    kind: str
+    outcome: str
+    instruction: str
+    time_s: Float64[np.ndarray, " t"]
+    progress: Float32[np.ndarray, " t"]
+    low: Float32[np.ndarray, " t"]
+    high: Float32[np.ndarray, " t"]
+    stage: Int64[np.ndarray, " t"]
+    success_prob: Float32[np.ndarray, " t"]
+    valid: Bool[np.ndarray, " t"]
+    reasons: tuple[str, ...]
+    stage_names: tuple[str, ...]
+    truth_progress: Float32[np.ndarray, " t"] | None
+    truth_stage: Int64[np.ndarray, " t"] | None
+    truth_stage_names: tuple[str, ...]
+    truth_success: Bool[np.ndarray, " t"] | None
+    seen: Bool[np.ndarray, " t"] | None
+    mae: float | None
+    views: Mapping[str, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that the page shows.
+
+    facts        what was evaluated, in order: model, data, command, date, ...
+    metrics      by their names in metrics.json
+    dropout      by condition ("without wrist", "only left"), metrics by name
+    by_kind      by kind of episode, metrics by name
+    calibration  nominal levels and empirical coverage, f64[m] each, or None
+    notes        what a reader must know to read the numbers rightly
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    metrics: Mapping[str, Metric]
+    dropout: Mapping[str, Mapping[str, Metric]]
+    by_kind: Mapping[str, Mapping[str, Metric]]
+    calibration: tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]] | None
+    episodes: tuple[ReportEpisode, ...]
+    notes: tuple[str, ...]
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the report as one HTML file, whole or not at all: a reader never sees half of it.
+
+    Raises:
+        DataError: where the arrays or camera views of an episode do not cover the same frames.
+    """
+    for episode in report.episodes:
+        _check_episode(episode)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(_page(report))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# --- the page ------------------------------------------------------------------------------------------
+
+_STYLES = ("page.css", "episodes.css")
+_SCRIPTS = ("dom.js", "summary.js", "chart.js", "views.js", "episodes.js")
+
+
+def _page(report: Report) -> Iterator[str]:
+    """The page in pieces, so that the frames of all episodes are never in memory twice."""
+    # Split first, fill later: text that is put in is never searched for places to fill.
+    pieces = re.split(r"\{\{(\w+)\}\}", _asset("page.html"))
+    fill: dict[str, Callable[[], Iterator[str]]] = {
+        "title": lambda: iter((html.escape(report.title),)),
+        "styles": lambda: (f"<style>\n{_asset(name)}</style>\n" for name in _STYLES),
+        "scripts": lambda: (f"<script>\n{_asset(name)}</script>\n" for name in _SCRIPTS),
+        "data": lambda: _data(report),
+    }
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            yield from fill[piece]()
+        else:
+            yield piece
+
+
+def _asset(name: str) -> str:
+    return (resources.files("robo_reward.evaluate") / "_report" / name).read_text(encoding="utf-8")
+
+
+def _data(report: Report) -> Iterator[str]:
+    """The numbers in one script tag, and the frames of each episode in one of their own, read when shown."""
+    yield _json_tag("report-data", _report_json(report))
+    for i, episode in enumerate(report.episodes):
+        frames = {
+            camera: [base64.b64encode(jpeg).decode("ascii") for jpeg in jpegs]
+            for camera, jpegs in episode.views.items()
+        }
+        yield _json_tag(f"frames-{i}", frames)
+
+
+def _json_tag(name: str, value: Any) -> str:
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+# --- data to JSON --------------------------------------------------------------------------------------
+
+
+def _report_json(report: Report) -> dict[str, Any]:
+    calibration = report.calibration
+    return {
+        "title": report.title,
+        "facts": list(report.facts.items()),
+        "glossary": json.loads(_asset("glossary.json")),
+        "metrics": _metrics_json(report.metrics),
+        "dropout": [[name, _metrics_json(group)] for name, group in report.dropout.items()],
+        "by_kind": [[name, _metrics_json(group)] for name, group in report.by_kind.items()],
+        "calibration": None
+        if calibration is None
+        else {"nominal": _numbers(calibration[0]), "empirical": _numbers(calibration[1])},
+        "episodes": [_episode_json(episode) for episode in report.episodes],
+        "notes": list(report.notes),
+    }
+
+
+def _metrics_json(metrics: Mapping[str, Metric]) -> list[tuple[str, dict[str, float | int | None]]]:
+    return [(name, metric.to_json()) for name, metric in metrics.items()]
+
+
+def _episode_json(episode: ReportEpisode) -> dict[str, Any]:
+    reasons = ["" if good else why or "invalid" for good, why in zip(episode.valid, episode.reasons, strict=True)]
+    truth_stage = episode.truth_stage
+    return {
+        "name": episode.name,
+        "kind": episode.kind,
+        "outcome": episode.outcome,
+        "instruction": episode.instruction,
+        "time": _numbers(episode.time_s - episode.time_s[0]),
+        "progress": _numbers(episode.progress),
+        "low": _numbers(episode.low),
+        "high": _numbers(episode.high),
+        "stages": _runs([_name(episode.stage_names, index) for index in episode.stage]),
+        "success": _numbers(episode.success_prob),
+        "invalid": _runs(reasons),
+        "truth": None if episode.truth_progress is None else _numbers(episode.truth_progress),
+        "truth_stages": None
+        if truth_stage is None
+        else _runs([_name(episode.truth_stage_names, index) for index in truth_stage]),
+        "truth_success": None
+        if episode.truth_success is None
+        else _runs(["done" if done else "" for done in episode.truth_success]),
+        "seen": [] if episode.seen is None else _runs(["seen" if seen else "" for seen in episode.seen]),
+        "stage_names": list(dict.fromkeys((*episode.stage_names, *episode.truth_stage_names))),
+        "mae": None if episode.mae is None or not math.isfinite(episode.mae) else float(episode.mae),
+        "cameras": list(episode.views),
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Four decimals are finer than any pixel of the page; what is not finite becomes null."""
+    return [round(value, 4) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    if index < 0:
+        return ""
+    return names[index] if index < len(names) else f"stage {index}"
+
+
+def _runs(labels: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Maximal runs (start, stop, label) of equal labels, stop exclusive; "" is no run."""
+    edges = [i for i in range(len(labels)) if i == 0 or labels[i] != labels[i - 1]]
+    bounds = zip(edges, [*edges[1:], len(labels)], strict=True)
+    return [(start, stop, labels[start]) for start, stop in bounds if labels[start]]
+
+
+# --- checks --------------------------------------------------------------------------------------------
+
+
+def _check_episode(episode: ReportEpisode) -> None:
+    count = len(episode.time_s)
+    if count == 0:
+        raise DataError(f"episode '{episode.name}' has no frames: leave it out of the report")
+    if np.any(np.diff(episode.time_s) <= 0):
+        raise DataError(f"time_s of episode '{episode.name}' does not increase at every frame: sort its frames")
+    columns: dict[str, Sequence[object] | np.ndarray | None] = {
+        "progress": episode.progress,
+        "low": episode.low,
+        "high": episode.high,
+        "stage": episode.stage,
+        "success_prob": episode.success_prob,
+        "valid": episode.valid,
+        "reasons": episode.reasons,
+        "truth_progress": episode.truth_progress,
+        "truth_stage": episode.truth_stage,
+        "truth_success": episode.truth_success,
+        "seen": episode.seen,
+        **{f"camera '{camera}'": jpegs for camera, jpegs in episode.views.items()},
+    }
+    for name, column in columns.items():
+        if column is not None and len(column) != count:
+            raise DataError(
+                f"{name} has {len(column)} frames, time_s has {count}: "
+                f"both must cover the episode ({episode.name})"
+            )
