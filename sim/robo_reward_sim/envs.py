@@ -107,7 +107,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         # the last episode left there must not reach into this one.
         sim.model.body_pos[:], sim.model.site_pos[:] = self._start
         sim.seed(int(self.np_random.integers(2**31)))
-        self._state, _ = sim.reset()
+        sim.reset()
+        self._state = self._settled_state()
         self._clear_warnings()
         self._oracle.begin(sim)
         self._held, self._success = 0, False
@@ -148,6 +149,15 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+    def _settled_state(self) -> Float64[np.ndarray, "39"]:
+        # Meta-World moves bodies of the model at reset and observes before kinematics has followed.
+        import mujoco
+
+        mujoco.mj_forward(self._sim.model, self._sim.data)
+        now = self._sim._get_curr_obs_combined_no_goal()
+        self._sim._prev_obs = now
+        return np.concatenate((now, now, self._sim._get_pos_goal()))
 
     def _observe(self) -> dict[str, Any]:
         if self.cameras and self._renderer is None:

@@ -26,7 +26,7 @@ class FreeCamera:
 
     lookat: tuple[float, float, float] = (0.0, 0.66, 0.10)
     distance: float = 1.0
-    azimuth: float = 15.0
+    azimuth: float = 35.0
     elevation: float = -30.0
 
 
@@ -38,8 +38,8 @@ class FixedCamera:
 
 
 CAMERAS: Mapping[str, FreeCamera | FixedCamera] = {
-    "left": FreeCamera(azimuth=15.0),
-    "right": FreeCamera(azimuth=165.0),
+    "left": FreeCamera(azimuth=35.0),
+    "right": FreeCamera(azimuth=145.0),
     "wrist": FixedCamera("gripperPOV"),
 }
 """The cameras that every task knows by name. The model's own corner cameras hide the contact."""

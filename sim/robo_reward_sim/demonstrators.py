@@ -1,0 +1,254 @@
+"""Demonstrators good and bad: scripted experts, and what goes wrong on the way, as policies for one episode.
+
+Every random choice comes from the generator that `begin` gets. Demonstrators see the privileged state and the
+truth, which whoever learns from their episodes does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from robo_reward.errors import ConfigError
+from robo_reward_sim.experts import Expert
+from robo_reward_sim.oracles import OracleReading
+
+__all__ = ["DEMONSTRATORS", "Demonstrator", "EpisodePlan", "Moment", "demonstrator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a demonstrator sees before a decision: `decision` counts from 0, `last` is its action before."""
+
+    decision: int
+    state: Float64[np.ndarray, "39"]
+    truth: OracleReading
+    last: Float32[np.ndarray, "4"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodePlan:
+    """How one episode is to go.
+
+    act         the action f32[4] for a moment, or None to stop the episode there
+    facts       the random choices made for it, JSON-able, for the record
+    success     the outcome without which it is no episode of its kind, or None where any will do
+    """
+
+    act: Callable[[Moment], Float32[np.ndarray, "4"] | None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    success: bool | None = None
+
+
+class Demonstrator(Protocol):
+    """A way to act; makes a plan for each episode."""
+
+    def __call__(self, expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+        """A plan that departs from what `expert` would do, drawn from `rng`."""
+        ...
+
+
+def demonstrator(kind: str) -> Demonstrator:
+    """The demonstrator of a kind.
+
+    Raises:
+        ConfigError: there is none; the message lists them.
+    """
+    if kind not in DEMONSTRATORS:
+        raise ConfigError(f"no demonstrator '{kind}': choose from {', '.join(DEMONSTRATORS)}")
+    return DEMONSTRATORS[kind]
+
+
+def expert_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert, at a speed of its own."""
+    pace = float(rng.uniform(0.7, 1.0))
+    return EpisodePlan(lambda moment: _paced(expert, moment, pace), {"pace": pace}, success=True)
+
+
+def noisy_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert with Gaussian noise of deviation 0.3 to 0.6 on every action."""
+    sigma = float(rng.uniform(0.3, 0.6))
+
+    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+        if moment.decision >= _NOISY_DECISIONS:
+            return None
+        return _clipped(expert.act(moment.state) + rng.normal(0.0, sigma, 4))
+
+    return EpisodePlan(act, {"sigma": sigma})
+
+
+def suboptimal_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert with one to three detours, and pauses in which nothing moves for 5 to 15 decisions."""
+    pace = float(rng.uniform(0.7, 1.0))
+    starts = sorted(int(start) for start in rng.choice(np.arange(3, 24), int(rng.integers(2, 4)), replace=False))
+    breaks = [_Break.draw(start, rng, pause=index == 0 or rng.random() < 0.5) for index, start in enumerate(starts)]
+    clock = _Clock()
+
+    def act(moment: Moment) -> Float32[np.ndarray, "4"]:
+        current = clock.current(breaks)
+        if current is None:
+            return _paced(expert, moment, pace)
+        grip = float(moment.last[3]) if moment.decision else 0.0
+        return np.append(current.way, grip).astype(np.float32)
+
+    facts = {"pace": pace, "breaks": [[item.start, item.length, item.pause] for item in breaks]}
+    return EpisodePlan(act, facts, success=True)
+
+
+def fail_retry_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert, that opens its fingers midway, moves off empty-handed, and tries again."""
+    pace = float(rng.uniform(0.7, 1.0))
+    at = float(rng.uniform(0.3, 0.8))
+    away = np.append(rng.uniform(-0.6, 0.6, 2), rng.uniform(0.2, 0.8))
+    script = [np.append((0.0, 0.0, 0.0), -1.0)] * int(rng.integers(3, 6))
+    script += [np.append(away, -1.0)] * int(rng.integers(2, 6))
+    pending: list[np.ndarray] | None = None
+
+    def act(moment: Moment) -> Float32[np.ndarray, "4"]:
+        nonlocal pending
+        if pending is None and moment.truth.progress >= at:
+            pending = list(script)
+        if pending:
+            return pending.pop(0).astype(np.float32)
+        return _paced(expert, moment, pace)
+
+    return EpisodePlan(act, {"pace": pace, "failed_at": at, "decisions": len(script)}, success=True)
+
+
+def near_miss_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert up to just before success; then it hovers, backs off, or misses the goal to one side."""
+    pace = float(rng.uniform(0.7, 1.0))
+    how = str(rng.choice(("hover", "retreat", "aside")))
+    stop_at = float(rng.uniform(0.72, 0.92))
+    shift = _sideways(rng) if how == "aside" else np.zeros(3)
+    back = np.append(rng.uniform(0.1, 0.5), rng.uniform(-0.4, 0.4, 2)) if how == "retreat" else np.zeros(3)
+    budget = int(rng.integers(12, 22)) if how == "aside" else int(rng.integers(8, 18))
+    stalled: int | None = None
+
+    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+        nonlocal stalled
+        reached = moment.truth.progress >= (0.6 if how == "aside" else stop_at)
+        if stalled is None and reached:
+            stalled = 0
+        if stalled is None:
+            return _paced(expert, moment, pace, shift)
+        stalled += 1
+        if stalled > budget:
+            return None
+        if how == "aside":
+            return _paced(expert, moment, 0.6 * pace, shift)
+        step = back if stalled > 2 and stalled <= 7 else rng.normal(0.0, 0.02, 3)
+        return _clipped(np.append(step, moment.last[3]))
+
+    return EpisodePlan(act, {"pace": pace, "how": how, "stop_at": stop_at}, success=False)
+
+
+def random_tail_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert, and from a random moment on random actions that last a few decisions each."""
+    pace = float(rng.uniform(0.7, 1.0))
+    start, length = int(rng.integers(2, 28)), int(rng.integers(12, 25))
+    action = np.zeros(4)
+
+    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+        nonlocal action
+        if moment.decision < start:
+            return _paced(expert, moment, pace)
+        if moment.decision >= start + length:
+            return None
+        if (moment.decision - start) % 3 == 0:
+            action = rng.uniform(-1.0, 1.0, 4)
+        return action.astype(np.float32)
+
+    return EpisodePlan(act, {"pace": pace, "start": start})
+
+
+def aborted_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+    """The expert, that stops somewhere on the way."""
+    pace, stop_at = float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.1, 0.85))
+
+    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+        return None if moment.truth.progress >= stop_at else _paced(expert, moment, pace)
+
+    return EpisodePlan(act, {"pace": pace, "stop_at": stop_at}, success=False)
+
+
+DEMONSTRATORS: Mapping[str, Demonstrator] = {
+    "expert": expert_plan,
+    "noisy": noisy_plan,
+    "suboptimal": suboptimal_plan,
+    "fail_retry": fail_retry_plan,
+    "near_miss": near_miss_plan,
+    "random_tail": random_tail_plan,
+    "aborted": aborted_plan,
+}
+"""Every demonstrator by the kind of episode that it makes."""
+
+
+_NOISY_DECISIONS = 60  # the noise can keep the expert from ever succeeding; images of that cost time
+
+
+@dataclass(frozen=True, slots=True)
+class _Break:
+    """A stretch of an episode in which the expert does not act: a pause, or a detour.
+
+    It begins after `start` decisions of the expert and lasts `length` decisions; `way` is the displacement of the
+    hand asked for in each of them, in the units of an action.
+    """
+
+    start: int
+    length: int
+    pause: bool
+    way: Float64[np.ndarray, "3"]
+
+    @classmethod
+    def draw(cls, start: int, rng: np.random.Generator, *, pause: bool) -> _Break:
+        """A pause of 5 to 15 decisions, or a detour of 3 to 6."""
+        length = int(rng.integers(5, 16) if pause else rng.integers(3, 7))
+        way = np.zeros(3) if pause else np.append(rng.uniform(-0.8, 0.8, 2), rng.uniform(0.0, 0.8))
+        return cls(start, length, pause, way)
+
+
+class _Clock:
+    """Counts the expert's own decisions, so that breaks come at the same point of its work however long they are."""
+
+    def __init__(self) -> None:
+        self._worked = 0
+        self._left = 0
+        self._next = 0
+
+    def current(self, breaks: list[_Break]) -> _Break | None:
+        """The break that this decision belongs to, or None where the expert acts."""
+        if not self._left and self._next < len(breaks) and self._worked >= breaks[self._next].start:
+            self._left = breaks[self._next].length
+            self._next += 1
+        if self._left:
+            self._left -= 1
+            return breaks[self._next - 1]
+        self._worked += 1
+        return None
+
+
+def _paced(
+    expert: Expert, moment: Moment, pace: float, shift: Float64[np.ndarray, "3"] | None = None
+) -> Float32[np.ndarray, "4"]:
+    state = moment.state
+    if shift is not None:
+        state = state.copy()
+        state[-3:] += shift
+    action = expert.act(state).copy()
+    action[:3] *= pace
+    return action
+
+
+def _sideways(rng: np.random.Generator) -> Float64[np.ndarray, "3"]:
+    """A few centimeters across the hole's axis: enough to strike the block beside the hole."""
+    across, up = rng.choice((-1.0, 1.0)) * rng.uniform(0.045, 0.06), rng.uniform(-0.01, 0.04)
+    return np.array((0.0, across, up))
+
+
+def _clipped(action: np.ndarray) -> Float32[np.ndarray, "4"]:
+    return np.clip(action, -1.0, 1.0).astype(np.float32)

@@ -1,0 +1,200 @@
+"""One episode of an environment under a demonstrator, with its truth, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
+from robo_reward_sim.demonstrators import EpisodePlan, Moment, demonstrator
+from robo_reward_sim.envs import ManipulationEnv
+from robo_reward_sim.oracles import OracleReading
+
+__all__ = ["demonstrate", "episode_uid", "rollout"]
+
+Act = Callable[[Moment], Float32[np.ndarray, "4"] | None]
+
+
+def rollout(
+    env: gymnasium.Env[Any, Any],
+    act: Act,
+    *,
+    seed: int,
+    max_steps: int | None = None,
+    name: str = "episode",
+    uid: str = "",
+    kind: str = "",
+    source: Mapping[str, Any] | None = None,
+) -> Episode:
+    """Run one episode and keep everything: images, proprioception, actions, and the true progress.
+
+    Args:
+        env: an environment of this package (`gymnasium.make("robo_reward/PegInsertSide-v0")`), wrapped or not.
+        act: the action f32[4] for a moment, or None to stop there.
+        seed: of the environment's reset: fixes where goal and objects are.
+        max_steps: stop after so many decisions even where the environment would go on.
+        name: see EpisodeInfo.
+        uid: see EpisodeInfo; made from the content where empty.
+        kind: see EpisodeInfo.
+        source: see EpisodeInfo.
+
+    Returns:
+        An episode with one frame more than decisions: the last frame shows what the last action led to, and its
+        own action is zero. Stamps are simulated time from 0. `boundaries` are known where the episode succeeds
+        and passes through every stage in order. An episode that the physics breaks off ends with its last good
+        frame; `source["physics_error"]` says so.
+    """
+    base = _manipulation(env)
+    observation, _ = env.reset(seed=seed)
+    tape = _Tape([observation], [base.oracle()])
+    last = np.zeros(4, np.float32)
+    broken = False
+    while max_steps is None or len(tape.actions) < max_steps:
+        moment = Moment(len(tape.actions), base.privileged_state(), tape.truths[-1], last)
+        action = act(moment)
+        if action is None:
+            break
+        last = np.asarray(action, np.float32)
+        observation, _, terminated, truncated, info = env.step(last)
+        if broken := bool(info["physics_error"]):
+            break
+        tape.actions.append(last)
+        tape.observations.append(observation)
+        tape.truths.append(base.oracle())
+        if terminated or truncated:
+            break
+    facts = {**(source or {}), "physics_error": broken}
+    return tape.episode(base, name=name, uid=uid, kind=kind, source=facts)
+
+
+def demonstrate(
+    env: gymnasium.Env[Any, Any],
+    kind: str,
+    seed: int,
+    index: int,
+    *,
+    uid: str = "",
+    max_steps: int | None = None,
+    attempts: int = 6,
+) -> Episode:
+    """Episode `index` of a series, by the demonstrator `kind`. Depends on nothing but the arguments.
+
+    Where a kind has to end in success or failure and an attempt does not, another is made; after the last
+    attempt the episode is kept as it is, with the outcome that it had.
+
+    Args:
+        env: an environment of this package.
+        kind: a key of `robo_reward_sim.demonstrators.DEMONSTRATORS`.
+        seed: of the series.
+        index: of the episode in the series, 0 or more.
+        uid: see EpisodeInfo; made from the content where empty.
+        max_steps: see `rollout`.
+        attempts: how many times to try for the outcome that the kind wants.
+
+    Raises:
+        ConfigError: no such kind, or the environment is of another package.
+    """
+    make_plan = demonstrator(kind)
+    task = _manipulation(env).task
+    expert = task.expert()
+    episode: Episode | None = None
+    for attempt in range(attempts):
+        rng = np.random.default_rng((seed, index, attempt))
+        plan: EpisodePlan = make_plan(expert, rng)
+        source = {
+            "env": task.env_id,
+            "seed": seed,
+            "index": index,
+            "attempt": attempt,
+            "plan": dict(plan.facts),
+        }
+        episode = rollout(
+            env,
+            plan.act,
+            seed=int(rng.integers(2**31)),
+            max_steps=max_steps,
+            name=f"episode_{index:06d}",
+            uid=uid,
+            kind=kind,
+            source=source,
+        )
+        if plan.success is None or plan.success == (episode.info.outcome is Outcome.SUCCESS):
+            break
+    assert episode is not None
+    return episode
+
+
+def episode_uid(facts: Mapping[str, Any]) -> str:
+    """A stable identifier, 32 hexadecimal digits, from JSON-able facts that identify a recording."""
+    text = json.dumps(dict(facts), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass
+class _Tape:
+    """What an episode has shown so far."""
+
+    observations: list[Mapping[str, Any]]
+    truths: list[OracleReading]
+    actions: list[Float32[np.ndarray, "4"]] = field(default_factory=list)
+
+    def episode(
+        self, env: ManipulationEnv, *, name: str, uid: str, kind: str, source: Mapping[str, Any]
+    ) -> Episode:
+        """The tape as an episode."""
+        length = len(self.truths)
+        stage = np.array([truth.stage for truth in self.truths], np.int64)
+        success = np.array([truth.success for truth in self.truths], np.bool_)
+        proprio = np.stack([item["proprio"] for item in self.observations]).astype(np.float32)
+        actions = np.zeros((length, 4), np.float32)
+        if self.actions:
+            actions[:-1] = self.actions
+        done = bool(success[-1])
+        stages = len(env.task.stage_names)
+        info = EpisodeInfo(
+            name=name,
+            uid=uid or episode_uid({"actions": actions.tolist(), "proprio": proprio.tolist(), **source}),
+            cameras=tuple(env.cameras),
+            image_sizes=dict.fromkeys(env.cameras, env.image_size),
+            stamp_ns=np.arange(length, dtype=np.int64) * env.decision_ns,
+            instruction=env.task.instruction,
+            paraphrases=env.task.paraphrases,
+            stage_names=env.task.stage_names,
+            boundaries=_boundaries(stage, stages) if done else None,
+            truth=ProgressLabel(
+                stage=stage,
+                tau=np.array([truth.tau for truth in self.truths], np.float32),
+                valid=np.ones(length, np.bool_),
+            ),
+            success=success,
+            outcome=Outcome.SUCCESS if done else Outcome.FAILURE,
+            kind=kind,
+            source=dict(source),
+        )
+        frames = {name: np.stack([item["images"][name] for item in self.observations]) for name in env.cameras}
+        return Episode(info=info, frames=frames, proprio=proprio, actions=actions)
+
+
+def _boundaries(stage: Int64[np.ndarray, " t"], stages: int) -> Int64[np.ndarray, " n"] | None:
+    """First frame of each stage and the end, or None unless the stages come once each and in order."""
+    first = [int(np.argmax(stage == index)) for index in range(stages)]
+    in_order = bool((np.diff(stage) >= 0).all()) and len(np.unique(stage)) == stages
+    return np.array([*first, len(stage)], np.int64) if in_order else None
+
+
+def _manipulation(env: gymnasium.Env[Any, Any]) -> ManipulationEnv:
+    base = env.unwrapped
+    if not isinstance(base, ManipulationEnv):
+        from robo_reward.errors import ConfigError
+
+        raise ConfigError(
+            f"{type(base).__name__} has no oracle: demonstrations need an environment of robo_reward_sim"
+        )
+    return base
