@@ -21,7 +21,7 @@ test: setup ## every test, on at most two processes (ARGS="-k name" for some of 
 check: setup ## formatting, lint, types, direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo "mend it with: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/basedpyright
+	@$(BIN)/basedpyright --project pyproject.toml
 	@$(BIN)/lint-imports --no-logo
 
 bench: setup ## every measurement in tests/bench, one after the other
