@@ -3,8 +3,6 @@
 
 BIN := .venv/bin
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 2 ] && n=2; echo $$n)
-# Rendering without a display. A machine that needs another backend sets its own.
-export MUJOCO_GL ?= egl
 
 .DEFAULT_GOAL := help
 .PHONY: setup demo test check bench clean help

@@ -236,18 +236,22 @@ def _rendering() -> Finding:
     purpose = "camera images from the simulators"
     if util.find_spec("mujoco") is None:
         return Finding("rendering", Status.MISSING, "mujoco is not installed", purpose, _install("sim"))
-    backend = os.environ.get("MUJOCO_GL") or "egl"
-    facts = probe(_RENDER_PROBE, MUJOCO_GL=backend)
-    if isinstance(facts, dict) and facts["lit"]:
-        found = f"{backend}, {facts['driver']}, {facts['milliseconds']:.1f} ms for 64x64 pixels"
-        return Finding("rendering", Status.OK, found, purpose)
-    trouble = facts if isinstance(facts, str) else "the rendered image is black"
-    packages = "libosmesa6" if backend == "osmesa" else "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"
-    if backend not in ("egl", "osmesa"):
-        mend = "export MUJOCO_GL=egl"
-    else:
-        mend = f"sudo apt-get install -y {packages}"
-    return Finding("rendering", Status.PROBLEM, f"MUJOCO_GL={backend}: {trouble}", purpose, mend)
+    named = os.environ.get("MUJOCO_GL", "")
+    troubles: list[str] = []
+    for backend in (named,) if named else ("egl", "osmesa"):
+        facts = probe(_RENDER_PROBE, MUJOCO_GL=backend)
+        if isinstance(facts, dict) and facts["lit"]:
+            found = f"{backend}, {facts['driver']}, {facts['milliseconds']:.1f} ms for 64x64 pixels"
+            return Finding("rendering", Status.OK, found, purpose)
+        troubles.append(f"{backend}: {facts if isinstance(facts, str) else 'the rendered image is black'}")
+    mend = _GL_INSTALL.get(named or "egl", "export MUJOCO_GL=egl")
+    return Finding("rendering", Status.PROBLEM, "; ".join(troubles), purpose, mend)
+
+
+_GL_INSTALL = {
+    "egl": "sudo apt-get install -y libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri",
+    "osmesa": "sudo apt-get install -y libosmesa6",
+}
 
 
 def _ffmpeg() -> Finding:

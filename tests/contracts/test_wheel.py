@@ -34,7 +34,11 @@ def test_every_config_is_inside(contents: list[str], repo: Path) -> None:
     assert tree <= shipped
 
 
-def test_every_module_is_inside_and_no_test(contents: list[str], repo: Path) -> None:
-    modules = {str(path.relative_to(repo)) for path in (repo / "robo_reward").rglob("*.py")}
-    assert modules <= set(contents)
+def test_every_file_of_the_packages_is_inside_and_no_test(contents: list[str], repo: Path) -> None:
+    for root in (repo, repo / "sim", repo / "datasets"):
+        files = {
+            path.relative_to(root) for package in root.glob("robo_reward*") for path in package.rglob("*.*")
+        }
+        files = {str(path) for path in files if "__pycache__" not in path.parts}
+        assert files <= set(contents)
     assert [name for name in contents if Path(name).name.startswith(("test_", "conftest"))] == []
