@@ -1,4 +1,4 @@
-"""What the whole suite shares: the machine's settings, skips for missing hardware, and the shared recordings."""
+"""What the whole suite shares: settings of the machine, skips for missing hardware, the shared recordings."""
 
 from __future__ import annotations
 

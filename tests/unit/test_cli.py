@@ -77,7 +77,7 @@ def test_status_and_output(
         (["fly"], 2, "no command 'fly': choose one of gone, stub, wrong"),
         (["fly", "--help"], 2, "no command 'fly'"),
         (["stub", "path=crash"], 1, "ZeroDivisionError: count is zero"),
-        (["gone", "path=a"], 1, "module 'stub_commands' has no 'nothing_here'"),
+        (["gone", "path=a"], 1, "has no 'nothing_here'"),
         (["wrong", "path=a"], 1, "must take one dataclass"),
     ],
 )
