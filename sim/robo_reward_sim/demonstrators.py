@@ -25,9 +25,9 @@ class Moment:
     """What a demonstrator sees before a decision: `decision` counts from 0, `last` is its action before."""
 
     decision: int
-    state: Float64[np.ndarray, "39"]
+    state: Float64[np.ndarray, " 39"]
     truth: OracleReading
-    last: Float32[np.ndarray, "4"]
+    last: Float32[np.ndarray, " 4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class EpisodePlan:
     success     the outcome without which it is no episode of its kind, or None where any will do
     """
 
-    act: Callable[[Moment], Float32[np.ndarray, "4"] | None]
+    act: Callable[[Moment], Float32[np.ndarray, " 4"] | None]
     facts: Mapping[str, Any] = field(default_factory=dict)
     success: bool | None = None
 
@@ -73,7 +73,7 @@ def noisy_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     """The expert with Gaussian noise of deviation 0.3 to 0.6 on every action."""
     sigma = float(rng.uniform(0.3, 0.6))
 
-    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
         if moment.decision >= _NOISY_DECISIONS:
             return None
         return _clipped(expert.act(moment.state) + rng.normal(0.0, sigma, 4))
@@ -84,11 +84,15 @@ def noisy_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
 def suboptimal_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     """The expert with one to three detours, and pauses in which nothing moves for 5 to 15 decisions."""
     pace = float(rng.uniform(0.7, 1.0))
-    starts = sorted(int(start) for start in rng.choice(np.arange(3, 24), int(rng.integers(2, 4)), replace=False))
-    breaks = [_Break.draw(start, rng, pause=index == 0 or rng.random() < 0.5) for index, start in enumerate(starts)]
+    starts = sorted(
+        int(start) for start in rng.choice(np.arange(3, 24), int(rng.integers(2, 4)), replace=False)
+    )
+    breaks = [
+        _Break.draw(start, rng, pause=index == 0 or rng.random() < 0.5) for index, start in enumerate(starts)
+    ]
     clock = _Clock()
 
-    def act(moment: Moment) -> Float32[np.ndarray, "4"]:
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
         current = clock.current(breaks)
         if current is None:
             return _paced(expert, moment, pace)
@@ -108,7 +112,7 @@ def fail_retry_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     script += [np.append(away, -1.0)] * int(rng.integers(2, 6))
     pending: list[np.ndarray] | None = None
 
-    def act(moment: Moment) -> Float32[np.ndarray, "4"]:
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
         nonlocal pending
         if pending is None and moment.truth.progress >= at:
             pending = list(script)
@@ -129,7 +133,7 @@ def near_miss_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     budget = int(rng.integers(12, 22)) if how == "aside" else int(rng.integers(8, 18))
     stalled: int | None = None
 
-    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
         nonlocal stalled
         reached = moment.truth.progress >= (0.6 if how == "aside" else stop_at)
         if stalled is None and reached:
@@ -153,7 +157,7 @@ def random_tail_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     start, length = int(rng.integers(2, 28)), int(rng.integers(12, 25))
     action = np.zeros(4)
 
-    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
         nonlocal action
         if moment.decision < start:
             return _paced(expert, moment, pace)
@@ -170,7 +174,7 @@ def aborted_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     """The expert, that stops somewhere on the way."""
     pace, stop_at = float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.1, 0.85))
 
-    def act(moment: Moment) -> Float32[np.ndarray, "4"] | None:
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
         return None if moment.truth.progress >= stop_at else _paced(expert, moment, pace)
 
     return EpisodePlan(act, {"pace": pace, "stop_at": stop_at}, success=False)
@@ -195,14 +199,14 @@ _NOISY_DECISIONS = 60  # the noise can keep the expert from ever succeeding; ima
 class _Break:
     """A stretch of an episode in which the expert does not act: a pause, or a detour.
 
-    It begins after `start` decisions of the expert and lasts `length` decisions; `way` is the displacement of the
-    hand asked for in each of them, in the units of an action.
+    It begins after `start` decisions of the expert and lasts `length` decisions; `way` is the displacement of
+    the hand asked for in each of them, in the units of an action.
     """
 
     start: int
     length: int
     pause: bool
-    way: Float64[np.ndarray, "3"]
+    way: Float64[np.ndarray, " 3"]
 
     @classmethod
     def draw(cls, start: int, rng: np.random.Generator, *, pause: bool) -> _Break:
@@ -213,7 +217,7 @@ class _Break:
 
 
 class _Clock:
-    """Counts the expert's own decisions, so that breaks come at the same point of its work however long they are."""
+    """Counts the expert's own decisions: a break comes at its point of the work whatever came before."""
 
     def __init__(self) -> None:
         self._worked = 0
@@ -233,8 +237,8 @@ class _Clock:
 
 
 def _paced(
-    expert: Expert, moment: Moment, pace: float, shift: Float64[np.ndarray, "3"] | None = None
-) -> Float32[np.ndarray, "4"]:
+    expert: Expert, moment: Moment, pace: float, shift: Float64[np.ndarray, " 3"] | None = None
+) -> Float32[np.ndarray, " 4"]:
     state = moment.state
     if shift is not None:
         state = state.copy()
@@ -244,11 +248,11 @@ def _paced(
     return action
 
 
-def _sideways(rng: np.random.Generator) -> Float64[np.ndarray, "3"]:
+def _sideways(rng: np.random.Generator) -> Float64[np.ndarray, " 3"]:
     """A few centimeters across the hole's axis: enough to strike the block beside the hole."""
     across, up = rng.choice((-1.0, 1.0)) * rng.uniform(0.045, 0.06), rng.uniform(-0.01, 0.04)
     return np.array((0.0, across, up))
 
 
-def _clipped(action: np.ndarray) -> Float32[np.ndarray, "4"]:
+def _clipped(action: np.ndarray) -> Float32[np.ndarray, " 4"]:
     return np.clip(action, -1.0, 1.0).astype(np.float32)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -17,7 +20,7 @@ from robo_reward_sim.oracles import OracleReading, reading
 from robo_reward_sim.rendering import CAMERAS, FixedCamera, FreeCamera, SceneRenderer
 from robo_reward_sim.tasks import TASKS
 
-__all__ = ["ManipulationEnv"]
+__all__ = ["ManipulationEnv", "named_cameras"]
 
 
 class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -28,15 +31,15 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     Action: f32[4] in [-1, 1], three displacements of the end effector and the grip (-1 opens, 1 closes),
     repeated over `action_repeat` control steps of 12.5 ms.
     Reward: 1 on the decision that ends the episode in success, else 0.
-    `terminated` once the simulator has called the task done for `success_hold` decisions in a row, so that the
-    last frames show it done. The step limit (`truncated`) is gymnasium's own, set by `gymnasium.make`; this
-    environment truncates only where the physics fails, with `info["physics_error"]` True.
+    `terminated` once the simulator has called the task done for `success_hold` decisions in a row, so that
+    the last frames show it done. The step limit (`truncated`) is gymnasium's own, set by `gymnasium.make`;
+    this environment truncates only where the physics fails, with `info["physics_error"]` True.
     `info["success"]` says whether the task is done now.
 
     The truth is apart: `env.unwrapped.oracle()` and `env.unwrapped.privileged_state()`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 16}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 16}
 
     def __init__(
         self,
@@ -53,8 +56,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         Args:
             task: name of a task in `robo_reward_sim.tasks.TASKS`.
             image_size: (height, width) of every camera, in pixels.
-            cameras: names in `robo_reward_sim.rendering.CAMERAS`, or cameras by names of your own. With () the
-                observation has no `images`, and nothing is rendered.
+            cameras: names in `robo_reward_sim.rendering.CAMERAS`, or cameras by names of your own. With ()
+                the observation has no `images`, and nothing is rendered.
             action_repeat: control steps for each decision.
             success_hold: decisions for which the task must stay done before the episode ends.
             privileged_info: put the truth into `info` too, as `oracle` and `privileged_state`.
@@ -72,7 +75,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 "must be 1 or more"
             )
         self.task = TASKS[task]
-        self.cameras = _named_cameras(cameras)
+        self.cameras = named_cameras(cameras)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.render_mode = render_mode
         self._repeat, self._hold, self._privileged = action_repeat, success_hold, privileged_info
@@ -85,9 +88,9 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._success = False
 
         image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
-        proprio = spaces.Box(
-            np.array((-2.0, -2.0, -2.0, 0.0), np.float32), np.array((2.0, 2.0, 2.0, 1.0), np.float32)
-        )
+        self._low = np.array((-2.0, -2.0, -2.0, 0.0), np.float32)
+        self._high = np.array((2.0, 2.0, 2.0, 1.0), np.float32)
+        proprio = spaces.Box(self._low, self._high)
         views = {"images": spaces.Dict(dict.fromkeys(self.cameras, image))} if self.cameras else {}
         self.observation_space = spaces.Dict({**views, "proprio": proprio})
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -103,8 +106,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Begin an episode; `seed` fixes everything in it, the places of goal and objects included."""
         super().reset(seed=seed, options=options)
         sim = self._sim
-        # A task moves bodies of the model at reset. Put them back first: the hand settles among them, and what
-        # the last episode left there must not reach into this one.
+        # A task moves bodies of the model at reset. Put them back first: the hand settles among them, and
+        # what the last episode left there must not reach into this one.
         sim.model.body_pos[:], sim.model.site_pos[:] = self._start
         sim.seed(int(self.np_random.integers(2**31)))
         sim.reset()
@@ -115,17 +118,18 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self._observe(), self._info(physics_error=False)
 
     def step(
-        self, action: Float64[np.ndarray, "4"]
+        self, action: Float64[np.ndarray, " 4"]
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Make one decision. Where the physics fails, the observation is the last good one."""
         command = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        state, success = self._state, False
         for _ in range(self._repeat):
             state, _, _, _, facts = self._sim.step(command)
+            success = bool(facts["success"])
             if self._physics_failed(state):
                 self._success = False
-                return self._last, 0.0, False, True, self._info(physics_error=True)
-        self._state = state
-        self._success = bool(facts["success"])
+                return copy.deepcopy(self._last), 0.0, False, True, self._info(physics_error=True)
+        self._state, self._success = state, success
         self._held = self._held + 1 if self._success else 0
         done = self._held >= self._hold
         return self._observe(), float(done), done, False, self._info(physics_error=False)
@@ -134,7 +138,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """The true stage and progress of this moment."""
         return reading(self._oracle.potential(self._sim), len(self.task.stage_names), self._success)
 
-    def privileged_state(self) -> Float64[np.ndarray, "39"]:
+    def privileged_state(self) -> Float64[np.ndarray, " 39"]:
         """Meta-World's whole observation of this moment: hand, objects, the step before, and the goal."""
         return self._state.copy()
 
@@ -150,10 +154,9 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._renderer.close()
             self._renderer = None
 
-    def _settled_state(self) -> Float64[np.ndarray, "39"]:
+    def _settled_state(self) -> Float64[np.ndarray, " 39"]:
         # Meta-World moves bodies of the model at reset and observes before kinematics has followed.
-        import mujoco
-
+        mujoco: Any = import_module("mujoco")
         mujoco.mj_forward(self._sim.model, self._sim.data)
         now = self._sim._get_curr_obs_combined_no_goal()
         self._sim._prev_obs = now
@@ -170,14 +173,6 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         views = {"images": dict(self._images)} if self.cameras else {}
         self._last = {**views, "proprio": proprio}
         return self._last
-
-    @property
-    def _low(self) -> np.ndarray:
-        return self.observation_space["proprio"].low
-
-    @property
-    def _high(self) -> np.ndarray:
-        return self.observation_space["proprio"].high
 
     def _info(self, *, physics_error: bool) -> dict[str, Any]:
         info: dict[str, Any] = {"success": self._success, "physics_error": physics_error}
@@ -197,14 +192,21 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 _UNSTABLE = (4, 5, 6)  # mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC
 
 
-def _named_cameras(
+def named_cameras(
     cameras: Sequence[str] | Mapping[str, FreeCamera | FixedCamera],
 ) -> dict[str, FreeCamera | FixedCamera]:
+    """Cameras by the names that their images get.
+
+    Raises:
+        ConfigError: a name that is not in `robo_reward_sim.rendering.CAMERAS`.
+    """
     if isinstance(cameras, Mapping):
         return dict(cameras)
     unknown = [name for name in cameras if name not in CAMERAS]
     if unknown:
-        raise ConfigError(f"no camera '{unknown[0]}': choose from {', '.join(CAMERAS)}, or give FreeCamera(...)")
+        raise ConfigError(
+            f"no camera '{unknown[0]}': choose from {', '.join(CAMERAS)}, or give FreeCamera(...)"
+        )
     return {name: CAMERAS[name] for name in cameras}
 
 
@@ -212,13 +214,21 @@ def _make_simulator(name: str, *, rendered: bool) -> Any:
     if rendered:
         choose_backend()  # before MuJoCo is first imported: it reads MUJOCO_GL only then
     try:
-        from metaworld import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+        environments: Any = import_module("metaworld.env_dict").ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the simulated tasks need '{error.name}': install it with pip install 'robo-reward[sim]'"
         ) from error
-    sim = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"](seed=0)
+    _log_simulator_warnings()
+    sim: Any = environments[f"{name}-goal-observable"](seed=0)
     sim._freeze_rand_vec = False  # goals and objects vary from episode to episode
     sim.seeded_rand_vec = True  # ... and come from the seed, not from numpy's global state
     sim.max_path_length = sys.maxsize  # the step limit is gymnasium's
     return sim
+
+
+def _log_simulator_warnings() -> None:
+    # MuJoCo's own handler prints, and leaves MUJOCO_LOG.TXT in whatever folder the process runs in.
+    mujoco: Any = import_module("mujoco")
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(logging.getLogger(__name__).info)

@@ -1,8 +1,8 @@
 """Scripted experts: from the privileged state of a task to the next action.
 
-An expert is a function of the state alone, so it recovers from whatever else has happened: it approaches again
-after a drop. Actions are f32[4] in [-1, 1]: three hand displacements, where 1 asks for 5 cm in one decision at
-the default action repeat, and the grip, where -1 opens and 1 closes.
+An expert is a function of the state alone, so it recovers from whatever else has happened: it approaches
+again after a drop. Actions are f32[4] in [-1, 1]: three hand displacements, where 1 asks for 5 cm in one
+decision at the default action repeat, and the grip, where -1 opens and 1 closes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Expert", "MetaWorldExpert", "PegExpert"]
 class Expert(Protocol):
     """Says what an expert would do."""
 
-    def act(self, state: Float64[np.ndarray, "39"]) -> Float32[np.ndarray, "4"]:
+    def act(self, state: Float64[np.ndarray, " 39"]) -> Float32[np.ndarray, " 4"]:
         """The next action, from the privileged state (Meta-World's observation, goal included)."""
         ...
 
@@ -31,7 +31,7 @@ class PegExpert:
     decisions a second it overshoots and starts over, so its stages run into each other.
     """
 
-    def act(self, state: Float64[np.ndarray, "39"]) -> Float32[np.ndarray, "4"]:
+    def act(self, state: Float64[np.ndarray, " 39"]) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
         hand, opening, peg, target = state[:3], float(state[3]), state[4:7], state[-3:]
         offset = hand - peg - (0.0, 0.0, _GRIP_HEIGHT)
@@ -46,7 +46,9 @@ class PegExpert:
         return _action(_limit(step, 0.05), grip=_OPEN)
 
     @staticmethod
-    def _carry(peg: Float64[np.ndarray, "3"], target: Float64[np.ndarray, "3"]) -> Float64[np.ndarray, "3"]:
+    def _carry(
+        peg: Float64[np.ndarray, " 3"], target: Float64[np.ndarray, " 3"]
+    ) -> Float64[np.ndarray, " 3"]:
         """The next displacement of the peg, in meters."""
         head = peg - (_GRASP_TO_HEAD, 0.0, _GRASP_ABOVE_AXIS)
         way = target - head
@@ -68,7 +70,7 @@ class MetaWorldExpert:
 
         self._policy: Any = ENV_POLICY_MAP[name]()
 
-    def act(self, state: Float64[np.ndarray, "39"]) -> Float32[np.ndarray, "4"]:
+    def act(self, state: Float64[np.ndarray, " 39"]) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
         with warnings.catch_warnings():
             # It warns that its gains exceed the action's range, which is how it is meant to be used.
@@ -86,11 +88,11 @@ _BEFORE_HOLE = 0.146  # of the head before the target, where insertion begins
 _METERS_PER_DECISION = 0.05
 
 
-def _limit(step: Float64[np.ndarray, "3"], length: float) -> Float64[np.ndarray, "3"]:
+def _limit(step: Float64[np.ndarray, " 3"], length: float) -> Float64[np.ndarray, " 3"]:
     norm = float(np.linalg.norm(step))
     return step if norm <= length else step * (length / norm)
 
 
-def _action(step: Float64[np.ndarray, "3"], grip: float) -> Float32[np.ndarray, "4"]:
+def _action(step: Float64[np.ndarray, " 3"], grip: float) -> Float32[np.ndarray, " 4"]:
     move = np.clip(0.8 * step / _METERS_PER_DECISION, -1.0, 1.0)
     return np.append(move, grip).astype(np.float32)

@@ -9,10 +9,13 @@ from typing import Any
 
 from robo_reward.errors import RoboRewardError
 
-__all__ = ["GraphicsError", "choose_backend", "create_context"]
+__all__ = ["GraphicsError", "choose_backend", "create_context", "require_graphics"]
 
 _INSTALL = "apt-get install libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"
-_LIBRARIES = (("egl", ("libEGL.so.1", "libEGL.so")), ("osmesa", ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")))
+_LIBRARIES = (
+    ("egl", ("libEGL.so.1", "libEGL.so")),
+    ("osmesa", ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")),
+)
 _BACKENDS = ("egl", "osmesa", "glfw")
 
 
@@ -57,6 +60,15 @@ def create_context(width: int, height: int) -> Any:
             f"MUJOCO_GL={backend} gives no OpenGL context ({_brief(error)}): {_INSTALL}, "
             "or set MUJOCO_GL to another of egl, osmesa"
         ) from error
+
+
+def require_graphics() -> None:
+    """Return where cameras can be rendered here.
+
+    Raises:
+        GraphicsError: they cannot; the message says what to install.
+    """
+    create_context(16, 16).free()
 
 
 def _loads(name: str) -> bool:

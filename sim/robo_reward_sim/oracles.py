@@ -1,9 +1,9 @@
 """True stage and in-stage progress of each task, computed from simulator state.
 
-Each task has a potential in [0, k]: the sum of k terms in [0, 1], one a stage, where the term of a stage counts
-only as far as the stage before it is done. Its integer part is the stage, its fraction is tau. So progress is
-a continuous function of the state: it rises when the scene gets nearer to the goal, falls when the scene goes
-back, and stays where nothing moves. Distances are relative to those of the first moment of the episode.
+Each task has a potential in [0, k]: the sum of k terms in [0, 1], one a stage, where the term of a stage
+counts only as far as the stages before it are done. Its integer part is the stage, its fraction is tau. So
+progress is a continuous function of the state: it rises when the scene gets nearer to the goal, falls when
+the scene goes back, and stays where nothing moves. Distances are relative to those of the first moment.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ class PegScene:
     opening  distance of the fingers over its maximum, in [0, 1]
     """
 
-    fingers: Float64[np.ndarray, "3"]
-    grasp: Float64[np.ndarray, "3"]
-    axis: Float64[np.ndarray, "3"]
-    head: Float64[np.ndarray, "3"]
-    target: Float64[np.ndarray, "3"]
+    fingers: Float64[np.ndarray, " 3"]
+    grasp: Float64[np.ndarray, " 3"]
+    axis: Float64[np.ndarray, " 3"]
+    head: Float64[np.ndarray, " 3"]
+    target: Float64[np.ndarray, " 3"]
     opening: float
 
     @classmethod
@@ -178,11 +178,11 @@ def _grasp_distance(scene: PegScene) -> float:
     return float(np.hypot(np.linalg.norm(across), max(abs(along) - 0.03, 0.0)))
 
 
-def _lateral(head: Float64[np.ndarray, "3"], scene: PegScene) -> float:
+def _lateral(head: Float64[np.ndarray, " 3"], scene: PegScene) -> float:
     return float(np.linalg.norm((head - scene.target)[1:]))
 
 
-def _way_to_axis(head: Float64[np.ndarray, "3"], scene: PegScene) -> float:
+def _way_to_axis(head: Float64[np.ndarray, " 3"], scene: PegScene) -> float:
     before = max(float((head - scene.target)[0]) - _MOUTH - _STANDOFF, 0.0)
     return max(float(np.hypot(_lateral(head, scene), before)) - _LATERAL, 0.0)
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,6 +20,8 @@ import gymnasium
 from robo_reward.errors import ConfigError, DataError, RoboRewardError
 from robo_reward.imports import import_object
 from robo_reward_sim.demonstrators import DEMONSTRATORS, demonstrator
+from robo_reward_sim.envs import named_cameras
+from robo_reward_sim.gl import require_graphics
 from robo_reward_sim.rollout import demonstrate, episode_uid
 from robo_reward_sim.tasks import TASKS
 
@@ -86,9 +88,10 @@ def record(config: RecordConfig) -> None:
 
 
 def kinds_of(mix: Mapping[str, float], count: int) -> list[str]:
-    """The kind of each episode, so that every beginning of the series has the shares of `mix` (largest lag first).
+    """The kind of each episode: at every point of the series the one that lags its share of `mix` the most.
 
-    The kind of episode i does not depend on `count`.
+    So every beginning of the series has about the shares of `mix`, and the kind of episode i does not depend
+    on `count`.
 
     Args:
         mix: weight of each kind, 0 or more; they need not sum to 1.
@@ -146,20 +149,15 @@ class _Recorder:
         self._env.close()
 
 
-_recorder: _Recorder | None = None
+_recorders: list[_Recorder] = []  # of this process: one from its first job on, kept for the next jobs
 
 
-def _start_worker(config: RecordConfig) -> None:
-    global _recorder
-    # Processes share the cores: the software renderer must not start a thread for every core in each of them.
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    _recorder = _Recorder(config)
-
-
-def _run_job(job: _Job) -> _Result:
-    if _recorder is None:
-        raise RuntimeError("the worker was not started")
-    return _recorder.run(job)
+def _run_job(config: RecordConfig, job: _Job) -> _Result:
+    if not _recorders:
+        # Processes share the cores: the software renderer must not start a thread a core in each of them.
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+        _recorders.append(_Recorder(config))
+    return _recorders[0].run(job)
 
 
 def _run(config: RecordConfig, jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
@@ -174,14 +172,14 @@ def _run(config: RecordConfig, jobs: Sequence[_Job], workers: int) -> Iterator[_
             recorder.close()
         return
     # Fresh processes: an OpenGL context does not survive a fork.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (config,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
     try:
-        for done in as_completed([pool.submit(_run_job, job) for job in jobs]):
+        for done in as_completed([pool.submit(_run_job, config, job) for job in jobs]):
             yield done.result()
     except BrokenProcessPool as error:
         raise RoboRewardError(
-            "a recording process died (out of memory, or its renderer crashed): run the same command again to "
-            "go on where it stopped; with workers=1 the cause is shown"
+            "a recording process died (out of memory, or its renderer crashed): run the same command again "
+            "to go on where it stopped; with workers=1 the cause is shown"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -213,6 +211,8 @@ def _checked(config: RecordConfig) -> list[str]:
         raise ConfigError(f"image_size={list(config.image_size)}: must be [height, width] in pixels")
     if not config.cameras:
         raise ConfigError("cameras=[]: demonstrations need at least one camera")
+    named_cameras(config.cameras)
+    require_graphics()
     return kinds_of(DEFAULT_MIX if config.mix is None else config.mix, config.episodes)
 
 
@@ -247,11 +247,17 @@ def _open_store(config: RecordConfig, options: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
+def _progress(total: int) -> Generator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("recording"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task("recording", total=total)
         yield lambda: bar.advance(task)

@@ -8,6 +8,7 @@ import functools
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -73,15 +74,14 @@ class SceneRenderer:
         Raises:
             GraphicsError: no OpenGL context can be had here.
         """
-        import mujoco
-
+        mujoco: Any = import_module("mujoco")
         self._mujoco = mujoco
         self._size = image_size
         self._model = _render_copy(model, cell_m, image_size, show_sites)
         self._views = {name: self._view(camera) for name, camera in cameras.items()}
         self._gl = create_context(image_size[1], image_size[0])
-        # Registered only now: the GL module, imported by the line above, has an exit hook of its own that ends
-        # the display, and exit hooks run last in, first out.
+        # Registered only now: the GL module, imported by the line above, has an exit hook of its own that
+        # ends the display, and exit hooks run last in, first out.
         _register_exit_hook()
         self._gl.make_current()
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
@@ -185,9 +185,7 @@ def _close_all() -> None:
         renderer.close()
 
 
-def _render_copy(
-    model: Any, cell_m: float, image_size: tuple[int, int], show_sites: tuple[str, ...]
-) -> Any:
+def _render_copy(model: Any, cell_m: float, image_size: tuple[int, int], show_sites: tuple[str, ...]) -> Any:
     light = copy.deepcopy(model)
     light.vis.quality.offsamples = 0
     light.vis.quality.shadowsize = 0

@@ -19,7 +19,7 @@ from robo_reward_sim.oracles import OracleReading
 
 __all__ = ["demonstrate", "episode_uid", "rollout"]
 
-Act = Callable[[Moment], Float32[np.ndarray, "4"] | None]
+Act = Callable[[Moment], Float32[np.ndarray, " 4"] | None]
 
 
 def rollout(
@@ -36,7 +36,7 @@ def rollout(
     """Run one episode and keep everything: images, proprioception, actions, and the true progress.
 
     Args:
-        env: an environment of this package (`gymnasium.make("robo_reward/PegInsertSide-v0")`), wrapped or not.
+        env: an environment of this package, wrapped or not.
         act: the action f32[4] for a moment, or None to stop there.
         seed: of the environment's reset: fixes where goal and objects are.
         max_steps: stop after so many decisions even where the environment would go on.
@@ -46,10 +46,10 @@ def rollout(
         source: see EpisodeInfo.
 
     Returns:
-        An episode with one frame more than decisions: the last frame shows what the last action led to, and its
-        own action is zero. Stamps are simulated time from 0. `boundaries` are known where the episode succeeds
-        and passes through every stage in order. An episode that the physics breaks off ends with its last good
-        frame; `source["physics_error"]` says so.
+        An episode with one frame more than decisions: the last frame shows what the last action led to, and
+        its own action is zero. Stamps are simulated time from 0. `boundaries` are known where the episode
+        succeeds and passes through every stage in order. An episode that the physics breaks off ends with its
+        last good frame; `source["physics_error"]` says so.
     """
     base = _manipulation(env)
     observation, _ = env.reset(seed=seed)
@@ -143,7 +143,7 @@ class _Tape:
 
     observations: list[Mapping[str, Any]]
     truths: list[OracleReading]
-    actions: list[Float32[np.ndarray, "4"]] = field(default_factory=list)
+    actions: list[Float32[np.ndarray, " 4"]] = field(default_factory=list)
 
     def episode(
         self, env: ManipulationEnv, *, name: str, uid: str, kind: str, source: Mapping[str, Any]
@@ -178,7 +178,9 @@ class _Tape:
             kind=kind,
             source=dict(source),
         )
-        frames = {name: np.stack([item["images"][name] for item in self.observations]) for name in env.cameras}
+        frames = {
+            name: np.stack([item["images"][name] for item in self.observations]) for name in env.cameras
+        }
         return Episode(info=info, frames=frames, proprio=proprio, actions=actions)
 
 

@@ -1,0 +1,155 @@
+"""Demonstrations of every kind: what they promise, and that the oracle's curve is one to believe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from robo_reward.errors import ConfigError
+from robo_reward.schema import Episode, Outcome
+from robo_reward_sim.demonstrators import DEMONSTRATORS
+from robo_reward_sim.envs import ManipulationEnv
+from robo_reward_sim.rollout import demonstrate, rollout
+
+SERIES = range(6)
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[gymnasium.Env[Any, Any]]:
+    made = gymnasium.make("robo_reward/PegInsertSide-v0", cameras=())
+    yield made
+    made.close()
+
+
+def curve(episode: Episode) -> np.ndarray:
+    """stage + tau, frame by frame."""
+    assert episode.info.truth is not None
+    return episode.info.truth.stage + episode.info.truth.tau
+
+
+def test_experts_succeed_and_the_oracle_only_rises(env: gymnasium.Env[Any, Any]) -> None:
+    for index in range(12):
+        episode = demonstrate(env, "expert", seed=1, index=index)
+        progress = curve(episode)
+        assert episode.info.outcome is Outcome.SUCCESS
+        assert episode.info.source["attempt"] == 0
+        assert progress[0] == 0.0
+        assert progress[-1] == 4.0
+        assert np.diff(progress).min() > -0.02
+        assert np.diff(progress).max() < 0.5, "no stage is jumped over"
+        boundaries = episode.info.boundaries
+        assert boundaries is not None
+        assert boundaries[0] == 0
+        assert boundaries[-1] == episode.info.length
+        assert np.diff(boundaries).min() >= 3, "every stage is seen for a while"
+
+
+@pytest.mark.parametrize("kind", ["near_miss", "aborted"])
+def test_failures_never_succeed(env: gymnasium.Env[Any, Any], kind: str) -> None:
+    for index in SERIES:
+        episode = demonstrate(env, kind, seed=2, index=index)
+        assert episode.info.outcome is Outcome.FAILURE
+        assert episode.info.success is not None
+        assert not episode.info.success.any()
+        assert episode.info.boundaries is None
+
+
+def test_near_misses_come_close(env: gymnasium.Env[Any, Any]) -> None:
+    highest = [curve(demonstrate(env, "near_miss", seed=2, index=index)).max() for index in SERIES]
+    assert min(highest) > 2.3
+    assert np.mean(highest) > 2.8
+    assert max(highest) < 4.0
+
+
+def test_a_retry_falls_back_and_still_succeeds(env: gymnasium.Env[Any, Any]) -> None:
+    for index in SERIES:
+        episode = demonstrate(env, "fail_retry", seed=3, index=index)
+        progress = curve(episode)
+        assert episode.info.outcome is Outcome.SUCCESS
+        fall = np.maximum.accumulate(progress) - progress
+        assert fall.max() > 0.5
+        assert progress[int(np.argmax(fall))] < 1.05, "back to reaching"
+
+
+def test_pauses_are_flat(env: gymnasium.Env[Any, Any]) -> None:
+    for index in SERIES:
+        episode = demonstrate(env, "suboptimal", seed=4, index=index)
+        assert episode.info.outcome is Outcome.SUCCESS
+        flat = np.abs(np.diff(curve(episode))) < 0.01
+        longest = max(len(run) for run in "".join("x" if still else " " for still in flat).split())
+        assert longest >= 3
+
+
+def test_random_tails_fall_apart(env: gymnasium.Env[Any, Any]) -> None:
+    ends = [curve(demonstrate(env, "random_tail", seed=5, index=index)) for index in range(10)]
+    assert np.mean([progress.max() - progress[-1] for progress in ends]) > 0.5
+
+
+@pytest.mark.parametrize("kind", sorted(DEMONSTRATORS))
+def test_the_same_seed_gives_the_same_episode(env: gymnasium.Env[Any, Any], kind: str) -> None:
+    first = demonstrate(env, kind, seed=6, index=1)
+    demonstrate(env, "noisy", seed=9, index=0, max_steps=4)
+    again = demonstrate(env, kind, seed=6, index=1)
+    assert first.info.uid == again.info.uid
+    assert first.actions is not None
+    assert again.actions is not None
+    assert np.array_equal(first.actions, again.actions)
+    assert np.array_equal(curve(first), curve(again))
+    other = demonstrate(env, kind, seed=6, index=2)
+    assert other.info.uid != first.info.uid
+
+
+def test_an_episode_is_whole() -> None:
+    env = gymnasium.make("robo_reward/PegInsertSide-v0", image_size=(32, 48))
+    episode = demonstrate(env, "expert", seed=0, index=3)
+    env.close()
+    info = episode.info
+    assert info.name == "episode_000003"
+    assert info.kind == "expert"
+    assert info.stage_names == ("reach", "grasp", "align", "insert")
+    assert info.source["env"] == "robo_reward/PegInsertSide-v0"
+    assert info.source["physics_error"] is False
+    assert np.array_equal(info.stamp_ns, 62_500_000 * np.arange(info.length))
+    assert set(episode.frames) == set(info.cameras) == {"left", "right", "wrist"}
+    assert all(frames.shape == (info.length, 32, 48, 3) for frames in episode.frames.values())
+    assert episode.actions is not None
+    assert episode.proprio is not None
+    assert episode.actions.shape == episode.proprio.shape == (info.length, 4)
+    assert not episode.actions[-1].any(), "no action was taken at the last frame"
+    assert info.success is not None
+    assert info.success[-2:].all()
+    assert not np.array_equal(episode.frames["right"][-1], episode.frames["right"][-2])
+
+
+def test_a_rollout_under_a_policy_of_your_own(env: gymnasium.Env[Any, Any]) -> None:
+    still = np.zeros(4, np.float32)
+    episode = rollout(env, lambda moment: None if moment.decision == 5 else still, seed=0, kind="idle")
+    assert episode.info.length == 6
+    assert np.ptp(curve(episode)) < 0.1
+    assert rollout(env, lambda _: still, seed=0, max_steps=2).info.length == 3
+
+
+def test_a_broken_simulation_ends_the_episode_with_a_good_frame(env: gymnasium.Env[Any, Any]) -> None:
+    base = env.unwrapped
+    assert isinstance(base, ManipulationEnv)
+
+    def act(moment: Any) -> np.ndarray:
+        if moment.decision == 3:
+            base._sim.data.qvel[:] = 1e12
+        return np.zeros(4, np.float32)
+
+    episode = rollout(env, act, seed=0)
+    assert episode.info.length == 4
+    assert episode.info.source["physics_error"] is True
+    assert episode.info.outcome is Outcome.FAILURE
+
+
+def test_mistakes_are_named(env: gymnasium.Env[Any, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"no demonstrator 'perfect'.*expert"):
+        demonstrate(env, "perfect", seed=0, index=0)
+    with pytest.raises(ConfigError, match="has no oracle"):
+        demonstrate(gymnasium.make("CartPole-v1"), "expert", seed=0, index=0)
