@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from robo_reward.errors import ConfigError
@@ -17,24 +18,36 @@ def import_object(path: str) -> Any:
     Raises:
         ConfigError: naming the path and the part of it that does not import.
     """
-    module_name, _, attribute = path.replace(":", ".").rpartition(".")
-    if not module_name:
+    parts = path.replace(":", ".").split(".")
+    if len(parts) < 2 or not all(parts):
         raise ConfigError(f"'{path}' is not an import path: write package.module.Name")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        hint = _EXTRAS.get(missing.split(".")[0])
-        way_out = (
-            f"install it with: pip install 'robo-reward[{hint}]'"
-            if hint
-            else "check the spelling, or install the package that has it"
-        )
-        raise ConfigError(f"cannot import '{path}': no module named '{missing}'; {way_out}") from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError as error:
-        raise ConfigError(f"module '{module_name}' has no '{attribute}' (from '{path}')") from error
+    module, used = _import_longest(path, parts)
+    found: Any = module
+    for name in parts[used:]:
+        if not hasattr(found, name):
+            raise ConfigError(f"module '{module.__name__}' has no '{'.'.join(parts[used:])}' (from '{path}')")
+        found = getattr(found, name)
+    return found
+
+
+def _import_longest(path: str, parts: list[str]) -> tuple[ModuleType, int]:
+    """The longest prefix of `parts` that is a module, and how many parts it takes."""
+    for used in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:used])
+        try:
+            return import_module(name), used
+        except ModuleNotFoundError as error:
+            missing = error.name or name
+            if used > 1 and name.startswith(missing):
+                continue  # the tail names a class or an attribute, not a module
+            extra = _EXTRAS.get(missing.split(".")[0])
+            way_out = (
+                f"install it with: pip install 'robo-reward[{extra}]'"
+                if extra
+                else "check the spelling, or install the package that has it"
+            )
+            raise ConfigError(f"cannot import '{path}': no module named '{missing}'; {way_out}") from error
+    raise ConfigError(f"cannot import '{path}'")
 
 
 def instantiate(spec: Mapping[str, Any], **extra: Any) -> Any:

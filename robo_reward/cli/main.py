@@ -71,10 +71,32 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
         wanted = " ".join(f"{key}=..." for key in missing)
         raise UsageError(f"'{command}' needs {wanted} (see: robo-reward {command} --help)")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), composed)
-        return function, OmegaConf.to_object(merged)
+        blank = OmegaConf.structured(schema)
+        _unseal(blank)
+        return function, _freeze(OmegaConf.to_object(OmegaConf.merge(blank, composed)))
     except OmegaConfBaseException as error:
         raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
+
+
+def _unseal(node: Any) -> None:
+    """Let values be merged into the nodes that OmegaConf makes of nested frozen dataclasses."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if OmegaConf.is_dict(child):
+            _unseal(child)
+
+
+def _freeze(value: Any) -> Any:
+    """Lists in dataclass fields become the tuples that the fields are declared as."""
+    if isinstance(value, list):
+        return tuple(_freeze(item) for item in typing.cast("list[Any]", value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {field.name: _freeze(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
 
 
 def run_command(command: str, overrides: Sequence[str] = ()) -> None:

@@ -1,0 +1,82 @@
+"""The front door: load a reward model, stream with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robo_reward.checkpoint import Checkpoint, load_checkpoint
+from robo_reward.errors import CheckpointError, ConfigError
+from robo_reward.imports import import_object
+from robo_reward.stream import BatchStream, Stream
+
+__all__ = ["RewardModel", "load"]
+
+
+class RewardModel:
+    """A trained progress model, ready to run.
+
+    Example:
+        >>> model = robo_reward.load("runs/drawer")                             # doctest: +SKIP
+        >>> stream = model.stream(instruction="open the drawer")                # doctest: +SKIP
+        >>> estimate = stream.push({"front": rgb}, stamp_ns=time.time_ns())     # doctest: +SKIP
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Wrap a loaded checkpoint."""
+        self.checkpoint = checkpoint
+
+    @property
+    def version(self) -> str:
+        """Digest of weights and calibration, published with every estimate."""
+        return self.checkpoint.version
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras the model was trained on; it takes any others too."""
+        return self.checkpoint.model.config.cameras
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The first text of each task it knows."""
+        return tuple(task.instructions[0] for task in self.checkpoint.model.config.tasks)
+
+    def stage_names(self, instruction: str) -> tuple[str, ...]:
+        """Names of the stages of a task."""
+        from robo_reward.offline import resolve_task
+
+        model = self.checkpoint.model
+        return model.config.tasks[resolve_task(model, instruction)].stage_names
+
+    def stream(self, instruction: str | None = None) -> Stream:
+        """Live estimates of one episode; the instruction may be left out where there is one task."""
+        return Stream(self.checkpoint, self._instruction(instruction))
+
+    def batch_stream(self, streams: int, instruction: str | None = None) -> BatchStream:
+        """Live estimates of several episodes in step."""
+        return BatchStream(self.checkpoint, [self._instruction(instruction)] * streams)
+
+    def _instruction(self, instruction: str | None) -> str:
+        if instruction is not None:
+            return instruction
+        if len(self.instructions) > 1:
+            known = ", ".join(repr(text) for text in self.instructions)
+            raise ConfigError(f"the model knows several tasks, name one: {known}")
+        return self.instructions[0]
+
+
+def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:
+    """A reward model from a run folder, or another system's from an import path (called with `arguments`).
+
+    Raises:
+        CheckpointError: a folder without a usable checkpoint, or neither a folder nor an import path.
+    """
+    if Path(path).is_dir():
+        return RewardModel(load_checkpoint(path, device))
+    text = str(path)
+    if "/" in text or "." not in text:
+        raise CheckpointError(f"no run at '{path}': train one with robo-reward train out={path}")
+    try:
+        return import_object(text)(**arguments)
+    except ConfigError as error:
+        raise CheckpointError(f"'{path}' is neither a run folder nor an import path: {error}") from error

@@ -1,0 +1,144 @@
+"""Turning raw spread into uncertainty that can be believed, fitted on data that training never saw.
+
+Stage and success logits get temperature (and, for success, bias) scaling (Guo et al. 2017; Platt 1999).
+Progress gets split-conformal bands on normalized residuals (Lei et al. 2018): with `r = |Phi - mean| / std`
+over the calibration moments, the band at level p is `mean +- q_p std`, where `q_p` is the empirical quantile.
+Moments of one episode are correlated, so the guarantee is approximate; `robo-reward evaluate` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from robo_reward.errors import CheckpointError
+
+__all__ = ["LEVELS", "Calibration", "SuccessDetector", "fit_detector", "fit_platt", "fit_quantiles"]
+
+LEVELS: Float64[np.ndarray, " m"] = np.round(np.arange(0.05, 1.0, 0.05), 2)
+"""Nominal coverage levels of the stored bands."""
+
+STD_FLOOR = 0.004
+"""Smallest raw standard deviation of progress: below it, quantized inputs and labels are the limit."""
+
+
+@dataclass(frozen=True)
+class SuccessDetector:
+    """Success is declared once `success_prob > threshold` for `debounce` moments in a row."""
+
+    threshold: float = 0.5
+    debounce: int = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Parameters fitted on the calibration split; `fitted` is False where there was none.
+
+    stage_temperature        divides stage logits
+    success_scale, _bias     success_prob = sigmoid(scale * logit + bias)
+    std_scale                calibrated std = std_scale * raw std
+    quantiles                q_p of normalized residuals at each of LEVELS
+    """
+
+    fitted: bool = False
+    stage_temperature: float = 1.0
+    success_scale: float = 1.0
+    success_bias: float = 0.0
+    std_scale: float = 1.0
+    quantiles: tuple[float, ...] = ()
+    detector: SuccessDetector = SuccessDetector()
+    moments: int = 0
+
+    def quantile(self, level: float) -> float:
+        """Half-width, in raw standard deviations, of the band at a coverage level in (0, 1)."""
+        if not self.quantiles:
+            return float(np.interp(level, _NORMAL_LEVELS, _NORMAL_QUANTILES))
+        return float(np.interp(level, LEVELS, np.asarray(self.quantiles)))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Calibration:
+        """The inverse of `to_json`."""
+        try:
+            rest = dict(data)
+            rest["quantiles"] = tuple(rest["quantiles"])
+            rest["detector"] = SuccessDetector(**rest["detector"])
+            return cls(**rest)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"calibration is not one of this version's: {error}") from error
+
+
+# Half-normal quantiles, used until a calibration split says better.
+_NORMAL_LEVELS = (0.0, 0.5, 0.6827, 0.8, 0.9, 0.95, 0.99)
+_NORMAL_QUANTILES = (0.0, 0.6745, 1.0, 1.2816, 1.6449, 1.96, 2.5758)
+
+
+def fit_quantiles(
+    residual: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]
+) -> tuple[tuple[float, ...], float]:
+    """Conformal quantiles at LEVELS with the finite-sample correction, and the scale that makes std honest."""
+    ratio = np.abs(residual) / std
+    count = len(ratio)
+    levels = np.minimum(np.ceil((count + 1) * LEVELS) / count, 1.0)
+    quantiles = np.quantile(ratio, levels, method="higher")
+    return tuple(float(q) for q in quantiles), float(np.sqrt(np.mean(ratio**2)))
+
+
+def fit_platt(
+    logit: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"], steps: int = 50
+) -> tuple[float, float]:
+    """(scale, bias) that minimize the log-loss of `sigmoid(scale * logit + bias)`, by damped Newton steps.
+
+    Platt's target smoothing keeps them finite when the classes separate.
+    """
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if positives == 0 or negatives == 0:
+        return 1.0, 0.0
+    target = np.where(label, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    features = np.stack([logit.astype(np.float64), np.ones(len(logit))], axis=1)
+    theta = np.array([1.0, 0.0])
+    for _ in range(steps):
+        prob = 1.0 / (1.0 + np.exp(-np.clip(features @ theta, -50, 50)))
+        gradient = features.T @ (prob - target)
+        hessian = (features * (prob * (1 - prob))[:, None]).T @ features + 1e-3 * np.eye(2)
+        theta = theta - np.clip(np.linalg.solve(hessian, gradient), -1.0, 1.0)
+    return float(max(theta[0], 1e-3)), float(theta[1])
+
+
+def fit_detector(
+    episodes: list[tuple[Float[np.ndarray, " _t"], Bool[np.ndarray, " _t"]]],
+) -> SuccessDetector:
+    """Threshold and debounce with the fewest mistakes over calibration episodes (success_prob, truly done).
+
+    A mistake is an episode declared a success before it is one (or that never is), counted twice because a
+    false success ends an episode and teaches a policy the wrong thing, or a success that is never declared.
+    Ties go to the middle of the best thresholds, and to the shortest debounce.
+    """
+    best: tuple[int, int, list[float]] | None = None
+    for debounce in (1, 2, 3):
+        for threshold in np.round(np.arange(0.3, 0.96, 0.05), 2):
+            cost = sum(_mistakes(prob, done, float(threshold), debounce) for prob, done in episodes)
+            if best is None or cost < best[0]:
+                best = (cost, debounce, [float(threshold)])
+            elif cost == best[0] and debounce == best[1]:
+                best[2].append(float(threshold))
+    if best is None:
+        return SuccessDetector()
+    return SuccessDetector(threshold=float(np.median(best[2])), debounce=best[1])
+
+
+def _mistakes(
+    prob: Float[np.ndarray, " t"], done: Bool[np.ndarray, " t"], threshold: float, debounce: int
+) -> int:
+    above = prob > threshold
+    run = np.convolve(above, np.ones(debounce), mode="full")[: len(above)] >= debounce
+    if not run.any():
+        return int(done.any())
+    return 0 if done[int(np.argmax(run))] else 2

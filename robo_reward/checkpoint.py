@@ -1,0 +1,121 @@
+"""Checkpoints: `model.safetensors` beside `model.json`, with a schema version, loaded strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from robo_reward.calibration import Calibration
+from robo_reward.errors import CheckpointError
+from robo_reward.model.config import ModelConfig
+from robo_reward.model.progress_model import ProgressModel
+
+__all__ = ["SCHEMA_VERSION", "Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomic"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and what it needs to run: calibration, and facts about its training (JSON types).
+
+    version is a digest of the weights and the calibration: two different models never share it.
+    """
+
+    model: ProgressModel
+    calibration: Calibration
+    training: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a killed process leaves the old one or the new one, never a half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save_checkpoint(
+    folder: Path, model: ProgressModel, calibration: Calibration, training: dict[str, Any]
+) -> str:
+    """Write a checkpoint into `folder`; returns its version.
+
+    The JSON goes last: a folder with a `model.json` has the weights that its digest names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = save(state)
+    digest = hashlib.sha256(weights)
+    digest.update(json.dumps(calibration.to_json(), sort_keys=True).encode())
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "version": digest.hexdigest()[:12],
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "model": _self_contained(model.config.to_json()),
+        "calibration": calibration.to_json(),
+        "training": training,
+    }
+    write_atomic(folder / "model.safetensors", weights)
+    write_atomic(folder / "model.json", json.dumps(meta, indent=1).encode())
+    return str(meta["version"])
+
+
+def _self_contained(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without where the encoder's first weights came from: the checkpoint holds them now."""
+    overrides = {"pretrained": False, "weights": None}
+    encoder = {key: overrides.get(key, value) for key, value in config["encoder"].items()}
+    return {**config, "encoder": encoder}
+
+
+def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
+    """Load a checkpoint in eval mode.
+
+    Raises:
+        CheckpointError: no checkpoint there, unreadable, of another schema version, or weights that are not
+            those its metadata names.
+    """
+    folder = Path(folder)
+    path = folder / "model.json"
+    if not path.is_file():
+        hint = " (training has not finished: run the same train command again)" if folder.is_dir() else ""
+        raise CheckpointError(f"no model at '{folder}': '{path.name}' is not there{hint}")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"'{path}' is not JSON ({error}): copy the run again") from error
+    found = meta.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"'{path}' has schema version {found}, this package reads {SCHEMA_VERSION}: "
+            "install the package version that wrote it, or train again"
+        )
+    model = ProgressModel(ModelConfig.from_json(meta["model"]))
+    weights = folder / "model.safetensors"
+    _load_weights(model, weights, str(meta["weights_sha256"]))
+    return Checkpoint(
+        model=model.to(device).eval().requires_grad_(False),
+        calibration=Calibration.from_json(meta["calibration"]),
+        training=meta["training"],
+        version=str(meta["version"]),
+    )
+
+
+def _load_weights(model: ProgressModel, path: Path, sha256: str) -> None:
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise CheckpointError(f"'{path}' is not the file that model.json names: copy the run again")
+        model.load_state_dict(load_file(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error}") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' does not fit its model.json: {error}") from error

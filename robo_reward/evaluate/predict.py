@@ -1,0 +1,124 @@
+"""What a model says of every episode of a store: forwards, backwards, and with cameras gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from robo_reward.calibration import LEVELS
+from robo_reward.checkpoint import Checkpoint
+from robo_reward.estimate import Estimates, band
+from robo_reward.labels import equal_stage_weights, label_episode, label_success, task_progress
+from robo_reward.offline import encode_episode, estimate_episode, resolve_task
+from robo_reward.schema import EpisodeInfo, EpisodeReader
+
+__all__ = ["EpisodeResult", "Truth", "camera_conditions", "predict_episodes", "seen_frames", "true_labels"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True labels of an episode; arrays are None where the data does not say.
+
+    progress  f32[t], NaN where unknown;  stage i64[t], -1 where unknown;  tau f32[t], NaN where unknown
+    success   bool[t] where it is known at every frame
+    same_stages  the model has as many stages as the truth, so that indices can be compared
+    """
+
+    progress: Float32[np.ndarray, " t"] | None
+    stage: Int64[np.ndarray, " t"] | None
+    tau: Float32[np.ndarray, " t"] | None
+    success: Bool[np.ndarray, " t"] | None
+    same_stages: bool
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode, judged.
+
+    unseen       bool[t]: frames that the model was neither trained nor calibrated on
+    forward      estimates in order;  backward of the same frames shown in reverse (index j is frame t-1-j)
+    conditions   estimates by camera condition ("without wrist", "only left")
+    bands        (low, high) f32[m, t] at the nominal levels of `robo_reward.calibration.LEVELS`
+    """
+
+    info: EpisodeInfo
+    truth: Truth
+    unseen: Bool[np.ndarray, " t"]
+    forward: Estimates
+    backward: Estimates
+    conditions: Mapping[str, Estimates]
+    bands: tuple[Float32[np.ndarray, "m t"], Float32[np.ndarray, "m t"]]
+
+
+def predict_episodes(
+    checkpoint: Checkpoint, readers: Sequence[EpisodeReader], allow_seen: bool
+) -> Iterator[EpisodeResult]:
+    """Judge each episode in turn; with `allow_seen`, training frames count as unseen."""
+    model, calibration = checkpoint.model, checkpoint.calibration
+    for reader in readers:
+        info = reader.info
+        encoded = encode_episode(model, reader)
+        forward = estimate_episode(model, encoded, calibration)
+        low, high = zip(*(band(forward.progress, forward.raw_std, calibration, p) for p in LEVELS), strict=True)
+        seen = np.zeros(info.length, bool) if allow_seen else seen_frames(checkpoint.training, info)
+        yield EpisodeResult(
+            info=info,
+            truth=true_labels(checkpoint, info),
+            unseen=~seen,
+            forward=forward,
+            backward=estimate_episode(model, encoded, calibration, frames=np.arange(info.length)[::-1]),
+            conditions={
+                name: estimate_episode(model, encoded, calibration, cameras=cameras)
+                for name, cameras in camera_conditions(info.cameras).items()
+            },
+            bands=(np.stack(low), np.stack(high)),
+        )
+
+
+def camera_conditions(cameras: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Which cameras are left when one is gone, and when all but one are."""
+    if len(cameras) < 2:
+        return {}
+    without = {f"without {name}": tuple(c for c in cameras if c != name) for name in cameras}
+    alone = {f"only {name}": (name,) for name in cameras} if len(cameras) > 2 else {}
+    return {**without, **alone}
+
+
+def seen_frames(training: Mapping[str, Any], info: EpisodeInfo) -> Bool[np.ndarray, " t"]:
+    """Frames of an episode that the model was trained or calibrated on, by the split in its checkpoint."""
+    seen = np.zeros(info.length, dtype=np.bool_)
+    parts = training.get("split", {}).get(info.uid, {})
+    for part in ("train", "calibration"):
+        for start, end in parts.get(part, []):
+            seen[start:end] = True
+    return seen
+
+
+def true_labels(checkpoint: Checkpoint, info: EpisodeInfo) -> Truth:
+    """The truth on the model's own scale.
+
+    Where the episode's stages are as many as the model's, they are weighted as the model weighs them; else they
+    weigh the same, and stage indices are not compared.
+    """
+    label = label_episode(info)
+    success, known = label_success(info)
+    whole = success if known.all() else None
+    if label is None:
+        return Truth(None, None, None, whole, False)
+    task = checkpoint.model.config.tasks[resolve_task(checkpoint.model, info.instruction)]
+    names = info.stage_names or range(int(label.stage[label.valid].max(initial=0)) + 1)
+    count = len(info.boundaries) - 1 if info.boundaries is not None else len(names)
+    same = count == len(task.stage_names)
+    weights = np.array(task.stage_weights, dtype=np.float32) if same else equal_stage_weights(count)
+    progress = task_progress(np.where(label.valid, label.stage, 0), label.tau, weights)
+    return Truth(
+        progress=np.where(label.valid, progress, np.nan).astype(np.float32),
+        stage=np.where(label.valid, label.stage, -1),
+        tau=np.where(label.valid, label.tau, np.nan).astype(np.float32),
+        success=whole,
+        same_stages=same,
+    )

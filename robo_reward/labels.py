@@ -1,0 +1,158 @@
+"""Progress labels: stages and in-stage progress from keyframes, task progress from both, and hops.
+
+An episode has keyframes `k_0 < k_1 < ... < k_N` that bound N stages. In stage `i`
+
+    tau_t = (t - k_i) / (k_{i+1} - k_i),          Phi_t = W_i + w_i tau_t,          W_i = sum_{j<i} w_j
+
+with stage weights `w` that sum to one: equal ones (Robo-Dopamine, arXiv 2512.23703), or the mean share of
+an episode that each stage takes (SARM, arXiv 2509.25358). Progress is never the raw frame index over the
+whole episode: durations vary, and that is what stages fix.
+
+The hop from moment p to moment q (Robo-Dopamine) is progress relative to what was left, or to what there was:
+
+    hop(p, q) = (Phi_q - Phi_p) / (1 - Phi_p)   if Phi_q >= Phi_p,   else   (Phi_q - Phi_p) / Phi_p
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from robo_reward.errors import DataError
+from robo_reward.schema import EpisodeInfo, Outcome, ProgressLabel
+
+__all__ = [
+    "apply_hop",
+    "check_boundaries",
+    "duration_stage_weights",
+    "equal_stage_weights",
+    "hop",
+    "label_episode",
+    "label_from_boundaries",
+    "label_success",
+    "stage_of_progress",
+    "task_progress",
+]
+
+
+def check_boundaries(boundaries: Int64[np.ndarray, " n"], length: int, name: str) -> None:
+    """Refuse stage boundaries that are not `0 <= k_0 < k_1 < ... < k_N <= length`, N >= 1.
+
+    Raises:
+        DataError: naming the episode `name`, the boundary and its neighbour.
+    """
+    if boundaries.ndim != 1 or len(boundaries) < 2:
+        raise DataError(f"{name}: needs at least two stage boundaries, has {boundaries.size}")
+    if boundaries[0] < 0 or boundaries[-1] > length:
+        raise DataError(
+            f"{name}: stage boundaries {boundaries[0]}..{boundaries[-1]} leave the episode's {length} frames"
+        )
+    steps = np.diff(boundaries)
+    if np.any(steps <= 0):
+        at = int(np.argmax(steps <= 0))
+        raise DataError(
+            f"{name}: stage boundary {at + 1} (frame {boundaries[at + 1]}) "
+            f"must come after boundary {at} (frame {boundaries[at]})"
+        )
+
+
+def label_from_boundaries(boundaries: Int64[np.ndarray, " n"], length: int) -> ProgressLabel:
+    """Stage i64[t] and tau f32[t] of every frame of a successful demonstration.
+
+    Before `k_0` nothing has begun (stage 0, tau 0); from `k_N` on all is done (last stage, tau 1).
+    """
+    check_boundaries(boundaries, length, "episode")
+    frames = np.arange(length)
+    stage = np.clip(np.searchsorted(boundaries, frames, side="right") - 1, 0, len(boundaries) - 2)
+    start, end = boundaries[stage], boundaries[stage + 1]
+    tau = np.clip((frames - start) / (end - start), 0.0, 1.0).astype(np.float32)
+    return ProgressLabel(stage.astype(np.int64), tau, np.ones(length, dtype=np.bool_))
+
+
+def label_episode(info: EpisodeInfo) -> ProgressLabel | None:
+    """The true progress of an episode: its oracle's where it has one, its keyframes' otherwise, or None."""
+    if info.truth is not None:
+        return info.truth
+    if info.boundaries is None:
+        return None
+    return label_from_boundaries(info.boundaries, info.length)
+
+
+def label_success(info: EpisodeInfo) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
+    """Whether the task is done at each frame: (success bool[t], known bool[t]).
+
+    Known from the source where it says so. Else a failed episode is never done; a successful one is done from
+    `k_N` on (its last frame where `k_N` is its end), and before `k_N` it is not; without keyframes only its
+    last frame is known.
+    """
+    length = info.length
+    if info.success is not None:
+        return info.success, np.ones(length, dtype=np.bool_)
+    success = np.zeros(length, dtype=np.bool_)
+    known = np.zeros(length, dtype=np.bool_)
+    if info.outcome is Outcome.FAILURE:
+        known[:] = True
+    elif info.outcome is Outcome.SUCCESS:
+        done = length - 1 if info.boundaries is None else min(int(info.boundaries[-1]), length - 1)
+        success[done:] = True
+        known[:] = info.boundaries is not None
+        known[-1] = True
+    return success, known
+
+
+def equal_stage_weights(stages: int) -> Float32[np.ndarray, " k"]:
+    """Every stage counts the same, whatever its length: `w_i = 1/N` (Robo-Dopamine)."""
+    return np.full(stages, 1.0 / stages, dtype=np.float32)
+
+
+def duration_stage_weights(
+    boundaries: Iterable[Int64[np.ndarray, " n"]],
+) -> Float32[np.ndarray, " k"]:
+    """`w_i = mean_e(L_{e,i} / T_e)`: the mean share of time a stage takes over the demonstrations (SARM).
+
+    Raises:
+        DataError: where there are no boundaries, or demonstrations differ in their number of stages.
+    """
+    shares = [np.diff(b) / (b[-1] - b[0]) for b in boundaries]
+    if not shares:
+        raise DataError("stage_weights=duration needs episodes with stage boundaries; use stage_weights=equal")
+    counts = sorted({len(share) for share in shares})
+    if len(counts) > 1:
+        raise DataError(f"demonstrations have different numbers of stages: {counts}")
+    return np.mean(shares, axis=0).astype(np.float32)
+
+
+def task_progress(
+    stage: Int64[np.ndarray, " t"], tau: Float[np.ndarray, " t"], weights: Float32[np.ndarray, " k"]
+) -> Float32[np.ndarray, " t"]:
+    """`Phi = W_stage + w_stage * tau`, f32[t] in [0, 1]."""
+    before = np.concatenate([np.zeros(1), np.cumsum(weights, dtype=np.float64)[:-1]])
+    return np.clip(before[stage] + weights[stage] * tau, 0.0, 1.0).astype(np.float32)
+
+
+def stage_of_progress(
+    progress: Float[np.ndarray, " t"], weights: Float32[np.ndarray, " k"]
+) -> tuple[Int64[np.ndarray, " t"], Float32[np.ndarray, " t"]]:
+    """The inverse of `task_progress`: (stage i64[t], tau f32[t])."""
+    before = np.concatenate([np.zeros(1), np.cumsum(weights, dtype=np.float64)[:-1]])
+    stage = np.clip(np.searchsorted(before, progress, side="right") - 1, 0, len(weights) - 1)
+    tau = np.clip((progress - before[stage]) / weights[stage], 0.0, 1.0)
+    return stage.astype(np.int64), tau.astype(np.float32)
+
+
+def hop(
+    start: Float[np.ndarray, "*shape"], end: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """Relative progress from `start` to `end` (both progress in [0, 1]), in [-1, 1]; 0 where they are equal."""
+    change = end - start
+    room = np.where(change >= 0, 1.0 - start, start)
+    return np.divide(change, room, out=np.zeros_like(change), where=room > 0)
+
+
+def apply_hop(
+    start: Float[np.ndarray, "*shape"], hops: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """The progress that a hop leads to: `start + (1 - start) h` if `h >= 0`, else `start + start h`."""
+    return start + np.where(hops >= 0, 1.0 - start, start) * hops

@@ -1,0 +1,106 @@
+"""Everything needed to build a progress model again, as plain JSON-able data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from robo_reward.errors import CheckpointError, ConfigError
+
+__all__ = ["ModelConfig", "TaskConfig"]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task the model knows: its texts (the instruction first, paraphrases after) and weighted stages."""
+
+    instructions: tuple[str, ...]
+    stage_names: tuple[str, ...]
+    stage_weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.instructions:
+            raise ConfigError("a task needs at least one instruction")
+        if len(self.stage_names) != len(self.stage_weights) or not self.stage_names:
+            raise ConfigError(
+                f"task '{self.instructions[0]}' has {len(self.stage_names)} stage names "
+                f"but {len(self.stage_weights)} stage weights: they must match"
+            )
+        if abs(sum(self.stage_weights) - 1.0) > 1e-4 or min(self.stage_weights) <= 0:
+            raise ConfigError(
+                f"stage weights of '{self.instructions[0]}' must be positive and sum to 1: {self.stage_weights}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture and vocabulary of a progress model.
+
+    encoder        component config of the image encoder: `_target_` (import path) and its arguments
+    instruction    component config of a sentence encoder `(list of texts) -> f32[n, d]`, or {} for a learned
+                   table of the training instructions
+    cameras        camera names, in the order of their embeddings; others are treated as "unknown camera"
+    image_size     (h, w) that every view is resized to
+    period_s       seconds between decisions in training; the unit of the trunk's relative time
+    width          size of every embedding
+    window         how many moments the trunk's attention reaches back, itself included
+    tau_bins, hop_bins   resolution of the two distributions
+    proprio_dim    length of the proprioception vector, 0 for none
+    """
+
+    encoder: Mapping[str, Any]
+    tasks: tuple[TaskConfig, ...]
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    period_s: float
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    window: int = 8
+    tau_bins: int = 21
+    hop_bins: int = 25
+    dropout: float = 0.0
+    proprio_dim: int = 0
+    instruction: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_stages(self) -> int:
+        """Stages of the longest task: the size of the stage head."""
+        return max(len(task.stage_names) for task in self.tasks)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every known text of every task, in order; row `i + 1` of the learned table (row 0 is "unknown")."""
+        return tuple(text for task in self.tasks for text in task.instructions)
+
+    def task_of(self, instruction: str) -> int | None:
+        """Index of the task that an instruction names, or None where no task knows it."""
+        for index, task in enumerate(self.tasks):
+            if instruction in task.instructions:
+                return index
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_json`; unknown or missing keys are refused."""
+        try:
+            tasks = tuple(
+                TaskConfig(
+                    instructions=tuple(task["instructions"]),
+                    stage_names=tuple(task["stage_names"]),
+                    stage_weights=tuple(task["stage_weights"]),
+                )
+                for task in data["tasks"]
+            )
+            rest = {key: value for key, value in data.items() if key != "tasks"}
+            rest["cameras"] = tuple(rest["cameras"])
+            height, width = rest["image_size"]
+            rest["image_size"] = (int(height), int(width))
+            return cls(tasks=tasks, **rest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"model config is not one of this version's: {error}") from error

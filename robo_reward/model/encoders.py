@@ -1,0 +1,166 @@
+"""Image encoders: one view of one moment in, one embedding out.
+
+An encoder is a module with `forward(rgb u8[n, 3, h, w], camera f32[n, e]) -> f32[n, d]`, built as
+`Encoder(image_size=(h, w), width=d, camera_width=e, **arguments)`. Views share it; the camera embedding tells
+them apart. It must treat images independently (no batch statistics): streaming and batches have to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from robo_reward.errors import ConfigError
+
+__all__ = ["Backbone", "TinyEncoder"]
+
+
+class TinyEncoder(nn.Module):
+    """A small convolutional net that trains from scratch on two CPU cores (about 14 M multiply-adds at 96x128).
+
+    Four convolutions of stride 2; features are shifted and scaled by the camera embedding (FiLM, Perez et al.
+    2018, so that one net serves views as different as a wrist and a corner), and read out twice: the whole map,
+    which keeps positions, and its average and maximum over the image, which do not depend on them.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        width: int,
+        camera_width: int,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        bottleneck: int = 64,
+        position: bool = True,
+    ) -> None:
+        super().__init__()
+        c1, c2, c3, c4 = channels
+        self.stem = nn.Conv2d(3, c1, 5, stride=2, padding=2)
+        self.down1 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.down2 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
+        self.film = nn.Linear(camera_width, 2 * c3)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        self.down3 = nn.Conv2d(c3, c4, 3, stride=2, padding=1)
+        height, width_px = image_size
+        cells = -(-height // 16) * -(-width_px // 16)
+        self.squeeze = nn.Conv2d(c4, bottleneck, 1) if position else None
+        self.readout = nn.Linear((bottleneck * cells if position else 0) + 2 * c4, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, rgb: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
+        """Embed each image; pixels are scaled to [-1, 1]."""
+        x = rgb.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
+        x = nn.functional.relu(self.stem(x), inplace=True)
+        x = nn.functional.relu(self.down1(x), inplace=True)
+        x = self.down2(x)
+        scale, shift = self.film(camera).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
+        x = nn.functional.relu(torch.addcmul(x + shift, x, scale), inplace=True)
+        x = nn.functional.relu(self.down3(x), inplace=True)
+        parts = [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))]
+        if self.squeeze is not None:
+            parts.append(nn.functional.relu(self.squeeze(x)).flatten(1))
+        return self.norm(self.readout(torch.cat(parts, dim=1)))
+
+
+class Backbone(nn.Module):
+    """Any timm or torchvision image model by name, with its own weights and normalization.
+
+    Args:
+        name: a timm model name (`vit_small_patch14_dinov2.lvd142m`), or `torchvision/<name>`.
+        pretrained: download and load the published weights (needs network access or a filled cache).
+        weights: path of a local state dict (`.safetensors` or `.pt`) to load strictly instead.
+        frozen: keep the backbone fixed and in eval mode; only the projection learns.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        width: int,
+        camera_width: int,
+        name: str = "vit_small_patch14_dinov2.lvd142m",
+        pretrained: bool = True,
+        weights: str | None = None,
+        frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.body, features, mean, std = _build_backbone(name, image_size, pretrained and weights is None)
+        if weights is not None:
+            _load_weights(self.body, weights)
+        self.body.requires_grad_(not frozen)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.project = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
+        self.camera = nn.Linear(camera_width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As for any module, but a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
+
+    def forward(self, rgb: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
+        """Embed each image, normalized as the backbone was trained."""
+        x = (rgb.float() / 255.0 - self.mean) / self.std
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.body(x)
+        return self.norm(self.project(features) + self.camera(camera))
+
+
+def _build_backbone(
+    name: str, image_size: tuple[int, int], pretrained: bool
+) -> tuple[nn.Module, int, Sequence[float], Sequence[float]]:
+    if name.startswith("torchvision/"):
+        return _build_torchvision(name.removeprefix("torchvision/"), pretrained)
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"backbone '{name}' needs timm: pip install 'robo-reward[backbones]' (or name torchvision/<model>)"
+        ) from error
+    sizes = {"img_size": image_size} if "vit" in name or "swin" in name else {}
+    try:
+        body = timm.create_model(name, pretrained=pretrained, num_classes=0, **sizes)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"backbone '{name}': {error}; choose one of timm.list_models(), or give encoder.weights=FILE"
+        ) from error
+    data = timm.data.resolve_model_data_config(body)
+    return body, int(body.num_features), data["mean"], data["std"]
+
+
+def _build_torchvision(
+    name: str, pretrained: bool
+) -> tuple[nn.Module, int, Sequence[float], Sequence[float]]:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise ConfigError(f"torchvision has no model '{name}': see torchvision.models.list_models()")
+    body = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    last_name, last = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent = body.get_submodule(last_name.rpartition(".")[0])
+    setattr(parent, last_name.rpartition(".")[2], nn.Identity())
+    return body, last.in_features, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _load_weights(body: nn.Module, path: str) -> None:
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"encoder.weights: no file '{path}'")
+    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    try:
+        body.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"encoder.weights='{path}' does not fit the backbone: {error}") from error

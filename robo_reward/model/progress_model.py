@@ -1,0 +1,215 @@
+"""The progress model: pixels of any cameras to distributions over stage, in-stage progress, hop and success.
+
+    frames -> encoder per view -> fusion over views -> state z_t of one moment
+    (z_t, anchor z_first, goal z_goal, instruction, proprioception) -> causal trunk -> heads
+
+Heads, with K stages and B bins: `p(stage)`, `p(tau | stage)` for every stage, and success. Together the first
+two are one distribution over task progress `Phi = W_stage + w_stage tau`, whose mean is the estimate and whose
+spread is its raw uncertainty. The hop head compares two states (first and now, now and goal, before and now).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int, UInt8
+from torch import Tensor, nn
+
+from robo_reward.errors import ConfigError
+from robo_reward.imports import instantiate
+from robo_reward.model.config import ModelConfig
+from robo_reward.model.fusion import AttentionFusion
+from robo_reward.model.trunk import CausalTrunk
+
+__all__ = ["Context", "Prediction", "ProgressModel"]
+
+_CAMERA_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Raw outputs for any leading shape.
+
+    stage_logits  f32[..., K], -inf at stages that the task does not have
+    tau_logits    f32[..., K, B]
+    success_logit f32[...]
+    """
+
+    stage_logits: Tensor
+    tau_logits: Tensor
+    success_logit: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stays the same over an episode, for b episodes.
+
+    first, goal    f32[b, d] states of the anchor and of the goal picture; their masks say where they exist
+    text           f32[b, d] instruction embedding
+    task           i64[b] task index
+    """
+
+    first: Tensor
+    first_mask: Tensor
+    goal: Tensor
+    goal_mask: Tensor
+    text: Tensor
+    task: Tensor
+
+
+class ProgressModel(nn.Module):
+    """See the module docstring. Built from a `ModelConfig` alone."""
+
+    stage_weights: Tensor
+    stage_mask: Tensor
+    tau_values: Tensor
+    hop_values: Tensor
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        if width % config.heads or (width // config.heads) % 2:
+            raise ConfigError(f"model.width={width} must be an even multiple of model.heads={config.heads}")
+        self.encoder: nn.Module = instantiate(
+            config.encoder, image_size=config.image_size, width=width, camera_width=_CAMERA_WIDTH
+        )
+        self.camera = nn.Embedding(len(config.cameras) + 1, _CAMERA_WIDTH)  # row 0: unknown camera
+        self.fusion = AttentionFusion(width, _CAMERA_WIDTH)
+        self.sentence_encoder: Any = instantiate(config.instruction) if config.instruction else None
+        if self.sentence_encoder is None:
+            self.text: nn.Module = nn.Embedding(len(config.texts) + 1, width)  # row 0: unknown text
+        else:
+            self.text = nn.Linear(np.asarray(self.sentence_encoder(["probe"])).shape[-1], width)
+        self.no_first = nn.Parameter(torch.zeros(width))
+        self.no_goal = nn.Parameter(torch.zeros(width))
+        self.join = nn.Sequential(
+            nn.Linear(4 * width, 2 * width), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width)
+        )
+        self.proprio = nn.Linear(config.proprio_dim + 1, width) if config.proprio_dim else None
+        self.trunk = CausalTrunk(
+            width, config.layers, config.heads, config.window, config.period_s, config.dropout
+        )
+        stages, bins = config.max_stages, config.tau_bins
+        self.stage_head = nn.Linear(width, stages)
+        self.tau_head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, stages * bins))
+        self.success_head = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1))
+        self.hop_head = nn.Sequential(
+            nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, config.hop_bins)
+        )
+        self._register_tables(config)
+
+    def _register_tables(self, config: ModelConfig) -> None:
+        weights = torch.zeros(len(config.tasks), config.max_stages)
+        mask = torch.zeros(len(config.tasks), config.max_stages, dtype=torch.bool)
+        for index, task in enumerate(config.tasks):
+            weights[index, : len(task.stage_weights)] = torch.tensor(task.stage_weights)
+            mask[index, : len(task.stage_weights)] = True
+        self.register_buffer("stage_weights", weights, persistent=False)
+        self.register_buffer("stage_mask", mask, persistent=False)
+        self.register_buffer("tau_values", torch.linspace(0.0, 1.0, config.tau_bins), persistent=False)
+        self.register_buffer("hop_values", torch.linspace(-1.0, 1.0, config.hop_bins), persistent=False)
+        size = max(config.proprio_dim, 1)
+        self.register_buffer("proprio_mean", torch.zeros(size))
+        self.register_buffer("proprio_std", torch.ones(size))
+
+    def camera_ids(self, names: Sequence[str]) -> Int[Tensor, " v"]:
+        """Embedding rows of camera names; cameras the model was not trained on share row 0."""
+        known = {name: index + 1 for index, name in enumerate(self.config.cameras)}
+        return torch.tensor([known.get(name, 0) for name in names], device=self.no_goal.device)
+
+    def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Instruction embeddings; a text the learned table does not know gets the "unknown" row."""
+        device = self.no_goal.device
+        if self.sentence_encoder is None:
+            rows = {text: index + 1 for index, text in enumerate(self.config.texts)}
+            return self.text(torch.tensor([rows.get(text, 0) for text in texts], device=device))
+        features = np.asarray(self.sentence_encoder(list(texts)), dtype=np.float32)
+        return self.text(torch.from_numpy(features).to(device))
+
+    def encode(
+        self,
+        rgb: UInt8[Tensor, "*batch v h w 3"],
+        camera: Int[Tensor, "*batch v"],
+        mask: Bool[Tensor, "*batch v"],
+    ) -> Float[Tensor, "*batch v d"]:
+        """Each view's embedding; only live images are encoded, the rest are zero."""
+        ids = self.camera(camera)
+        flat = mask.reshape(-1)
+        features = ids.new_zeros(flat.shape[0], self.config.width)
+        if bool(flat.any()):
+            images = rgb.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
+            live = self.encoder(images, ids.reshape(-1, ids.shape[-1])[flat])
+            features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
+        return features.view(*mask.shape, -1)
+
+    def fuse(
+        self,
+        features: Float[Tensor, "*batch v d"],
+        camera: Int[Tensor, "*batch v"],
+        mask: Bool[Tensor, "*batch v"],
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch v"]]:
+        """State z of each moment from its views' embeddings, and each view's share of the attention."""
+        return self.fusion(features, self.camera(camera).to(features.dtype), mask)
+
+    def inputs(
+        self,
+        state: Float[Tensor, "b t d"],
+        context: Context,
+        proprio: Float[Tensor, "b t p"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """What the trunk sees: each state beside its anchor, its goal and the instruction.
+
+        Proprioception with NaN in it counts as missing.
+        """
+        first = torch.where(context.first_mask[:, None], context.first, self.no_first)[:, None].expand_as(state)
+        goal = torch.where(context.goal_mask[:, None], context.goal, self.no_goal)[:, None].expand_as(state)
+        text = context.text[:, None].expand_as(state)
+        x = state + self.join(torch.cat([state, first, goal, text], dim=-1))
+        if self.proprio is not None:
+            if proprio is None:
+                proprio = state.new_full((*state.shape[:2], self.config.proprio_dim), float("nan"))
+            known = torch.isfinite(proprio).all(dim=-1, keepdim=True)
+            scaled = torch.where(known, (proprio - self.proprio_mean) / self.proprio_std, 0.0)
+            x = x + self.proprio(torch.cat([scaled.clamp(-10, 10), known.to(scaled.dtype)], dim=-1))
+        return x
+
+    def heads(self, h: Float[Tensor, "*batch d"], task: Int[Tensor, "*batch"]) -> Prediction:
+        """Distributions from trunk outputs."""
+        stages, bins = self.config.max_stages, self.config.tau_bins
+        mask = self.stage_mask[task]
+        return Prediction(
+            stage_logits=self.stage_head(h).float().masked_fill(~mask, float("-inf")),
+            tau_logits=self.tau_head(h).float().unflatten(-1, (stages, bins)),
+            success_logit=self.success_head(h).float()[..., 0],
+        )
+
+    def hop_logits(
+        self, start: Float[Tensor, "*batch d"], end: Float[Tensor, "*batch d"]
+    ) -> Float[Tensor, "*batch m"]:
+        """Logits over `hop_values` of the hop from one state to another."""
+        return self.hop_head(torch.cat([start, end, end - start], dim=-1)).float()
+
+    def forward(
+        self,
+        state: Float[Tensor, "b t d"],
+        context: Context,
+        time_s: Float64[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"],
+        proprio: Float[Tensor, "b t p"] | None = None,
+    ) -> Prediction:
+        """Predictions at every moment from the moments up to it; `mask` is False where nothing was seen."""
+        h = self.trunk(self.inputs(state, context, proprio), time_s, mask)
+        return self.heads(h, context.task[:, None].expand(h.shape[:2]))
+
+    def progress_support(self, task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch k m"]:
+        """Task progress that each (stage, tau bin) stands for."""
+        weights = self.stage_weights[task]
+        before = weights.cumsum(dim=-1) - weights
+        return before[..., None] + weights[..., None] * self.tau_values

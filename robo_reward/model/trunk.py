@@ -1,0 +1,149 @@
+"""The causal trunk: a transformer whose attention reaches back a fixed number of moments.
+
+Each moment sees itself and the `window - 1` before it, so a ring cache of that many keys and values makes
+streaming exact: `step` gives what `forward` gives, moment by moment. Position is relative time, as rotary
+phases of the time difference in units of the training period (RoFormer, Su et al. 2021, on clock time in place
+of an index), so irregular intervals mean what they are and no absolute clock leaks in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor, nn
+
+__all__ = ["CausalTrunk", "TrunkCache"]
+
+
+@dataclass
+class TrunkCache:
+    """Keys and values of the last `window` moments of n streams, in a ring.
+
+    keys, values  f32[layers, n, window, heads, d]; keys are stored before rotation
+    time_s        f64[n, window] when each slot was written
+    filled        bool[n, window]
+    position      the slot to write next, the same for all streams
+    """
+
+    keys: Tensor
+    values: Tensor
+    time_s: Tensor
+    filled: Tensor
+    position: int = 0
+
+
+class CausalTrunk(nn.Module):
+    """Pre-norm transformer layers with sliding-window causal attention over time."""
+
+    frequencies: Tensor
+
+    def __init__(
+        self, width: int, layers: int, heads: int, window: int, period_s: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.heads, self.window, self.period_s = heads, window, period_s
+        self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        half = width // heads // 2
+        # Wavelengths from 4 moments (the finest motion cue) to 8 windows (never aliases inside one).
+        wavelength = torch.logspace(0, 1, half, base=2.0 * window, dtype=torch.float64) * 4.0
+        self.register_buffer("frequencies", 2 * torch.pi / wavelength, persistent=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        time_s: Float64[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"],
+    ) -> Float[Tensor, "b t d"]:
+        """All moments at once. Moments with `mask` False are seen by nobody but themselves."""
+        count = x.shape[1]
+        index = torch.arange(count, device=x.device)
+        back = index[:, None] - index[None, :]
+        reach = (back >= 0) & (back < self.window)
+        allowed = reach & (mask[:, None, :] | (back == 0))
+        phase = self._phase(time_s - time_s[:, :1])
+        for layer in self.layers:
+            x = layer(x, phase, allowed)
+        return self.norm(x)
+
+    def empty_cache(self, streams: int) -> TrunkCache:
+        """A cache for `streams` streams that have seen nothing."""
+        weight = self.norm.weight
+        shape = (len(self.layers), streams, self.window, self.heads, weight.shape[0] // self.heads)
+        return TrunkCache(
+            keys=weight.new_zeros(shape),
+            values=weight.new_zeros(shape),
+            time_s=torch.zeros(streams, self.window, dtype=torch.float64, device=weight.device),
+            filled=torch.zeros(streams, self.window, dtype=torch.bool, device=weight.device),
+        )
+
+    def step(
+        self,
+        x: Float[Tensor, "n d"],
+        time_s: Float64[Tensor, " n"],
+        live: Bool[Tensor, " n"],
+        cache: TrunkCache,
+    ) -> Float[Tensor, "n d"]:
+        """One moment of each stream; the cache is updated in place.
+
+        A stream that is not `live` saw nothing: its slot stays empty and its output means nothing.
+        """
+        slot = cache.position
+        cache.time_s[:, slot] = time_s
+        cache.filled[:, slot] = True  # each moment sees itself, or a stream without a past would have none to see
+        phase = self._phase(cache.time_s - time_s[:, None])
+        here = torch.zeros_like(phase[:, :1])
+        for index, layer in enumerate(self.layers):
+            x = layer.step(x, phase, here, cache, index)
+        cache.filled[:, slot] = live
+        cache.position = (slot + 1) % self.window
+        return self.norm(x)
+
+    def _phase(self, seconds: Float64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
+        # Radians are reduced in float64, so that long streams lose no precision.
+        angle = (seconds / self.period_s)[..., None] * self.frequencies.to(torch.float64)
+        return torch.remainder(angle, 2 * torch.pi).float()
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, phase: Tensor, allowed: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        query, key = _rotate(query, phase), _rotate(key, phase)
+        mixed = _attend(query, key, value, allowed)
+        x = x + self.drop(self.out(mixed.flatten(-2)))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+    def step(self, x: Tensor, phase: Tensor, here: Tensor, cache: TrunkCache, index: int) -> Tensor:
+        query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        cache.keys[index, :, cache.position] = key
+        cache.values[index, :, cache.position] = value
+        keys = _rotate(cache.keys[index], phase)
+        mixed = _attend(_rotate(query[:, None], here), keys, cache.values[index], cache.filled[:, None])
+        x = x + self.out(mixed[:, 0].flatten(-2))
+        return x + self.mlp(self.norm2(x))
+
+
+def _rotate(x: Tensor, phase: Tensor) -> Tensor:
+    """Rotary embedding: x[b, t, heads, d] turned by phase[b, t, d / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = phase.cos()[:, :, None].to(x.dtype), phase.sin()[:, :, None].to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Scaled dot-product attention; `allowed` is bool[b, queries, keys]."""
+    mixed = nn.functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=allowed[:, None]
+    )
+    return mixed.transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Training a progress model from demonstrations."""

@@ -1,0 +1,94 @@
+"""What `robo-reward train` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["HoldoutConfig", "OptimizerConfig", "TrainConfig", "WindowConfig"]
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How training windows are drawn.
+
+    frames          moments in a window
+    strides         a window skips frames by one of these, drawn evenly
+    end_share       share of windows that end on the last frame of an episode (done or not)
+    anchor_random   share whose anchor is a random earlier frame (robots do not always start at the start)
+    anchor_drop     share without an anchor
+    goal_share      share with a picture of the goal, from a successful episode of the task
+    text_drop       share whose instruction is withheld
+    camera_drop     share of views whose name is withheld, so that unknown cameras work
+    """
+
+    frames: int = 8
+    strides: tuple[int, ...] = (1,)
+    end_share: float = 0.1
+    anchor_random: float = 0.25
+    anchor_drop: float = 0.15
+    goal_share: float = 0.2
+    text_drop: float = 0.1
+    camera_drop: float = 0.1
+    proprio_drop: float = 0.3
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, cosine decay to zero, gradient clipping and an average of the weights."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.998
+
+
+@dataclass(frozen=True)
+class HoldoutConfig:
+    """What training never sees.
+
+    calibration   share of the data kept for fitting uncertainty and the success detector
+    test          share kept for `robo-reward evaluate` (0: you bring another store)
+    episodes      with fewer episodes than this, contiguous segments are held out of each instead of episodes
+    segments      segments of each kind per episode
+    """
+
+    calibration: float = 0.1
+    test: float = 0.0
+    episodes: int = 5
+    segments: int = 4
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """See `configs/train.yaml` for what each key means."""
+
+    data: Any
+    out: str
+    minutes: float | None = 10.0
+    steps: int | None = None
+    seed: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    reader: dict[str, Any] = field(default_factory=dict)
+    timeline: dict[str, Any] = field(default_factory=dict)
+    pixels: dict[str, Any] = field(default_factory=dict)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    stage_weights: str = "equal"
+    image_size: tuple[int, int] | None = None
+    cameras: tuple[str, ...] | None = None
+    proprio: bool = False
+    batch_size: int = 24
+    success_weight: float = 0.3
+    hop_weight: float = 0.2
+    progress_weight: float = 2.0
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    threads: int | None = None
+    cache_gb: float = 4.0
+    checkpoint_every_s: float = 60.0
+    log_every: int = 20
+    resume: bool = True

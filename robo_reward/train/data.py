@@ -1,0 +1,296 @@
+"""Training batches: a pure function of (seed, step), so that a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+
+from robo_reward.clips import (
+    Pixels,
+    PixelTransform,
+    Timeline,
+    TimelineTransform,
+    Track,
+    compose_timeline,
+    sample_timeline,
+)
+from robo_reward.errors import DataError
+from robo_reward.labels import label_episode, label_success, task_progress
+from robo_reward.model.config import ModelConfig
+from robo_reward.offline import resize_frames
+from robo_reward.schema import EpisodeReader, Outcome
+from robo_reward.train.config import WindowConfig
+from robo_reward.train.split import Split
+
+__all__ = ["Batch", "FrameCache", "WindowSampler", "prefetch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b windows of t moments; frame axis n = t + 2 holds the anchor at t and the goal at t + 1.
+
+    rgb                     u8[b, v, n, h, w, 3]
+    mask                    bool[b, v, n]: the image exists
+    camera                  i64[v]: rows of the camera embedding; 0 where its name is withheld, per window [b, v]
+    time_s                  f64[b, t];  moment_mask bool[b, t] False for padding
+    stage, tau, labelled    i64, f32, bool[b, t]
+    success, success_known  f32, bool[b, t]
+    proprio                 f32[b, t, p], NaN where withheld
+    first_progress          f32[b] true progress at the anchor, NaN where unknown
+    texts, task             instruction ("" withheld) and task index of each window
+    """
+
+    rgb: UInt8[np.ndarray, "b v n h w 3"]
+    mask: Bool[np.ndarray, "b v n"]
+    camera: Int64[np.ndarray, "b v"]
+    time_s: Float64[np.ndarray, "b t"]
+    moment_mask: Bool[np.ndarray, "b t"]
+    stage: Int64[np.ndarray, "b t"]
+    tau: Float32[np.ndarray, "b t"]
+    labelled: Bool[np.ndarray, "b t"]
+    success: Float32[np.ndarray, "b t"]
+    success_known: Bool[np.ndarray, "b t"]
+    proprio: Float32[np.ndarray, "b t p"]
+    texts: tuple[str, ...]
+    task: Int64[np.ndarray, " b"]
+    first_progress: Float32[np.ndarray, " b"]
+
+
+class FrameCache:
+    """Resized frames of every episode, in memory up to a budget, from the reader past it."""
+
+    def __init__(
+        self,
+        readers: Sequence[EpisodeReader],
+        cameras: Sequence[str],
+        image_size: tuple[int, int],
+        budget_bytes: float,
+    ) -> None:
+        self._readers, self._cameras, self._size = readers, tuple(cameras), image_size
+        self._held: dict[tuple[int, str], UInt8[np.ndarray, "t h w 3"]] = {}
+        frame_bytes = image_size[0] * image_size[1] * 3
+        for index, reader in enumerate(readers):
+            for camera in self._cameras:
+                need = reader.info.length * frame_bytes
+                if camera in reader.info.cameras and need <= budget_bytes:
+                    budget_bytes -= need
+                    self._held[index, camera] = self._read(index, camera, np.arange(reader.info.length))
+
+    def get(
+        self, episode: int, camera: str, frames: Int64[np.ndarray, " n"]
+    ) -> UInt8[np.ndarray, "n h w 3"] | None:
+        """Frames of one camera of one episode at the model's image size; None where it has no such camera."""
+        if (held := self._held.get((episode, camera))) is not None:
+            return held[frames]
+        if camera not in self._readers[episode].info.cameras:
+            return None
+        return self._read(episode, camera, frames)
+
+    def _read(
+        self, episode: int, camera: str, frames: Int64[np.ndarray, " n"]
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        return resize_frames(self._readers[episode].read_frames(camera, frames), self._size)
+
+
+class WindowSampler:
+    """Draws batches of augmented windows from episodes.
+
+    Raises:
+        DataError: where no episode has a usable, labelled frame.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[EpisodeReader],
+        split: Split,
+        model: ModelConfig,
+        windows: WindowConfig,
+        timeline: Mapping[str, TimelineTransform],
+        pixels: Mapping[str, PixelTransform],
+        cache_bytes: float,
+        proprio: Sequence[Float32[np.ndarray, "t p"] | None],
+    ) -> None:
+        self.model, self.windows = model, windows
+        self._timeline, self._pixels = timeline, pixels
+        self._infos = [reader.info for reader in readers]
+        self._labels = [label_episode(info) for info in self._infos]
+        self._success = [label_success(info) for info in self._infos]
+        self._proprio = proprio
+        tasks = [model.task_of(info.instruction) for info in self._infos]
+        self.tracks = [
+            Track(
+                stage=np.full(info.length, -1) if label is None else np.where(label.valid, label.stage, -1),
+                usable=usable,
+                success=success & known,
+                task=-1 if task is None else task,
+            )
+            for info, label, usable, (success, known), task in zip(
+                self._infos, self._labels, split.train, self._success, tasks, strict=True
+            )
+        ]
+        ends = [
+            (index, frame)
+            for index, (track, label) in enumerate(zip(self.tracks, self._labels, strict=True))
+            if label is not None
+            for frame in np.flatnonzero(track.usable & label.valid)
+        ]
+        if not ends:
+            raise DataError("no labelled frame to train on: annotate stages first (boundaries or truth)")
+        self._ends = np.array(ends)
+        self._last = [i for i, t in enumerate(self.tracks) if t.usable[-1] and self._labels[i] is not None]
+        self._goals = self._goal_frames()
+        self.frames = FrameCache(readers, model.cameras, model.image_size, cache_bytes)
+
+    def _goal_frames(self) -> dict[int, list[tuple[int, int]]]:
+        goals: dict[int, list[tuple[int, int]]] = {}
+        for index, (info, track) in enumerate(zip(self._infos, self.tracks, strict=True)):
+            done = np.flatnonzero(track.success & track.usable)
+            if info.outcome is Outcome.SUCCESS and len(done):
+                goals.setdefault(track.task, []).append((index, int(done[-1])))
+        return goals
+
+    def batch(self, size: int, seed: int, step: int, rank: int = 0) -> Batch:
+        """The batch of this step; the same arguments give the same batch."""
+        rng = np.random.default_rng([seed, step, rank])
+        return self._collate([self._window(rng) for _ in range(size)])
+
+    def _window(self, rng: np.random.Generator) -> tuple[Timeline, Pixels, list[int]]:
+        options = self.windows
+        if self._last and rng.random() < options.end_share:
+            episode = int(rng.choice(self._last))
+            end = self._infos[episode].length - 1
+        else:
+            episode, end = (int(x) for x in self._ends[rng.integers(len(self._ends))])
+        info = self._infos[episode]
+        texts = (info.instruction, *info.paraphrases)
+        period = float(np.median(np.diff(info.stamp_ns))) * 1e-9 if info.length > 1 else self.model.period_s
+        stride = int(rng.choice(options.strides))
+        line = sample_timeline(
+            self.tracks, episode, end, options.frames, period * stride, stride, str(rng.choice(texts))
+        )
+        line = self._anchor(line, rng)
+        line = compose_timeline(self._timeline, line, self.tracks, rng)
+        goals = self._goals.get(self.tracks[episode].task, [])
+        if goals and rng.random() < options.goal_share:
+            line = replace(line, goal=goals[int(rng.integers(len(goals)))])
+        pixels = self._read(line)
+        for transform in self._pixels.values():
+            pixels = transform(pixels, rng)
+        named = [
+            0 if rng.random() < options.camera_drop else row + 1 for row in range(len(self.model.cameras))
+        ]
+        if rng.random() < options.text_drop and not line.off_task:
+            line = replace(line, instruction="")
+        return line, pixels, named
+
+    def _anchor(self, line: Timeline, rng: np.random.Generator) -> Timeline:
+        draw = rng.random()
+        if draw < self.windows.anchor_drop:
+            return replace(line, first=None)
+        if draw < self.windows.anchor_drop + self.windows.anchor_random:
+            episode, start = int(line.episode[0]), int(line.frame[0])
+            earlier = np.flatnonzero(self.tracks[episode].usable[: start + 1])
+            return replace(line, first=(episode, int(rng.choice(earlier))) if len(earlier) else None)
+        return line
+
+    def _read(self, line: Timeline) -> Pixels:
+        count = self.windows.frames
+        height, width = self.model.image_size
+        views = len(self.model.cameras)
+        rgb = np.zeros((views, count + 2, height, width, 3), dtype=np.uint8)
+        mask = np.zeros((views, count + 2), dtype=np.bool_)
+        references = list(zip(line.episode.tolist(), line.frame.tolist(), range(len(line.frame)), strict=True))
+        references += [(*line.first, count)] if line.first is not None else []
+        references += [(*line.goal, count + 1)] if line.goal is not None else []
+        table = np.array(references)
+        for episode in np.unique(table[:, 0]):
+            rows = table[table[:, 0] == episode]
+            for view, camera in enumerate(self.model.cameras):
+                frames = self.frames.get(int(episode), camera, rows[:, 1])
+                if frames is not None:
+                    rgb[view, rows[:, 2]] = frames
+                    mask[view, rows[:, 2]] = True
+        return Pixels(rgb=rgb, view_mask=mask.any(axis=1), frame_mask=mask)
+
+    def _collate(self, windows: Sequence[tuple[Timeline, Pixels, list[int]]]) -> Batch:
+        size, count = len(windows), self.windows.frames
+        moment = np.zeros((size, count), dtype=np.bool_)
+        stage = np.zeros((size, count), dtype=np.int64)
+        tau, success = np.zeros((2, size, count), dtype=np.float32)
+        labelled, known = np.zeros((2, size, count), dtype=np.bool_)
+        time_s = np.tile(np.arange(count) * self.model.period_s, (size, 1))
+        proprio = np.full((size, count, self.model.proprio_dim), np.nan, dtype=np.float32)
+        task = np.zeros(size, dtype=np.int64)
+        first = np.full(size, np.nan, dtype=np.float32)
+        for row, (line, _, _) in enumerate(windows):
+            length = len(line.frame)
+            moment[row, :length] = True
+            time_s[row, :length] = line.time_s
+            time_s[row, length:] = line.time_s[-1] + np.arange(1, count - length + 1) * self.model.period_s
+            task[row] = self._task(line)
+            first[row] = self._first_progress(line, int(task[row]))
+            for at, (episode, frame) in enumerate(zip(line.episode, line.frame, strict=True)):
+                label = self._labels[episode]
+                if line.off_task:
+                    labelled[row, at] = known[row, at] = True
+                    continue
+                if label is not None:
+                    stage[row, at], tau[row, at] = label.stage[frame], label.tau[frame]
+                    labelled[row, at] = label.valid[frame]
+                success[row, at] = self._success[episode][0][frame]
+                known[row, at] = self._success[episode][1][frame]
+                values = self._proprio[episode]
+                if values is not None and self.model.proprio_dim:
+                    proprio[row, at] = values[frame]
+        images = [pixels for _, pixels, _ in windows]
+        return Batch(
+            rgb=np.stack([p.rgb for p in images]),
+            mask=np.stack([p.frame_mask & p.view_mask[:, None] for p in images]),
+            camera=np.array([named for _, _, named in windows], dtype=np.int64),
+            time_s=time_s,
+            moment_mask=moment,
+            stage=stage,
+            tau=tau,
+            labelled=labelled,
+            success=success,
+            success_known=known,
+            proprio=proprio,
+            texts=tuple(line.instruction for line, _, _ in windows),
+            task=task,
+            first_progress=first,
+        )
+
+    def _first_progress(self, line: Timeline, task: int) -> float:
+        if line.first is None or line.off_task:
+            return float("nan")
+        episode, frame = line.first
+        label = self._labels[episode]
+        if label is None or not label.valid[frame]:
+            return float("nan")
+        weights = np.array(self.model.tasks[task].stage_weights, dtype=np.float32)
+        return float(task_progress(label.stage[frame : frame + 1], label.tau[frame : frame + 1], weights)[0])
+
+    def _task(self, line: Timeline) -> int:
+        named = self.model.task_of(line.instruction) if line.off_task else None
+        return max(self.tracks[int(line.episode[0])].task if named is None else named, 0)
+
+
+def prefetch(sampler: WindowSampler, size: int, seed: int, start: int, stop: int, rank: int) -> Iterator[Batch]:
+    """Batches of steps start..stop-1 in order, made ahead of time on one background thread.
+
+    One is enough: OpenCV and NumPy release the interpreter lock, and the rest of the cores belong to the model.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead: list[Future[Batch]] = []
+        try:
+            for step in range(start, stop):
+                while len(ahead) < 3 and step + len(ahead) < stop:
+                    ahead.append(pool.submit(sampler.batch, size, seed, step + len(ahead), rank))
+                yield ahead.pop(0).result()
+        finally:
+            for future in ahead:
+                future.cancel()

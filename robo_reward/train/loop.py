@@ -1,0 +1,197 @@
+"""The training loop, readable top to bottom: plan, batches, loss, optimizer, average, checkpoint.
+
+Steps are numbered and batches, drop-out and pair draws are functions of (seed, step), so that a killed run, taken
+up from its last state, goes through the same losses as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.train.config import OptimizerConfig, TrainConfig
+from robo_reward.train.data import Batch, WindowSampler, prefetch
+from robo_reward.train.loss import TensorBatch, losses
+from robo_reward.train.progress import TrainingDisplay
+
+__all__ = ["Plan", "TrainingModule", "learning_rate", "make_fabric", "to_tensors", "train_loop"]
+
+_PROBE_STEPS = 12
+
+
+@dataclass
+class Plan:
+    """How long to train: `steps` as asked for, or as many as fit into `seconds`, planned while running."""
+
+    steps: int | None
+    seconds: float | None
+    elapsed: float = 0.0
+
+    def done(self, step: int) -> bool:
+        """True once the run is over."""
+        return self.steps is not None and step >= self.steps
+
+    def share(self, step: int) -> float:
+        """How much of the run is over, in [0, 1]; 0 until there is a plan."""
+        return 0.0 if self.steps is None else min(step / self.steps, 1.0)
+
+    def replan(self, step: int, step_s: float) -> None:
+        """Fit the number of steps to the seconds that are left (wall-clock runs only)."""
+        if self.seconds is not None:
+            self.steps = max(step + 1, step + int((self.seconds - self.elapsed) / max(step_s, 1e-6)))
+
+
+class Untouched:
+    """Keeps Fabric from casting what is inside: time stamps need their float64."""
+
+    def __init__(self, batch: TensorBatch) -> None:
+        self.batch = batch
+
+
+class TrainingModule(nn.Module):
+    """The model and its losses behind one `forward`, as data-parallel wrappers need it."""
+
+    def __init__(self, model: ProgressModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, boxed: Untouched, seed: int) -> dict[str, Tensor]:
+        """Every loss term of a batch."""
+        return losses(self.model, boxed.batch, seed)
+
+
+def learning_rate(config: OptimizerConfig, plan: Plan, step: int) -> float:
+    """Linear warm-up over the first steps, then a cosine to zero."""
+    warm = 100 if plan.steps is None else max(1, round(config.warmup * plan.steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * plan.share(step)))
+
+
+def make_fabric(config: TrainConfig) -> Any:
+    """Lightning Fabric with the precision that this machine does best."""
+    from lightning_fabric import Fabric
+
+    precision = config.precision
+    if precision == "auto":
+        gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        # bfloat16 on a CPU was slower than float32 for small convolutions wherever it was measured.
+        precision = "bf16-mixed" if gpu else "32-true"
+    return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)  # pyright: ignore[reportArgumentType]
+
+
+def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
+    """A batch on the device."""
+    values = {
+        field.name: torch.from_numpy(value).to(device, non_blocking=True)
+        if isinstance(value := getattr(batch, field.name), np.ndarray)
+        else value
+        for field in fields(batch)
+    }
+    return TensorBatch(**values)
+
+
+def train_loop(
+    config: TrainConfig, model: ProgressModel, sampler: WindowSampler, fabric: Any, folder: Path, plan: Plan
+) -> ProgressModel:
+    """Train until the plan is done; returns the averaged model, on the CPU, in eval mode.
+
+    `folder` receives `state.pt` (for resuming) and TensorBoard events.
+    """
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema))
+    optimizer = make_optimizer(model, config.optimizer)
+    weights = {
+        "stage": 1.0,
+        "tau": 1.0,
+        "progress": config.progress_weight,
+        "success": config.success_weight,
+        "hop": config.hop_weight,
+    }
+    state_path = folder / "state.pt"
+    module, optimizer = fabric.setup(TrainingModule(model), optimizer)
+    average.to(fabric.device)
+    # After set-up, so that optimizer state lands on the device that the parameters moved to.
+    step = load_state(state_path, model, average, optimizer, plan) if state_path.is_file() else 0
+    started, saved = time.monotonic() - plan.elapsed, time.monotonic()
+    recent: list[float] = []
+    with TrainingDisplay(folder, enabled=fabric.is_global_zero) as display:
+        # A wall-clock plan can only grow a little past what the first plan says; 4x is out of its reach.
+        stop = plan.steps if plan.seconds is None and plan.steps is not None else 1 << 40
+        for batch in prefetch(sampler, config.batch_size, config.seed, step, stop, fabric.global_rank):
+            begin = time.monotonic()
+            lr = learning_rate(config.optimizer, plan, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            terms = module(Untouched(to_tensors(batch, fabric.device)), step)
+            loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+            fabric.backward(loss)
+            norm = fabric.clip_gradients(module, optimizer, max_norm=config.optimizer.clip, error_if_nonfinite=False)
+            if bool(torch.isfinite(norm)):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update_parameters(model)
+            step += 1
+            now = time.monotonic()
+            plan.elapsed = now - started
+            recent.append(now - begin)
+            if plan.seconds is not None and (step == _PROBE_STEPS or step % 100 == 0):
+                plan.replan(step, float(np.mean(recent[2:] if step == _PROBE_STEPS else recent[-100:])))
+            if step % config.log_every == 0 or plan.done(step):
+                values = {name: float(value.detach()) for name, value in terms.items()}
+                display.log(step, plan, lr, float(loss.detach()), values, float(norm))
+            if fabric.is_global_zero and now - saved > config.checkpoint_every_s:
+                save_state(state_path, step, model, average, optimizer, plan)
+                saved = now
+            if plan.done(step):
+                break
+    if fabric.is_global_zero:
+        save_state(state_path, step, model, average, optimizer, plan)
+    averaged: ProgressModel = average.module
+    return averaged.to("cpu").eval()
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; biases, norms and embeddings are not decayed."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+
+
+def save_state(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: Any, plan: Plan
+) -> None:
+    """Everything that resuming needs, written atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "plan": {"steps": plan.steps, "elapsed": plan.elapsed},
+    }
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_state(path: Path, model: nn.Module, average: nn.Module, optimizer: Any, plan: Plan) -> int:
+    """Restore a saved state; returns the step to go on from."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    plan.elapsed = float(state["plan"]["elapsed"])
+    if plan.seconds is not None:
+        plan.steps = state["plan"]["steps"]
+    return int(state["step"])

@@ -1,0 +1,262 @@
+"""`robo-reward train`: a calibrated model from a store of demonstrations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from robo_reward.checkpoint import save_checkpoint, write_atomic
+from robo_reward.clips import PixelTransform, TimelineTransform
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.imports import instantiate
+from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.schema import EpisodeInfo
+from robo_reward.sources import open_sources
+from robo_reward.train.calibrate import calibrate
+from robo_reward.train.config import TrainConfig
+from robo_reward.train.data import WindowSampler
+from robo_reward.train.loop import Plan, make_fabric, train_loop
+from robo_reward.train.split import Split, make_split
+
+__all__ = ["run"]
+
+_RUN_FILE = "train.json"
+
+
+def run(config: TrainConfig) -> None:
+    """Train, calibrate, save.
+
+    Raises:
+        DataError: a store that cannot be used.
+        CheckpointError: `out` holds something else.
+    """
+    if config.minutes is None and config.steps is None:
+        raise ConfigError("train needs minutes=... or steps=...")
+    console = Console(stderr=True)
+    folder = Path(config.out)
+    readers, fingerprint = open_sources(config.reader, config.data)
+    if not claim_folder(folder, config, fingerprint):
+        console.print(f"already trained: {folder} (delete it, or choose another out=, to train again)")
+        return
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    fabric = make_fabric(config)
+    fabric.launch()
+    torch.manual_seed(config.seed)
+    infos = [reader.info for reader in readers]
+    proprio = [reader.read_proprio() if config.proprio else None for reader in readers]
+    model_config = make_model_config(config, infos, proprio)
+    split = make_split(infos, config.holdout, config.seed)
+    sampler = WindowSampler(
+        readers,
+        split,
+        model_config,
+        config.windows,
+        timeline=_timeline(config.timeline, model_config),
+        pixels={name: _transform(spec) for name, spec in config.pixels.items()},
+        cache_bytes=config.cache_gb * 1e9,
+        proprio=proprio,
+    )
+    model = ProgressModel(model_config)
+    _fit_proprio(model, proprio, split)
+    if fabric.is_global_zero:
+        _describe(console, infos, model, config)
+    plan = Plan(steps=config.steps, seconds=_seconds(config))
+    trained = train_loop(config, model, sampler, fabric, folder, plan)
+    if not fabric.is_global_zero:
+        return
+    calibration = calibrate(trained, readers, split)
+    version = save_checkpoint(
+        folder,
+        trained,
+        calibration,
+        {
+            "data": config.data,
+            "fingerprint": fingerprint,
+            "seed": config.seed,
+            "steps": plan.steps,
+            "seconds": round(plan.elapsed, 1),
+            "split": split.to_json(infos),
+            "config": dataclasses.asdict(config),
+        },
+    )
+    (folder / "state.pt").unlink(missing_ok=True)
+    console.print(f"model {version}: {folder} ({plan.steps} steps, {plan.elapsed:.0f} s)")
+
+
+def claim_folder(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
+    """Make `folder` this run's, or find that it is; False where the run is already finished."""
+    wanted = {"config": _comparable(config), "fingerprint": fingerprint}
+    path = folder / _RUN_FILE
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != wanted:
+            raise CheckpointError(
+                f"'{folder}' is a run with other {_difference(found, wanted)}: choose another out=, or delete it"
+            )
+        finished = (folder / "model.json").is_file()
+        if not finished and not config.resume:
+            raise CheckpointError(f"'{folder}' is a half-finished run: resume=true goes on, or delete it")
+        return not finished
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"'{folder}' is not empty and not a training run: choose another out=")
+    free = shutil.disk_usage(folder.resolve().anchor or "/").free
+    if free < 200e6:
+        raise CheckpointError(f"only {free / 1e6:.0f} MB left on the disk of '{folder}'")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(wanted, indent=1).encode())
+    return True
+
+
+def _comparable(config: TrainConfig) -> dict[str, Any]:
+    ignored = {"out", "resume", "threads", "cache_gb", "checkpoint_every_s", "log_every", "data"}
+    kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored}
+    return json.loads(json.dumps(kept))
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if found.get("fingerprint") != wanted["fingerprint"]:
+        return "data"
+    old, new = found.get("config", {}), wanted["config"]
+    changed = sorted(key for key in new if old.get(key) != new[key])
+    return ", ".join(f"{key} ({old.get(key)!r}, now {new[key]!r})" for key in changed) or "options"
+
+
+def _seconds(config: TrainConfig) -> float | None:
+    """Wall-clock seconds for the loop: the budget less a share for loading and calibration."""
+    if config.steps is not None or config.minutes is None:
+        return None
+    return 60.0 * config.minutes * 0.95
+
+
+def make_model_config(
+    config: TrainConfig, infos: Sequence[EpisodeInfo], proprio: Sequence[Any]
+) -> ModelConfig:
+    """Vocabulary and sizes from the data, architecture from the config."""
+    available = tuple(dict.fromkeys(camera for info in infos for camera in info.cameras))
+    cameras = tuple(config.cameras) if config.cameras else available
+    if unknown := [camera for camera in cameras if camera not in available]:
+        raise DataError(f"no episode has camera '{unknown[0]}': the data has {', '.join(available)}")
+    widths = {values.shape[1] for values in proprio if values is not None}
+    if config.proprio and len(widths) != 1:
+        raise DataError(f"proprio=true needs one length of proprioception in all episodes, found {sorted(widths)}")
+    options = {key: value for key, value in config.model.items() if key != "image_size"}
+    return ModelConfig(
+        tasks=make_tasks(infos, config.stage_weights),
+        cameras=cameras,
+        image_size=_image_size(config, infos, cameras),
+        period_s=_period(infos),
+        proprio_dim=widths.pop() if widths else 0,
+        **options,
+    )
+
+
+def make_tasks(infos: Sequence[EpisodeInfo], weighting: str) -> tuple[TaskConfig, ...]:
+    """One task per instruction that has labels, with its paraphrases and weighted stages.
+
+    Raises:
+        DataError: where episodes of one instruction disagree about their stages.
+    """
+    groups: dict[str, list[EpisodeInfo]] = {}
+    for info in infos:
+        if label_episode(info) is not None:
+            groups.setdefault(info.instruction, []).append(info)
+    if not groups:
+        raise DataError("no episode has stages: import with keyframes, or annotate the data first")
+    tasks: list[TaskConfig] = []
+    for instruction, members in groups.items():
+        counts = {_stage_count(info): info.name for info in members}
+        if len(counts) > 1:
+            (n1, first), (n2, second), *_ = counts.items()
+            raise DataError(
+                f"'{instruction}': {first} has {n1} stages, {second} has {n2}: annotate them alike, "
+                "or give them different instructions"
+            )
+        (count,) = counts
+        names = next((info.stage_names for info in members if info.stage_names), ())
+        names = names or tuple(f"stage {index + 1}" for index in range(count))
+        texts = dict.fromkeys([instruction, *(text for info in members for text in info.paraphrases)])
+        tasks.append(TaskConfig(tuple(texts), tuple(names), _weights(weighting, members, count)))
+    return tuple(tasks)
+
+
+def _stage_count(info: EpisodeInfo) -> int:
+    if info.stage_names:
+        return len(info.stage_names)
+    if info.boundaries is not None:
+        return len(info.boundaries) - 1
+    raise DataError(f"{info.name} has per-frame truth but no stage names")
+
+
+def _weights(weighting: str, members: Sequence[EpisodeInfo], count: int) -> tuple[float, ...]:
+    if weighting == "equal":
+        return tuple(float(w) for w in equal_stage_weights(count))
+    if weighting == "duration":
+        bounded = [info.boundaries for info in members if info.boundaries is not None]
+        return tuple(float(w) for w in duration_stage_weights(bounded))
+    raise ConfigError(f"stage_weights='{weighting}': choose equal or duration")
+
+
+def _image_size(
+    config: TrainConfig, infos: Sequence[EpisodeInfo], cameras: Sequence[str]
+) -> tuple[int, int]:
+    """The configured size, else the stored one where that is small, else one of about 96 lines."""
+    configured = config.image_size or config.model.get("image_size")
+    if configured:
+        height, width = configured
+        return int(height), int(width)
+    height, width = next(info.image_sizes[c] for info in infos for c in info.cameras if c in cameras)
+    if height <= 128 and width <= 160:
+        return height, width
+    return 96, max(16, round(96 * width / height / 16) * 16)
+
+
+def _period(infos: Sequence[EpisodeInfo]) -> float:
+    steps = [np.diff(info.stamp_ns) for info in infos if info.length > 1]
+    if not steps:
+        raise DataError("every episode has a single frame: nothing to learn progress from")
+    return float(np.median(np.concatenate(steps))) * 1e-9
+
+
+def _timeline(specs: Mapping[str, Any], model: ModelConfig) -> dict[str, TimelineTransform]:
+    """Timeline transforms; those that swap instructions are told the instructions there are."""
+    built: dict[str, TimelineTransform] = {}
+    for name, spec in specs.items():
+        if not spec:
+            continue
+        wants = "CounterfactualInstruction" in str(spec.get("_target_"))
+        texts = tuple(task.instructions[0] for task in model.tasks)
+        built[name] = instantiate(spec, instructions=texts) if wants else instantiate(spec)
+    return built
+
+
+def _transform(spec: Mapping[str, Any]) -> PixelTransform:
+    return instantiate(spec)
+
+
+def _fit_proprio(model: ProgressModel, proprio: Sequence[Any], split: Split) -> None:
+    rows = [values[mask] for values, mask in zip(proprio, split.train, strict=True) if values is not None]
+    if rows and model.config.proprio_dim:
+        stacked = np.concatenate(rows)
+        model.proprio_mean.copy_(torch.from_numpy(stacked.mean(axis=0)))
+        model.proprio_std.copy_(torch.from_numpy(stacked.std(axis=0) + 1e-3))
+
+
+def _describe(console: Console, infos: Sequence[EpisodeInfo], model: ProgressModel, config: TrainConfig) -> None:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    frames = sum(info.length for info in infos)
+    console.print(
+        f"train: {len(infos)} episodes, {frames} frames, cameras {', '.join(model.config.cameras)} at "
+        f"{model.config.image_size[0]}x{model.config.image_size[1]}, {len(model.config.tasks)} task(s), "
+        f"{model.config.max_stages} stages, {size / 1e6:.2f} M parameters, seed {config.seed}"
+    )

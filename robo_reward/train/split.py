@@ -1,0 +1,81 @@
+"""What training may see: whole episodes kept back where there are enough, segments of each where not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from robo_reward.schema import EpisodeInfo
+from robo_reward.train.config import HoldoutConfig
+
+__all__ = ["Split", "make_split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint masks over the frames of each episode: train, calibration, test; bool[t] each."""
+
+    train: tuple[Bool[np.ndarray, " _t"], ...]
+    calibration: tuple[Bool[np.ndarray, " _t"], ...]
+    test: tuple[Bool[np.ndarray, " _t"], ...]
+
+    def to_json(self, infos: Sequence[EpisodeInfo]) -> dict[str, dict[str, list[list[int]]]]:
+        """By episode uid: the frame ranges [start, end) of each part."""
+        return {
+            info.uid: {
+                "train": _ranges(self.train[index]),
+                "calibration": _ranges(self.calibration[index]),
+                "test": _ranges(self.test[index]),
+            }
+            for index, info in enumerate(infos)
+        }
+
+
+def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -> Split:
+    """Draw the split, the same for the same seed."""
+    rng = np.random.default_rng([seed, 0x5B117])
+    if len(infos) >= config.episodes:
+        return _by_episode(infos, config, rng)
+    return _by_segment(infos, config, rng)
+
+
+def _by_episode(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.random.Generator) -> Split:
+    order = rng.permutation(len(infos))
+    test = max(1, round(config.test * len(infos))) if config.test > 0 else 0
+    calibration = max(1, round(config.calibration * len(infos))) if config.calibration > 0 else 0
+    parts = np.zeros(len(infos), dtype=np.int64)
+    parts[order[:test]] = 2
+    parts[order[test : test + calibration]] = 1
+    masks = [tuple(np.full(i.length, parts[n] == p) for n, i in enumerate(infos)) for p in range(3)]
+    return Split(train=masks[0], calibration=masks[1], test=masks[2])
+
+
+def _by_segment(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.random.Generator) -> Split:
+    train, calibration, test = [], [], []
+    for info in infos:
+        part = np.zeros(info.length, dtype=np.int64)
+        wanted = [(1, config.calibration), (2, config.test)]
+        blocks = [label for label, share in wanted if share > 0 for _ in range(config.segments)]
+        order = rng.permutation(len(blocks))
+        edges = np.linspace(0, info.length, len(blocks) + 1).astype(int)
+        shares = dict(wanted)
+        for place, which in enumerate(order):
+            label = blocks[which]
+            size = max(1, round(shares[label] * info.length / config.segments))
+            low, high = edges[place], edges[place + 1] - size
+            # The first frame (the anchor) and the last (what success looks like) stay with training.
+            start = int(rng.integers(max(low, 1), max(min(high, info.length - 1 - size), low + 1) + 1))
+            part[start : start + size] = label
+        part[[0, -1]] = 0
+        train.append(part == 0)
+        calibration.append(part == 1)
+        test.append(part == 2)
+    return Split(train=tuple(train), calibration=tuple(calibration), test=tuple(test))
+
+
+def _ranges(mask: Bool[np.ndarray, " t"]) -> list[list[int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return [[int(start), int(end)] for start, end in edges.reshape(-1, 2)]
