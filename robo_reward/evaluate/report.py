@@ -179,7 +179,9 @@ def _metrics_json(metrics: Mapping[str, Metric]) -> list[tuple[str, dict[str, fl
 
 
 def _episode_json(episode: ReportEpisode) -> dict[str, Any]:
-    reasons = ["" if good else why or "invalid" for good, why in zip(episode.valid, episode.reasons, strict=True)]
+    reasons = [
+        "" if good else why or "invalid" for good, why in zip(episode.valid, episode.reasons, strict=True)
+    ]
     truth_stage = episode.truth_stage
     return {
         "name": episode.name,
@@ -190,13 +192,13 @@ def _episode_json(episode: ReportEpisode) -> dict[str, Any]:
         "progress": _numbers(episode.progress),
         "low": _numbers(episode.low),
         "high": _numbers(episode.high),
-        "stages": _runs([_name(episode.stage_names, index) for index in episode.stage]),
+        "stages": _runs([_name(episode.stage_names, index) for index in episode.stage.tolist()]),
         "success": _numbers(episode.success_prob),
         "invalid": _runs(reasons),
         "truth": None if episode.truth_progress is None else _numbers(episode.truth_progress),
         "truth_stages": None
         if truth_stage is None
-        else _runs([_name(episode.truth_stage_names, index) for index in truth_stage]),
+        else _runs([_name(episode.truth_stage_names, index) for index in truth_stage.tolist()]),
         "truth_success": None
         if episode.truth_success is None
         else _runs(["done" if done else "" for done in episode.truth_success]),
@@ -233,7 +235,9 @@ def _check_episode(episode: ReportEpisode) -> None:
     if count == 0:
         raise DataError(f"episode '{episode.name}' has no frames: leave it out of the report")
     if np.any(np.diff(episode.time_s) <= 0):
-        raise DataError(f"time_s of episode '{episode.name}' does not increase at every frame: sort its frames")
+        raise DataError(
+            f"time_s of episode '{episode.name}' does not increase at every frame: sort its frames"
+        )
     columns: dict[str, Sequence[object] | np.ndarray | None] = {
         "progress": episode.progress,
         "low": episode.low,

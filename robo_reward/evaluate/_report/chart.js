@@ -57,12 +57,11 @@ class EpisodeChart {
     this.bottom = this.progress.top + this.progress.height;
     this.root.append(svg("defs", {}, svg("pattern", { id: "hatch", width: 6, height: 6,
       patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
-    svg("rect", { class: "hatch-ground", width: 6, height: 6 }), svg("line", { class: "hatch-line", y2: 6 }))));
+    svg("line", { class: "hatch-line", y2: 6 }))));
     this.drawProgress();
     this.drawStages("stage", episode.stages);
     if (episode.truth_stages) this.drawStages("true stage", episode.truth_stages);
     this.drawSuccess();
-    this.drawMarks();
     this.drawAxis();
     this.drawPlayhead();
     const height = this.bottom + 34;
@@ -88,11 +87,18 @@ class EpisodeChart {
 
   span([start, stop]) {
     const left = this.at(this.edges[start]);
-    return { x: left, width: Math.max(this.at(this.edges[stop]) - left, 0.5) };
+    return { x: left, width: Math.max(this.at(this.edges[stop]) - left, 1) };
   }
 
   rowLabel(text, y) {
     this.root.append(svg("text", { class: "row", x: LEFT - 10, y, "text-anchor": "end" }, text));
+  }
+
+  /** Invalid frames are hatched in every row of the estimate: a gap must not look like a zero. */
+  hatch(y, height) {
+    for (const run of this.episode.invalid) {
+      this.root.append(svg("rect", { class: "invalid", ...this.span(run), y, height }, svg("title", {}, run[2])));
+    }
   }
 
   drawProgress() {
@@ -105,6 +111,7 @@ class EpisodeChart {
       this.root.append(svg("line", { class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: y(p), y2: y(p) }));
       this.rowLabel(p === 1 ? "progress 1" : p === 0 ? "0" : number(p, 2), y(p) + 4);
     }
+    this.hatch(y(1), this.progress.height);
     this.root.append(svg("path", { class: "band", d: bandPath(episode, (i) => this.x(i), y) }));
     if (episode.truth) this.root.append(svg("path", { class: "truth", d: this.line(episode.truth, y) }));
     this.root.append(svg("path", { class: "estimate", d: this.line(episode.progress, y) }));
@@ -114,6 +121,7 @@ class EpisodeChart {
     const top = this.bottom + (label === "stage" ? 14 : 4);
     const height = 20;
     this.rowLabel(label, top + 14);
+    if (label === "stage") this.hatch(top, height);
     for (const run of runs) {
       const span = this.span(run);
       const bar = svg("rect", { ...span, y: top, height, style: `fill:${stageColor(this.episode, run[2])}` },
@@ -136,10 +144,10 @@ class EpisodeChart {
     this.root.append(
       svg("rect", { class: "well", x: LEFT, width: this.width - LEFT - RIGHT, y: top, height }),
       svg("line", { class: "threshold", x1: LEFT, x2: this.width - RIGHT, y1: y(0.5), y2: y(0.5) }));
-    episode.success.forEach((value, i) => {
-      if (value === null) return;
-      this.root.append(svg("rect", { class: "success", ...this.span([i, i + 1]), y: y(value), height: height * value }));
-    });
+    this.hatch(top, height);
+    const bars = episode.success.map((value, i) =>
+      value === null ? "" : `M${this.at(this.edges[i]).toFixed(1)} ${y(0)}V${y(value).toFixed(1)}H${this.at(this.edges[i + 1]).toFixed(1)}V${y(0)}Z`);
+    this.root.append(svg("path", { class: "success", d: bars.join("") }));
     this.bottom = top + height;
     if (episode.truth_success) {
       this.root.append(svg("rect", { class: "well", x: LEFT, width: this.width - LEFT - RIGHT, y: this.bottom + 3, height: 5 }));
@@ -148,15 +156,6 @@ class EpisodeChart {
           svg("title", {}, "task is done (truth)")));
       }
       this.bottom += 8;
-    }
-  }
-
-  /** Invalid frames are hatched over the whole height, so that no row can be read there by mistake. */
-  drawMarks() {
-    const { top } = this.progress;
-    for (const run of this.episode.invalid) {
-      this.root.append(svg("rect", { class: "invalid", ...this.span(run), y: top, height: this.bottom - top },
-        svg("title", {}, run[2])));
     }
   }
 

@@ -38,6 +38,7 @@ function select(label, key, options) {
 function drawFilters() {
   const distinct = (key) => [...new Set(report.episodes.map((episode) => episode[key]))].sort();
   if (report.episodes.every((episode) => episode.mae === null)) state.order = "name";
+  byId("episodes").classList.toggle("single", report.episodes.length === 1);
   if (report.episodes.length > 1) {
     byId("filters").append(select("Order", "order", Object.entries(ORDERS).map(([value, [text]]) => [value, text])));
   }
@@ -118,7 +119,8 @@ function readout() {
     return el("div", { class: key }, el("dt", {}, label), player.fields[key]);
   };
   return el("dl", { class: "readout" }, field("frame", "frame"), field("time", "time"), field("progress", "progress"),
-    field("band", "90 % band"), field("truth", "truth"), field("stage", "stage"), field("success", "success"));
+    field("band", "90 % band"), current().truth ? field("truth", "truth") : null, field("stage", "stage"),
+    field("success", "success"));
 }
 
 function controls(episode) {
@@ -127,7 +129,7 @@ function controls(episode) {
   player.play = button("Play (space)", "▶", toggle);
   player.scrub = el("input", { type: "range", min: 0, max: last, value: 0, "aria-label": "Frame",
     input: (event) => seek(Number(event.target.value)) });
-  const speed = el("select", { "aria-label": "Speed", change: (event) => { state.speed = Number(event.target.value); } },
+  const speed = el("select", { "aria-label": "Speed", change: (event) => changeSpeed(Number(event.target.value)) },
     [0.25, 0.5, 1, 2, 4, 8].map((value) => el("option", { value }, `${value}×`)));
   speed.value = String(state.speed);
   return el("div", { class: "controls" }, button("Previous frame (←)", "‹", () => step(-1)), player.play,
@@ -156,12 +158,11 @@ function drawChart() {
 function show() {
   const [episode, i] = [current(), shownFrame()];
   const { fields } = player;
-  const digits = String(episode.time.length).length;
-  fields.frame.textContent = `${String(i).padStart(digits, "\u2007")} / ${episode.time.length - 1}`;
+  fields.frame.textContent = `${i} / ${episode.time.length - 1}`;
   fields.time.textContent = `${number(episode.time[i], 2)} s`;
   fields.progress.textContent = number(episode.progress[i]);
   fields.band.textContent = episode.low[i] === null ? "–" : `${number(episode.low[i], 2)} … ${number(episode.high[i], 2)}`;
-  fields.truth.textContent = number(episode.truth?.[i] ?? null);
+  if (episode.truth) fields.truth.textContent = number(episode.truth[i]);
   fields.success.textContent = percent(episode.success[i]);
   const [stage, truth, invalid] = [episode.stages, episode.truth_stages, episode.invalid].map((runs) => runAt(runs, i)?.[2] ?? null);
   fields.stage.textContent = invalid === null ? (stage ?? "–") : `invalid: ${invalid}`;
@@ -186,6 +187,11 @@ function seek(frame) {
   show();
 }
 
+function changeSpeed(speed) {
+  state.speed = speed;
+  if (state.playing) startClock();
+}
+
 function step(count) {
   pause();
   seek(state.frame + count);
@@ -193,16 +199,16 @@ function step(count) {
 
 let clock = null;
 
-/** Frames are shown at their own times, however often the screen is drawn. */
+/** Playback counts from here: frames are shown at their own times, and late ones are skipped. */
 function startClock() {
+  clearTimeout(clock?.timer);
   clock = { wall: performance.now(), time: current().time[state.frame], speed: state.speed };
+  clock.timer = setTimeout(tick);
 }
 
-function tick(now) {
-  if (!state.playing) return;
-  if (clock.speed !== state.speed) startClock();
+function tick() {
   const { time } = current();
-  const reached = clock.time + (clock.speed * (now - clock.wall)) / 1000;
+  const reached = clock.time + (clock.speed * (performance.now() - clock.wall)) / 1000;
   let frame = state.frame;
   while (frame + 1 < time.length && time[frame + 1] <= reached) frame++;
   if (frame !== state.frame) {
@@ -210,22 +216,25 @@ function tick(now) {
     show();
   }
   if (frame === time.length - 1) pause();
-  else requestAnimationFrame(tick);
+  else clock.timer = setTimeout(tick, Math.max((1000 * (time[frame + 1] - reached)) / clock.speed, 8));
 }
 
 function toggle() {
-  if (state.playing) return pause();
+  if (state.playing) {
+    pause();
+    return;
+  }
   state.playing = true;
   state.hover = null;
   if (state.frame === current().time.length - 1) state.frame = 0;
   markPlaying();
   startClock();
   show();
-  return requestAnimationFrame(tick);
 }
 
 function pause() {
   state.playing = false;
+  clearTimeout(clock?.timer);
   if (player) markPlaying();
 }
 
@@ -265,8 +274,9 @@ addEventListener("keydown", (event) => {
     toggleHelp();
     return;
   }
-  const { target } = event;
-  const taken = target instanceof HTMLSelectElement || (event.key === " " && target instanceof HTMLButtonElement);
+  const target = event.target instanceof Element ? event.target : document.body;
+  // Keys that the focused control needs itself stay with it.
+  const taken = target.closest("select, .scroll") || (event.key === " " && target.closest("button, a"));
   const action = KEYS[event.key];
   if (!action || taken || !player || byId("help").open) return;
   if (!byId("episodes").contains(target) && !playerInSight()) return;

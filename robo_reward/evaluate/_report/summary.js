@@ -14,7 +14,7 @@ const interval = (metric, { digits = 3 }) =>
 /** A value and its interval on the scale of the metric, as a small picture. */
 function intervalBar(metric, { range, target }) {
   if (!range || metric.value === null) return null;
-  const width = 120;
+  const width = 110;
   const x = (value) => 5 + ((width - 10) * (value - range[0])) / (range[1] - range[0]);
   const bar = svg("svg", { class: "interval", width, height: 18, "aria-hidden": "true" });
   bar.append(svg("line", { class: "scale", x1: x(range[0]), x2: x(range[1]), y1: 9, y2: 9 }));
@@ -24,10 +24,9 @@ function intervalBar(metric, { range, target }) {
   if (target) bar.append(svg("line", { class: "target", x1: x(target), x2: x(target), y1: 3, y2: 15 }));
   if (metric.low !== null && metric.high !== null) {
     const left = Math.max(x(metric.low), 5);
-    bar.append(svg("rect", { class: "span", x: left, y: 6.5, rx: 2.5, height: 5,
-      width: Math.max(x(metric.high) - left, 1) }));
+    bar.append(svg("rect", { class: "span", x: left, y: 5, height: 8, width: Math.max(x(metric.high) - left, 1) }));
   }
-  bar.append(svg("circle", { class: "value", cx: x(metric.value), cy: 9, r: 3.5 }));
+  bar.append(svg("line", { class: "value", x1: x(metric.value), x2: x(metric.value), y1: 3, y2: 15 }));
   return bar;
 }
 
@@ -95,8 +94,8 @@ function groupRow(group, metrics, names, whole) {
 }
 
 function calibrationPlot({ nominal, empirical }) {
-  const [size, left, bottom, top] = [300, 40, 34, 8];
-  const x = (p) => left + (size - left - top) * p;
+  const [size, left, bottom, top, right] = [300, 40, 34, 8, 18];
+  const x = (p) => left + (size - left - right) * p;
   const y = (p) => size - bottom - (size - bottom - top) * p;
   const points = nominal.map((p, i) => (empirical[i] === null ? null : [x(p), y(empirical[i])]));
   const known = points.filter((point) => point !== null);

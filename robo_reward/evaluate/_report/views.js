@@ -58,6 +58,7 @@ class Views {
     if (image === null) return canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
     if (canvas.width !== image.naturalWidth) canvas.width = image.naturalWidth;
     if (canvas.height !== image.naturalHeight) canvas.height = image.naturalHeight;
+    canvas.parentNode.style.setProperty("--aspect", canvas.width / canvas.height);
     return canvas.getContext("2d").drawImage(image, 0, 0);
   }
 }
