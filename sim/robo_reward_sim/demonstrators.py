@@ -132,10 +132,14 @@ def near_miss_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     back = np.append(rng.uniform(0.1, 0.5), rng.uniform(-0.4, 0.4, 2)) if how == "retreat" else np.zeros(3)
     budget = int(rng.integers(12, 22)) if how == "aside" else int(rng.integers(8, 18))
     stalled: int | None = None
+    before = 0.0
 
     def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
-        nonlocal stalled
-        reached = moment.truth.progress >= (0.6 if how == "aside" else stop_at)
+        nonlocal stalled, before
+        # The hand still moves after the last command: stop where the next decision would arrive.
+        expected = 2.0 * moment.truth.progress - before
+        before = moment.truth.progress
+        reached = expected >= (0.6 if how == "aside" else stop_at)
         if stalled is None and reached:
             stalled = 0
         if stalled is None:
@@ -249,8 +253,8 @@ def _paced(
 
 
 def _sideways(rng: np.random.Generator) -> Float64[np.ndarray, " 3"]:
-    """A few centimeters across the hole's axis: enough to strike the block beside the hole."""
-    across, up = rng.choice((-1.0, 1.0)) * rng.uniform(0.045, 0.06), rng.uniform(-0.01, 0.04)
+    """A few centimeters to one side: enough to strike the block beside the hole, or to miss a spot."""
+    across, up = rng.choice((-1.0, 1.0)) * rng.uniform(0.06, 0.08), rng.uniform(-0.01, 0.04)
     return np.array((0.0, across, up))
 
 

@@ -171,6 +171,7 @@ def cluster_vertices(
 
 
 _SHOWN_GROUP = 5
+_SHOWN_RADIUS_M = 0.02  # markers as the model has them are a pixel or two in a small image
 _BIG_MESH_FACES = 400
 _open_renderers: weakref.WeakSet[SceneRenderer] = weakref.WeakSet()
 
@@ -193,6 +194,7 @@ def _render_copy(model: Any, cell_m: float, image_size: tuple[int, int], show_si
     light.mat_reflectance[:] = 0
     for name in show_sites:
         light.site_group[light.site(name).id] = _SHOWN_GROUP
+        light.site_size[light.site(name).id] = _SHOWN_RADIUS_M
     for mesh in range(light.nmesh):
         if light.mesh_facenum[mesh] > _BIG_MESH_FACES:
             _simplify_mesh(light, mesh, cell_m)

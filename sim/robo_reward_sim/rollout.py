@@ -82,7 +82,7 @@ def demonstrate(
     *,
     uid: str = "",
     max_steps: int | None = None,
-    attempts: int = 6,
+    attempts: int = 10,
 ) -> Episode:
     """Episode `index` of a series, by the demonstrator `kind`. Depends on nothing but the arguments.
 

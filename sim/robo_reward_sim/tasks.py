@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from robo_reward_sim.experts import Expert, PegExpert
-from robo_reward_sim.oracles import PegOracle, StageOracle
+import numpy as np
+
+from robo_reward_sim.experts import Expert, MetaWorldExpert, PegExpert
+from robo_reward_sim.oracles import ContactOracle, PegOracle, StageOracle
 
 __all__ = ["TASKS", "SimTask"]
 
@@ -38,6 +42,16 @@ class SimTask:
     show_sites: tuple[str, ...] = ()
 
 
+def _apart(sim: Any, done: float) -> float:
+    """Distance of the object from its goal, less the radius within which the simulator calls it done."""
+    return float(np.linalg.norm(sim._get_pos_objects() - sim._target_pos)) - done
+
+
+def _along(sim: Any, axis: int, done: float) -> float:
+    """The same along one axis of the world."""
+    return abs(float(sim._get_pos_objects()[axis] - sim._target_pos[axis])) - done
+
+
 _ROWS = (
     SimTask(
         name="peg-insert-side",
@@ -52,6 +66,64 @@ _ROWS = (
         stage_names=("reach", "grasp", "align", "insert"),
         oracle=PegOracle,
         expert=PegExpert,
+    ),
+    SimTask(
+        name="button-press",
+        env_id="robo_reward/ButtonPress-v0",
+        metaworld="button-press-v3",
+        instruction="press the red button on the box",
+        paraphrases=("push the button in", "move the gripper to the button and press it"),
+        stage_names=("reach", "press"),
+        oracle=partial(
+            ContactOracle, (0.0, -0.05, -0.11), (1.5, 1.0, 1.5), partial(_along, axis=1, done=0.02)
+        ),
+        expert=partial(MetaWorldExpert, "button-press-v3"),
+    ),
+    SimTask(
+        name="drawer-open",
+        env_id="robo_reward/DrawerOpen-v0",
+        metaworld="drawer-open-v3",
+        instruction="open the drawer",
+        paraphrases=("pull the drawer open by its handle", "grab the handle and pull the drawer out"),
+        stage_names=("reach", "pull"),
+        oracle=partial(ContactOracle, (0.0, 0.0, -0.05), (2.0, 2.0, 1.0), partial(_apart, done=0.03)),
+        expert=partial(MetaWorldExpert, "drawer-open-v3"),
+    ),
+    SimTask(
+        name="door-open",
+        env_id="robo_reward/DoorOpen-v0",
+        metaworld="door-open-v3",
+        instruction="open the door of the safe",
+        paraphrases=("pull the door open", "hook the handle and swing the door open"),
+        stage_names=("reach", "open"),
+        oracle=partial(
+            ContactOracle, (0.0, 0.03, -0.05), (1.0, 1.0, 1.0), partial(_along, axis=0, done=0.08)
+        ),
+        expert=partial(MetaWorldExpert, "door-open-v3"),
+    ),
+    SimTask(
+        name="push",
+        env_id="robo_reward/Push-v0",
+        metaworld="push-v3",
+        instruction="push the red puck to the marked spot",
+        paraphrases=("move the puck onto the mark", "slide the puck along the table to the goal"),
+        stage_names=("reach", "push"),
+        oracle=partial(ContactOracle, (0.0, 0.0, -0.015), (2.0, 2.0, 1.0), partial(_apart, done=0.05)),
+        expert=partial(MetaWorldExpert, "push-v3"),
+        show_sites=("goal",),
+    ),
+    SimTask(
+        name="pick-place",
+        env_id="robo_reward/PickPlace-v0",
+        metaworld="pick-place-v3",
+        instruction="pick up the puck and bring it to the marked point",
+        paraphrases=("lift the puck to the goal", "grasp the puck and hold it at the mark in the air"),
+        stage_names=("reach", "grasp", "carry"),
+        oracle=partial(
+            ContactOracle, (0.0, 0.0, -0.015), (2.0, 2.0, 1.0), partial(_apart, done=0.07), grasps=True
+        ),
+        expert=partial(MetaWorldExpert, "pick-place-v3"),
+        show_sites=("goal",),
     ),
 )
 
