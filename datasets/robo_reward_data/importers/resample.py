@@ -48,7 +48,7 @@ def move_boundaries(
     for stage, name in enumerate(names):
         if moved[stage] == moved[stage + 1]:
             raise DataError(
-                f"{who}: no frame of stage '{name}' (frames {boundaries[stage]}..{boundaries[stage + 1]}) is left "
-                "at this frame rate: import with a larger fps"
+                f"{who}: no frame of stage '{name}' (frames {boundaries[stage]}..{boundaries[stage + 1]}) "
+                "is left at this frame rate: import with a larger fps"
             )
     return moved

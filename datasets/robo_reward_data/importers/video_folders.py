@@ -1,8 +1,9 @@
 """Video folders: `<task>/<episode>/{camera}.mp4` and the labels beside them.
 
-The labels are `<task>/<episode>/annotated_keyframes.json` and `<task>/task_instruction.json`. Keyframes are a list of stages `{"annotation": name, "start_frame_id": a, "end_frame_id": b}`, in order, each
-starting where the one before ends (b exclusive; the spelling "anotation" is in use too). The instruction is
-the first of a list of wordings, the others say the same. A folder without keyframes has no known stages.
+The labels are `<task>/<episode>/annotated_keyframes.json` and `<task>/task_instruction.json`. Keyframes are a
+list of stages `{"annotation": name, "start_frame_id": a, "end_frame_id": b}`, in order, each starting where
+the one before ends (b exclusive; the spelling "anotation" is in use too); without them, stages are unknown.
+The instruction is the first of a list of wordings, the others say the same.
 """
 
 from __future__ import annotations

@@ -1,0 +1,339 @@
+"""LeRobot datasets of format v3, read from their files: Parquet tables, and videos or images in them.
+
+`observation.state` becomes proprioception, `action` actions, the task the instruction, `next.success` (or
+`success`) the outcome. That flag says what a frame's action led to; it is stored at the frame itself, one
+frame early. Stages come from subtask annotations in the form of SARM (arXiv 2509.25358): list columns
+`<kind>_subtask_{names,start_frames,end_frames}` of the episodes table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int64, UInt8
+
+from robo_reward.errors import DataError
+from robo_reward.schema import EpisodeInfo, Outcome
+from robo_reward_data._files import read_json
+from robo_reward_data.importers.base import FrameStream, Options, Prepared
+from robo_reward_data.importers.resample import move_boundaries, select_frames
+from robo_reward_data.importers.video import Video, open_video, read_frames
+
+__all__ = ["LeRobot"]
+
+
+class LeRobot:
+    """The importer: the root folder of a dataset.
+
+    Args:
+        annotation: Which subtasks are the stages: "sparse" (few) or "dense" (many).
+    """
+
+    def __init__(self, annotation: str = "sparse") -> None:
+        self._annotation = annotation
+
+    def recordings(self, path: Path) -> Sequence[LeRobotEpisode]:
+        """Every episode of the dataset, in its order.
+
+        Raises:
+            DataError: no dataset of format v3, or one without cameras or episodes.
+        """
+        dataset = _open_dataset(path.resolve())
+        return [LeRobotEpisode(dataset, row, self._annotation) for row in dataset.episodes]
+
+
+@dataclass
+class _Dataset:
+    """A dataset's metadata; `cameras` maps our names to its feature keys."""
+
+    root: Path
+    info: Mapping[str, Any]
+    tasks: Mapping[int, str]
+    episodes: Sequence[Mapping[str, Any]]
+    cameras: Mapping[str, str]
+    # The last table and the videos that were opened: episodes that share a file follow each other.
+    _tables: dict[Path, pa.Table] = field(default_factory=dict[Path, pa.Table])
+    _videos: dict[Path, Video] = field(default_factory=dict[Path, Video])
+
+    def table(self, row: Mapping[str, Any]) -> pa.Table:
+        """The data of one episode, frame by frame."""
+        path = self.root / str(self.info["data_path"]).format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
+        if path not in self._tables:
+            self._tables.clear()
+            self._tables[path] = _read_table(path)
+        whole = self._tables[path]
+        table = whole.filter(pc.equal(whole["episode_index"], row["episode_index"]))  # pyright: ignore
+        if table.num_rows != row["length"]:
+            raise DataError(
+                f"{path}: episode {row['episode_index']} has {table.num_rows} rows, "
+                f"{self.root / 'meta/episodes'} says {row['length']}"
+            )
+        return table
+
+    def video(self, row: Mapping[str, Any], key: str) -> Video:
+        """The video file that has one camera of an episode, among others."""
+        path = self.root / str(self.info["video_path"]).format(
+            video_key=key,
+            chunk_index=row[f"videos/{key}/chunk_index"],
+            file_index=row[f"videos/{key}/file_index"],
+        )
+        if path not in self._videos:
+            if not path.exists():
+                raise DataError(f"camera '{key}' is missing: no file {path}")
+            if len(self._videos) > len(self.cameras):
+                self._videos.clear()
+            self._videos[path] = open_video(path)
+        return self._videos[path]
+
+
+@dataclass
+class LeRobotEpisode:
+    """One episode of a dataset."""
+
+    dataset: _Dataset
+    row: Mapping[str, Any]
+    annotation: str
+
+    @property
+    def name(self) -> str:
+        """`<dataset>-episode_000012`."""
+        return f"{self.dataset.root.name}-episode_{self.row['episode_index']:06d}"
+
+    @property
+    def place(self) -> str:
+        """The dataset and the number of the episode."""
+        return f"episode {self.row['episode_index']} of {self.dataset.root}"
+
+    @property
+    def cost(self) -> float:
+        """Number of frames."""
+        return float(self.row["length"])
+
+    def uid(self) -> str:
+        """SHA-256 of the numbers and the encoded images, whatever file they lie in."""
+        return self._uid
+
+    @cached_property
+    def _uid(self) -> str:
+        table = self.dataset.table(self.row)
+        digest = hashlib.sha256()
+        for column in ("timestamp", "observation.state", "action"):
+            if column in table.column_names:
+                digest.update(_matrix(table, column).tobytes())
+        for key in self.dataset.cameras.values():
+            if self._is_video(key):
+                video = self.dataset.video(self.row, key)
+                _hash_packets(video, self._frames_in(video, key, table), digest)
+            else:
+                for image in table[key].to_pylist():
+                    digest.update(image["bytes"] or b"")
+        return digest.hexdigest()
+
+    def labels(self) -> str:
+        """SHA-256 of the task and the annotation."""
+        said = [self.row["tasks"], self._annotation_columns()]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def prepare(self, options: Options) -> Prepared:
+        """Read everything but the pixels.
+
+        Raises:
+            DataError: naming the file, the camera and the frame.
+        """
+        table = self.dataset.table(self.row)
+        stamp_ns = np.round(_matrix(table, "timestamp")[:, 0].astype(np.float64) * 1e9).astype(np.int64)
+        kept = select_frames(stamp_ns, options.fps)
+        names, boundaries = self._stages(len(stamp_ns))
+        if boundaries is not None:
+            boundaries = move_boundaries(boundaries, kept, names, self.place)
+        success = _success(table)
+        streams, sizes = self._streams(options.cameras or tuple(self.dataset.cameras), table, kept)
+        info = EpisodeInfo(
+            name=self.name,
+            uid=self.uid(),
+            cameras=tuple(streams),
+            image_sizes=sizes,
+            stamp_ns=stamp_ns[kept],
+            instruction=self.dataset.tasks[table["task_index"][0].as_py()],
+            stage_names=names,
+            boundaries=boundaries,
+            success=None if success is None else success[kept],
+            outcome=_outcome(success, boundaries is not None),
+            source={
+                "importer": "lerobot",
+                "path": str(self.dataset.root),
+                "episode_index": self.row["episode_index"],
+                "frames": len(stamp_ns),
+                "tasks": self.row["tasks"],
+            },
+        )
+        proprio, actions = (
+            _matrix(table, column)[kept].astype(np.float32) if column in table.column_names else None
+            for column in ("observation.state", "action")
+        )
+        return Prepared(info, streams, proprio, actions)
+
+    def _is_video(self, key: str) -> bool:
+        return self.dataset.info["features"][key]["dtype"] == "video"
+
+    def _streams(
+        self, cameras: Sequence[str], table: pa.Table, kept: Int64[np.ndarray, " n"]
+    ) -> tuple[dict[str, FrameStream], dict[str, tuple[int, int]]]:
+        streams: dict[str, FrameStream] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        for camera in cameras:
+            key = self.dataset.cameras.get(camera)
+            if key is None:
+                raise DataError(
+                    f"camera '{camera}' is missing in {self.dataset.root}: "
+                    f"choose from {', '.join(self.dataset.cameras)}"
+                )
+            if self._is_video(key):
+                video = self.dataset.video(self.row, key)
+                places = self._frames_in(video, key, table)
+                streams[camera] = partial(read_frames, video, places[kept])
+                sizes[camera] = (video.height, video.width)
+            else:
+                where = f"{self.place}, camera '{camera}'"
+                streams[camera] = partial(_read_images, table[key], kept, where)
+                sizes[camera] = next(_read_images(table[key], kept[:1], where)).shape[:2]
+        return streams, sizes
+
+    def _frames_in(self, video: Video, key: str, table: pa.Table) -> Int64[np.ndarray, " t"]:
+        """Where the episode's frames are in a video file, by their time stamps."""
+        begin = float(self.row[f"videos/{key}/from_timestamp"])
+        times = begin + _matrix(table, "timestamp")[:, 0].astype(np.float64)
+        shown = video.pts * float(video.time_base)
+        after = np.searchsorted(shown, times).clip(1, max(1, video.length - 1))
+        before = after - 1
+        after = after.clip(max=video.length - 1)
+        nearest = np.where(times - shown[before] <= shown[after] - times, before, after)
+        off = np.abs(shown[nearest] - times)
+        worst = int(np.argmax(off))
+        if off[worst] > 0.5 / float(self.dataset.info["fps"]):
+            raise DataError(
+                f"{video.path}: no frame near {times[worst]:.3f} s, where {self.place} has its frame {worst}"
+            )
+        return nearest.astype(np.int64)
+
+    def _annotation_columns(self) -> list[Any]:
+        prefix = f"{self.annotation}_subtask"
+        return [self.row.get(f"{prefix}_{column}") for column in ("names", "start_frames", "end_frames")]
+
+    def _stages(self, length: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"] | None]:
+        """The stages where the annotation bounds them one after the other, else none."""
+        names, starts, ends = self._annotation_columns()
+        if not names or starts is None or ends is None or not len(names) == len(starts) == len(ends):
+            return (), None
+        steps = {start - end for start, end in zip(starts[1:], ends[:-1], strict=True)}
+        # Spans that share their ends come from times; spans a frame apart count their last frame in.
+        if steps == {1}:
+            ends = [*ends[:-1], ends[-1] + 1]
+        elif steps - {0}:
+            return (), None
+        boundaries = np.array([*starts, min(ends[-1], length)], np.int64)
+        if boundaries[0] < 0 or (np.diff(boundaries) <= 0).any():
+            return (), None
+        return tuple(names), boundaries
+
+
+def _open_dataset(root: Path) -> _Dataset:
+    if not (root / "meta/info.json").exists():
+        raise DataError(f"{root} is not a LeRobot dataset: it has no meta/info.json")
+    info = cast("dict[str, Any]", read_json(root / "meta/info.json", "LeRobot dataset"))
+    version = str(info.get("codebase_version"))
+    if not version.startswith("v3"):
+        raise DataError(
+            f"{root} has LeRobot format {version}, this reads v3: convert it with "
+            "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+        )
+    keys = [key for key, kind in info["features"].items() if kind["dtype"] in ("video", "image")]
+    depth = [key for key in keys if (info["features"][key].get("info") or {}).get("is_depth_map")]
+    cameras = {
+        key.removeprefix("observation.").removeprefix("images."): key for key in keys if key not in depth
+    }
+    if not cameras:
+        raise DataError(f"{root} has no camera: none of its features is a video or an image")
+    columns = [_read_table(path) for path in sorted((root / "meta/episodes").glob("*/*.parquet"))]
+    rows = [row for table in columns for row in _without_statistics(table).to_pylist()]
+    if not rows:
+        raise DataError(f"no episodes found in {root}: meta/episodes is empty")
+    table = _read_table(root / "meta/tasks.parquet")
+    # Written by pandas, the task is the index of the table and may go by another name.
+    (text,) = (name for name in table.column_names if name != "task_index")
+    tasks = dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+    return _Dataset(root, info, tasks, sorted(rows, key=lambda row: row["episode_index"]), cameras)
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        # Not the folder: names like chunk-000 are no partitions.
+        return pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _without_statistics(table: pa.Table) -> pa.Table:
+    return table.select([name for name in table.column_names if not name.startswith("stats/")])
+
+
+def _matrix(table: pa.Table, column: str) -> Any:
+    """A column of numbers or of lists of numbers as [t, n]."""
+    values = np.array(table[column].to_pylist())
+    if values.dtype == object:
+        raise DataError(f"column '{column}' has rows of different length or missing values")
+    return values.reshape(len(values), -1)
+
+
+def _success(table: pa.Table) -> Bool[np.ndarray, " t"] | None:
+    for column in ("next.success", "success"):
+        if column in table.column_names:
+            return _matrix(table, column)[:, 0].astype(np.bool_)
+    return None
+
+
+def _outcome(success: Bool[np.ndarray, " t"] | None, has_stages: bool) -> Outcome:
+    if success is not None:
+        return Outcome.SUCCESS if success.any() else Outcome.FAILURE
+    # Like keyframes, subtasks are annotated on demonstrations that reach the end.
+    return Outcome.SUCCESS if has_stages else Outcome.UNKNOWN
+
+
+def _read_images(
+    column: pa.ChunkedArray, kept: Int64[np.ndarray, " n"], where: str
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    for index in kept.tolist():
+        encoded = column[index].as_py()["bytes"]
+        image = cv2.imdecode(np.frombuffer(encoded or b"\0", np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DataError(f"{where}: the image of frame {index} cannot be decoded")
+        yield cast("UInt8[np.ndarray, 'h w 3']", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def _hash_packets(video: Video, places: Int64[np.ndarray, " t"], digest: Any) -> None:
+    """Add the encoded frames at `places` to `digest`."""
+    wanted = set(video.pts[places].tolist())
+    last = max(wanted)
+    with av.open(str(video.path)) as container:
+        stream = container.streams.video[0]
+        container.seek(int(min(wanted)), stream=stream)
+        for packet in container.demux(stream):
+            if packet.pts in wanted:
+                digest.update(bytes(packet))
+            # Packets come in decoding order, which runs ahead of presentation by a few frames.
+            if packet.dts is not None and packet.dts > last:
+                return
