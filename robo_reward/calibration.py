@@ -87,7 +87,7 @@ def fit_quantiles(
     ratio = np.abs(residual) / std
     count = len(ratio)
     levels = np.minimum(np.ceil((count + 1) * LEVELS) / count, 1.0)
-    quantiles = np.quantile(ratio, levels, method="higher")
+    quantiles = np.quantile(ratio, levels, method="inverted_cdf")
     return tuple(float(q) for q in quantiles), float(np.sqrt(np.mean(ratio**2)))
 
 
@@ -121,6 +121,8 @@ def fit_detector(
     false success ends an episode and teaches a policy the wrong thing, or a success that is never declared.
     Ties go to the middle of the best thresholds, and to the shortest debounce.
     """
+    if not episodes:
+        return SuccessDetector()
     best: tuple[int, int, list[float]] | None = None
     for debounce in (1, 2, 3):
         for threshold in np.round(np.arange(0.3, 0.96, 0.05), 2):
@@ -129,8 +131,7 @@ def fit_detector(
                 best = (cost, debounce, [float(threshold)])
             elif cost == best[0] and debounce == best[1]:
                 best[2].append(float(threshold))
-    if best is None:
-        return SuccessDetector()
+    assert best is not None
     return SuccessDetector(threshold=float(np.median(best[2])), debounce=best[1])
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ __all__ = [
     "Timeline",
     "TimelineTransform",
     "Track",
+    "compose_timeline",
     "sample_timeline",
 ]
 
@@ -83,6 +84,7 @@ class Timeline:
     off_task: bool = False
 
 
+@runtime_checkable
 class TimelineTransform(Protocol):
     """Rearranges frame references. `tracks[e]` describes episode `e`."""
 
@@ -269,6 +271,7 @@ class Pixels:
     frame_mask: Bool[np.ndarray, "v n"]
 
 
+@runtime_checkable
 class PixelTransform(Protocol):
     """Changes how a window looks; its labels stay."""
 
@@ -394,7 +397,9 @@ class ColorJitter:
         linear = saturation * np.eye(3) + (1.0 - saturation) * gray
         linear = np.diag(1.0 + rng.uniform(-self.balance, self.balance, 3)) @ linear
         linear = (1.0 + rng.uniform(-self.contrast, self.contrast)) * linear
-        offset = 128.0 * (1.0 - linear.sum(axis=1)) + 255.0 * rng.uniform(-self.brightness, self.brightness) / 2
+        offset = (
+            128.0 * (1.0 - linear.sum(axis=1)) + 255.0 * rng.uniform(-self.brightness, self.brightness) / 2
+        )
         return np.concatenate([linear, offset[:, None]], axis=1).astype(np.float32)
 
 

@@ -66,7 +66,9 @@ def band(
 ) -> tuple[Float32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
     """(low, high) of the calibrated band at a coverage level, within [0, 1]."""
     half = calibration.quantile(level) * raw_std
-    return np.clip(progress - half, 0, 1).astype(np.float32), np.clip(progress + half, 0, 1).astype(np.float32)
+    return np.clip(progress - half, 0, 1).astype(np.float32), np.clip(progress + half, 0, 1).astype(
+        np.float32
+    )
 
 
 def estimates(
@@ -87,7 +89,9 @@ def estimates(
     probs, taus = _numpy(stage_probs), _numpy(stage_tau)
     progress = np.clip(_numpy(mean), 0.0, 1.0)
     raw_std = np.sqrt(_numpy(spread) ** 2 + STD_FLOOR**2).astype(np.float32)
-    finite = np.isfinite(progress) & np.isfinite(raw_std) & np.isfinite(logit) & np.isfinite(probs).all(axis=-1)
+    finite = (
+        np.isfinite(progress) & np.isfinite(raw_std) & np.isfinite(logit) & np.isfinite(probs).all(axis=-1)
+    )
     why = tuple(
         reason or ("" if good else "the network's output is not finite")
         for reason, good in zip(reasons, finite, strict=True)

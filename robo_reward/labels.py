@@ -117,7 +117,9 @@ def duration_stage_weights(
     """
     shares = [np.diff(b) / (b[-1] - b[0]) for b in boundaries]
     if not shares:
-        raise DataError("stage_weights=duration needs episodes with stage boundaries; use stage_weights=equal")
+        raise DataError(
+            "stage_weights=duration needs episodes with stage boundaries; use stage_weights=equal"
+        )
     counts = sorted({len(share) for share in shares})
     if len(counts) > 1:
         raise DataError(f"demonstrations have different numbers of stages: {counts}")
@@ -142,9 +144,7 @@ def stage_of_progress(
     return stage.astype(np.int64), tau.astype(np.float32)
 
 
-def hop(
-    start: Float[np.ndarray, "*shape"], end: Float[np.ndarray, "*shape"]
-) -> Float[np.ndarray, "*shape"]:
+def hop(start: Float[np.ndarray, "*shape"], end: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Relative progress from `start` to `end` (both progress in [0, 1]), in [-1, 1]; 0 where they are equal."""
     change = end - start
     room = np.where(change >= 0, 1.0 - start, start)

@@ -23,9 +23,7 @@ from robo_reward.schema import EpisodeReader
 __all__ = ["EncodedEpisode", "encode_episode", "estimate_episode", "resize_frames", "resolve_task"]
 
 
-def resize_frames(
-    rgb: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "n h2 w2 3"]:
+def resize_frames(rgb: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "n h2 w2 3"]:
     """Frames at (h, w) = `size`; area interpolation, as everywhere in this package."""
     if rgb.shape[1:3] == tuple(size):
         return rgb
@@ -113,12 +111,17 @@ def estimate_episode(
     prediction_ = model(state[None], context, encoded.time_s[None, : len(index)], live[None], proprio)
     task = context.task.expand(len(index))
     reasons = ["" if alive else "no camera" for alive in live.tolist()]
-    flat = type(prediction_)(*(x[0] for x in (prediction_.stage_logits, prediction_.tau_logits, prediction_.success_logit)))
+    flat = type(prediction_)(
+        *(x[0] for x in (prediction_.stage_logits, prediction_.tau_logits, prediction_.success_logit))
+    )
     return estimates(model, flat, task, calibration, reasons)
 
 
 def episode_context(
-    model: ProgressModel, first: Float[Tensor, "b d"], instruction: str, goal: Float[Tensor, "b d"] | None = None
+    model: ProgressModel,
+    first: Float[Tensor, "b d"],
+    instruction: str,
+    goal: Float[Tensor, "b d"] | None = None,
 ) -> Context:
     """The context of b episodes of one task that start in these states."""
     streams = len(first)

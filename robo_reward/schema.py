@@ -142,9 +142,7 @@ class EpisodeReader(Protocol):
         """Metadata, without touching any image."""
         ...
 
-    def read_frames(
-        self, camera: str, indices: Int64[np.ndarray, " n"]
-    ) -> UInt8[np.ndarray, "n h w 3"]:
+    def read_frames(self, camera: str, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
         """The frames of one camera at any indices in 0..t-1, in the order given (repeats allowed)."""
         ...
 

@@ -105,7 +105,10 @@ class BatchStream:
         state, share = self._encode(views)
         self._begin(live, state, stamps_ns)
         seconds = torch.tensor(
-            [(t - s) * 1e-9 if s is not None else 0.0 for t, s in zip(stamps_ns, self._start_ns, strict=True)],
+            [
+                (t - s) * 1e-9 if s is not None else 0.0
+                for t, s in zip(stamps_ns, self._start_ns, strict=True)
+            ],
             dtype=torch.float64,
             device=self._device,
         )
@@ -124,7 +127,9 @@ class BatchStream:
             for name, item in given.items():
                 rgb = item.rgb if isinstance(item, Frame) else np.asarray(item)
                 if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
-                    problems.append(f"camera '{name}' gave {rgb.dtype}{list(rgb.shape)}, needs uint8[h, w, 3]")
+                    problems.append(
+                        f"camera '{name}' gave {rgb.dtype}{list(rgb.shape)}, needs uint8[h, w, 3]"
+                    )
                     continue
                 views[name] = resize_frames(rgb[None], self._model.config.image_size)[0]
             reasons.append("; ".join(problems) if problems else "" if views else "no camera frame")
@@ -168,7 +173,9 @@ class BatchStream:
         size = self._model.config.proprio_dim
         if not size or proprio is None:
             return None
-        rows = [np.full(size, np.nan, np.float32) if p is None else np.asarray(p, np.float32) for p in proprio]
+        rows = [
+            np.full(size, np.nan, np.float32) if p is None else np.asarray(p, np.float32) for p in proprio
+        ]
         if wrong := next((row.shape for row in rows if row.shape != (size,)), None):
             raise ConfigError(f"proprioception has shape {wrong}, the model was trained on ({size},)")
         return torch.from_numpy(np.stack(rows))[:, None].to(self._device)

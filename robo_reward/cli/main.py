@@ -73,7 +73,8 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
     try:
         blank = OmegaConf.structured(schema)
         _unseal(blank)
-        return function, _freeze(OmegaConf.to_object(OmegaConf.merge(blank, composed)))
+        plain = OmegaConf.to_container(OmegaConf.merge(blank, composed), resolve=True)
+        return function, _build(schema, plain)
     except OmegaConfBaseException as error:
         raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
 
@@ -89,13 +90,14 @@ def _unseal(node: Any) -> None:
             _unseal(child)
 
 
-def _freeze(value: Any) -> Any:
-    """Lists in dataclass fields become the tuples that the fields are declared as."""
-    if isinstance(value, list):
-        return tuple(_freeze(item) for item in typing.cast("list[Any]", value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {field.name: _freeze(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **changes)
+def _build(schema: Any, value: Any) -> Any:
+    """A dataclass from plain containers, which OmegaConf has type-checked; lists become declared tuples."""
+    if dataclasses.is_dataclass(schema):
+        hints = typing.get_type_hints(schema)
+        return typing.cast("Any", schema)(**{key: _build(hints[key], item) for key, item in value.items()})
+    options = typing.get_args(schema) or (schema,)
+    if isinstance(value, list) and tuple in (typing.get_origin(schema), *map(typing.get_origin, options)):
+        return tuple(typing.cast("list[Any]", value))
     return value
 
 

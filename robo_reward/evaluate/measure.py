@@ -22,6 +22,7 @@ __all__ = ["calibration_curve", "measure", "measure_by_kind", "measure_condition
 
 _STILL_FRAMES = 4
 _STILL_CHANGE = 2e-3
+_FALL = 0.05
 # Fixed before any model was judged: what progress at the end of an episode says about its outcome.
 _DONE, _PARTIAL = 0.95, 0.5
 
@@ -29,7 +30,7 @@ _DONE, _PARTIAL = 0.95, 0.5
 def measure(results: Sequence[EpisodeResult], detector: SuccessDetector, seed: int = 0) -> dict[str, m.Metric]:
     """Every accuracy metric by its name in `metrics.json`."""
     rng = np.random.default_rng(seed)
-    successes = [r for r in results if r.info.outcome is Outcome.SUCCESS]
+    successes = [r for r in results if r.info.outcome is Outcome.SUCCESS and _never_back(r)]
     found = {
         "progress_mae": _frame_mean(results, _errors, rng),
         "voc_pos": _episode_mean(successes, lambda r: _voc(r.forward, r.unseen), rng, _voc_frames),
@@ -149,6 +150,14 @@ def _covered(r: EpisodeResult) -> Float64[np.ndarray, " t"]:
     inside = (r.forward.low <= r.truth.progress) & (r.truth.progress <= r.forward.high)
     known = np.isfinite(r.truth.progress) & r.forward.valid
     return np.where(known, inside, np.nan).astype(np.float64)
+
+
+def _never_back(r: EpisodeResult) -> bool:
+    """True progress does not fall. Where it does, order in time is the wrong order: retry_voc judges those."""
+    if r.truth.progress is None:
+        return True
+    known = r.truth.progress[np.isfinite(r.truth.progress)]
+    return bool((np.maximum.accumulate(known) - known).max(initial=0.0) < _FALL)
 
 
 def _voc(found: Estimates, unseen: Bool[np.ndarray, " t"]) -> float:

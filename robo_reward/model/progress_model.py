@@ -90,7 +90,10 @@ class ProgressModel(nn.Module):
         self.no_first = nn.Parameter(torch.zeros(width))
         self.no_goal = nn.Parameter(torch.zeros(width))
         self.join = nn.Sequential(
-            nn.Linear(4 * width, 2 * width), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width)
+            nn.Linear(4 * width, 2 * width),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(2 * width, width),
         )
         self.proprio = nn.Linear(config.proprio_dim + 1, width) if config.proprio_dim else None
         self.trunk = CausalTrunk(
@@ -168,7 +171,9 @@ class ProgressModel(nn.Module):
 
         Proprioception with NaN in it counts as missing.
         """
-        first = torch.where(context.first_mask[:, None], context.first, self.no_first)[:, None].expand_as(state)
+        first = torch.where(context.first_mask[:, None], context.first, self.no_first)[:, None].expand_as(
+            state
+        )
         goal = torch.where(context.goal_mask[:, None], context.goal, self.no_goal)[:, None].expand_as(state)
         text = context.text[:, None].expand_as(state)
         x = state + self.join(torch.cat([state, first, goal, text], dim=-1))

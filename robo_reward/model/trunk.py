@@ -92,7 +92,9 @@ class CausalTrunk(nn.Module):
         """
         slot = cache.position
         cache.time_s[:, slot] = time_s
-        cache.filled[:, slot] = True  # each moment sees itself, or a stream without a past would have none to see
+        cache.filled[:, slot] = (
+            True  # each moment sees itself, or a stream without a past would have none to see
+        )
         phase = self._phase(cache.time_s - time_s[:, None])
         here = torch.zeros_like(phase[:, :1])
         for index, layer in enumerate(self.layers):

@@ -69,7 +69,7 @@ class TrainConfig:
     minutes: float | None = 10.0
     steps: int | None = None
     seed: int = 0
-    model: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
     reader: dict[str, Any] = field(default_factory=dict)
     timeline: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)

@@ -203,7 +203,9 @@ class WindowSampler:
         views = len(self.model.cameras)
         rgb = np.zeros((views, count + 2, height, width, 3), dtype=np.uint8)
         mask = np.zeros((views, count + 2), dtype=np.bool_)
-        references = list(zip(line.episode.tolist(), line.frame.tolist(), range(len(line.frame)), strict=True))
+        references = list(
+            zip(line.episode.tolist(), line.frame.tolist(), range(len(line.frame)), strict=True)
+        )
         references += [(*line.first, count)] if line.first is not None else []
         references += [(*line.goal, count + 1)] if line.goal is not None else []
         table = np.array(references)
@@ -279,7 +281,9 @@ class WindowSampler:
         return max(self.tracks[int(line.episode[0])].task if named is None else named, 0)
 
 
-def prefetch(sampler: WindowSampler, size: int, seed: int, start: int, stop: int, rank: int) -> Iterator[Batch]:
+def prefetch(
+    sampler: WindowSampler, size: int, seed: int, start: int, stop: int, rank: int
+) -> Iterator[Batch]:
     """Batches of steps start..stop-1 in order, made ahead of time on one background thread.
 
     One is enough: OpenCV and NumPy release the interpreter lock, and the rest of the cores belong to the model.

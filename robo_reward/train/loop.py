@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.train.config import OptimizerConfig, TrainConfig
@@ -108,7 +109,7 @@ def train_loop(
 
     `folder` receives `state.pt` (for resuming) and TensorBoard events.
     """
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema))
+    average = AveragedModel(model, multi_avg_fn=_warm_average(config.optimizer.ema))
     optimizer = make_optimizer(model, config.optimizer)
     weights = {
         "stage": 1.0,
@@ -136,7 +137,9 @@ def train_loop(
             terms = module(Untouched(to_tensors(batch, fabric.device)), step)
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
             fabric.backward(loss)
-            norm = fabric.clip_gradients(module, optimizer, max_norm=config.optimizer.clip, error_if_nonfinite=False)
+            norm = fabric.clip_gradients(
+                module, optimizer, max_norm=config.optimizer.clip, error_if_nonfinite=False
+            )
             if bool(torch.isfinite(norm)):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -161,11 +164,29 @@ def train_loop(
     return averaged.to("cpu").eval()
 
 
+def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential average whose memory grows from nothing, so that short runs do not remember their start."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        warm = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value.to(average.dtype), 1.0 - warm)
+            else:
+                average.copy_(value)
+
+    return update
+
+
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; biases, norms and embeddings are not decayed."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
 

@@ -8,7 +8,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from robo_reward.train.loop import Plan
@@ -53,7 +60,9 @@ class TrainingDisplay:
         if self._writer is not None:
             self._writer.close()
 
-    def log(self, step: int, plan: Plan, lr: float, loss: float, terms: dict[str, float], norm: float) -> None:
+    def log(
+        self, step: int, plan: Plan, lr: float, loss: float, terms: dict[str, float], norm: float
+    ) -> None:
         """Record one step."""
         if not self._enabled:
             return

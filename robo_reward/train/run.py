@@ -149,8 +149,10 @@ def make_model_config(
         raise DataError(f"no episode has camera '{unknown[0]}': the data has {', '.join(available)}")
     widths = {values.shape[1] for values in proprio if values is not None}
     if config.proprio and len(widths) != 1:
-        raise DataError(f"proprio=true needs one length of proprioception in all episodes, found {sorted(widths)}")
-    options = {key: value for key, value in config.model.items() if key != "image_size"}
+        raise DataError(
+            f"proprio=true needs one length of proprioception in all episodes, found {sorted(widths)}"
+        )
+    options = {key: value for key, value in config.network.items() if key != "image_size"}
     return ModelConfig(
         tasks=make_tasks(infos, config.stage_weights),
         cameras=cameras,
@@ -207,11 +209,9 @@ def _weights(weighting: str, members: Sequence[EpisodeInfo], count: int) -> tupl
     raise ConfigError(f"stage_weights='{weighting}': choose equal or duration")
 
 
-def _image_size(
-    config: TrainConfig, infos: Sequence[EpisodeInfo], cameras: Sequence[str]
-) -> tuple[int, int]:
+def _image_size(config: TrainConfig, infos: Sequence[EpisodeInfo], cameras: Sequence[str]) -> tuple[int, int]:
     """The configured size, else the stored one where that is small, else one of about 96 lines."""
-    configured = config.image_size or config.model.get("image_size")
+    configured = config.image_size or config.network.get("image_size")
     if configured:
         height, width = configured
         return int(height), int(width)
@@ -252,7 +252,9 @@ def _fit_proprio(model: ProgressModel, proprio: Sequence[Any], split: Split) -> 
         model.proprio_std.copy_(torch.from_numpy(stacked.std(axis=0) + 1e-3))
 
 
-def _describe(console: Console, infos: Sequence[EpisodeInfo], model: ProgressModel, config: TrainConfig) -> None:
+def _describe(
+    console: Console, infos: Sequence[EpisodeInfo], model: ProgressModel, config: TrainConfig
+) -> None:
     size = sum(parameter.numel() for parameter in model.parameters())
     frames = sum(info.length for info in infos)
     console.print(

@@ -1,0 +1,143 @@
+"""Conformance checks for adapters, and a toy task to test with.
+
+Each `check_*` raises AssertionError with what is wrong; run it over your own encoder or reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import nn
+
+from robo_reward.labels import check_boundaries, label_episode
+from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, EpisodeSource, Outcome, ProgressLabel
+
+__all__ = ["MemoryReader", "check_encoder", "check_reader", "check_source", "toy_episode"]
+
+
+def check_encoder(encoder: nn.Module, image_size: tuple[int, int], width: int, camera_width: int) -> None:
+    """An image encoder: right shape, finite, differentiable, and each image on its own."""
+    generator = torch.Generator().manual_seed(0)
+    height, width_px = image_size
+    rgb = torch.randint(0, 256, (5, 3, height, width_px), dtype=torch.uint8, generator=generator)
+    camera = torch.randn(5, camera_width, generator=generator)
+    encoder.eval()
+    out = encoder(rgb, camera)
+    assert out.shape == (5, width), f"encoder gives {tuple(out.shape)} for 5 images, needs (5, {width})"
+    assert bool(torch.isfinite(out).all()), "encoder gives values that are not finite"
+    changed = rgb.clone()
+    changed[3] = 255 - changed[3]
+    other = encoder(changed, camera)
+    rest = [0, 1, 2, 4]
+    assert torch.equal(out[rest], other[rest]), "changing one image changes the embedding of others"
+    assert not torch.equal(out[3], other[3]), "the embedding does not depend on the image"
+    if any(p.requires_grad for p in encoder.parameters()):
+        out.sum().backward()
+
+
+def check_reader(reader: EpisodeReader) -> None:
+    """One episode: metadata that agrees with itself and with the images."""
+    info = reader.info
+    assert isinstance(reader, EpisodeReader), f"{type(reader).__name__} lacks part of EpisodeReader"
+    assert info.uid, f"{info.name}: empty uid"
+    assert bool((np.diff(info.stamp_ns) > 0).all()), f"{info.name}: stamps do not increase"
+    if info.boundaries is not None:
+        check_boundaries(info.boundaries, info.length, info.name)
+    label = label_episode(info)
+    assert label is None or len(label.stage) == info.length, f"{info.name}: labels do not cover it"
+    indices = np.array([info.length - 1, 0, info.length // 2, 0])
+    for camera in info.cameras:
+        frames = reader.read_frames(camera, indices)
+        shape = (len(indices), *info.image_sizes[camera], 3)
+        assert frames.shape == shape, f"{info.name}: camera '{camera}' gives {frames.shape}, promised {shape}"
+        assert frames.dtype == np.uint8, f"{info.name}: camera '{camera}' gives {frames.dtype}"
+        assert np.array_equal(frames[1], frames[3]), f"{info.name}: one frame read twice differs"
+        alone = reader.read_frames(camera, indices[2:3])
+        assert np.array_equal(alone[0], frames[2]), f"{info.name}: a frame depends on what is read with it"
+    for name, values in (("proprio", reader.read_proprio()), ("actions", reader.read_actions())):
+        assert values is None or len(values) == info.length, f"{info.name}: {name} does not cover the episode"
+
+
+def check_source(source: EpisodeSource) -> None:
+    """A dataset: unique names and uids, a stable fingerprint, and readers that conform."""
+    assert isinstance(source, EpisodeSource), f"{type(source).__name__} lacks part of EpisodeSource"
+    infos = [reader.info for reader in source.episodes]
+    assert len({i.name for i in infos}) == len(infos), "two episodes have one name"
+    assert len({i.uid for i in infos}) == len(infos), "two episodes have one uid"
+    assert source.fingerprint == source.fingerprint, "the fingerprint changes by itself"
+    for reader in source.episodes:
+        check_reader(reader)
+
+
+class MemoryReader:
+    """An `EpisodeReader` over an episode in memory."""
+
+    def __init__(self, episode: Episode) -> None:
+        """Read from `episode`."""
+        self._episode = episode
+
+    @property
+    def info(self) -> EpisodeInfo:
+        """Metadata."""
+        return self._episode.info
+
+    def read_frames(self, camera: str, indices: np.ndarray) -> UInt8[np.ndarray, "n h w 3"]:
+        """Frames of one camera."""
+        return self._episode.frames[camera][indices]
+
+    def read_proprio(self) -> Float32[np.ndarray, "t p"] | None:
+        """Proprioception."""
+        return self._episode.proprio
+
+    def read_actions(self) -> Float32[np.ndarray, "t a"] | None:
+        """Actions."""
+        return self._episode.actions
+
+
+def toy_episode(
+    index: int,
+    length: int = 24,
+    cameras: Sequence[str] = ("front", "wrist"),
+    size: tuple[int, int] = (32, 32),
+    reach: float = 1.0,
+    seed: int = 0,
+    instruction: str = "fill the bar",
+) -> Episode:
+    """A bar fills up in two colors (two stages), seen by every camera in front of noise.
+
+    `reach` below 1 stops short: a failure. Pixel (0, 0) of every frame holds (index, frame, camera).
+    """
+    rng = np.random.default_rng([seed, index])
+    speed = rng.uniform(0.7, 1.3, length)
+    progress = np.clip(np.cumsum(speed) / speed.sum() * 1.15, 0, 1) * reach
+    progress = np.concatenate([[0.0], progress[:-1]])
+    height, width = size
+    frames = {name: rng.integers(0, 60, (length, height, width, 3), dtype=np.uint8) for name in cameras}
+    for row, name in enumerate(cameras):
+        for frame in range(length):
+            filled = round(progress[frame] * (width - 4))
+            color = (200, 60, 60) if progress[frame] < 0.5 else (60, 200, 60)
+            frames[name][frame, height // 3 : 2 * height // 3, 2 : 2 + filled] = color
+            frames[name][frame, 0, 0] = (index, frame, row)
+    stage = (progress >= 0.5).astype(np.int64)
+    tau = np.clip(progress * 2 - stage, 0, 1).astype(np.float32)
+    success = progress >= 1.0
+    info = EpisodeInfo(
+        name=f"toy_{index:03d}",
+        uid=hashlib.sha256(f"toy {seed} {index} {length} {reach} {size}".encode()).hexdigest()[:32],
+        cameras=tuple(cameras),
+        image_sizes=dict.fromkeys(cameras, size),
+        stamp_ns=np.arange(length, dtype=np.int64) * 100_000_000,
+        instruction=instruction,
+        stage_names=("red", "green"),
+        truth=ProgressLabel(stage, tau, np.ones(length, dtype=np.bool_)),
+        success=success,
+        outcome=Outcome.SUCCESS if success.any() else Outcome.FAILURE,
+        kind="expert" if reach >= 1 else "near_miss",
+    )
+    proprio = np.stack([progress, np.ones(length)], axis=1).astype(np.float32)
+    return Episode(info=info, frames=frames, proprio=proprio, actions=np.zeros((length, 2), np.float32))

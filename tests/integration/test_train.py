@@ -1,0 +1,183 @@
+"""Training end to end on a toy task: it learns, repeats itself, survives a kill, and refuses what it must."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robo_reward.checkpoint import load_checkpoint
+from robo_reward.cli.main import run_command
+from robo_reward.errors import CheckpointError, DataError
+from robo_reward.testing import toy_episode
+from robo_reward_data.store import EpisodeStore
+
+FAST = [
+    "augment=sim",
+    "network.encoder.channels=[8,8,16,16]",
+    "network.encoder.bottleneck=8",
+    "network.width=32",
+    "windows.frames=5",
+    "batch_size=6",
+    "threads=1",
+    "accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="session")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten toy episodes, three of them failures."""
+    path = tmp_path_factory.mktemp("toy") / "store"
+    store = EpisodeStore.create(path)
+    for index in range(10):
+        store.write(toy_episode(index, length=18, reach=0.6 if index % 3 == 2 else 1.0))
+    return path
+
+
+def train(store: Path, out: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    run_command("train", [f"data={store}", f"out={out}", *FAST, *overrides])
+    return load_file(out / "model.safetensors")
+
+
+def scalars(run: Path, tag: str) -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy_store: Path, tmp_path: Path) -> None:
+    first = train(toy_store, tmp_path / "a", "steps=8")
+    again = train(toy_store, tmp_path / "b", "steps=8")
+    other = train(toy_store, tmp_path / "c", "steps=8", "seed=1")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stage_head.weight"], other["stage_head.weight"])
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(toy_store: Path, tmp_path: Path) -> None:
+    """SIGKILL in mid-training, then the same command again."""
+    whole = train(toy_store, tmp_path / "whole", "steps=40", "log_every=1")
+    out = tmp_path / "killed"
+    arguments = [f"data={toy_store}", f"out={out}", *FAST, "steps=40", "log_every=1", "checkpoint_every_s=0.0"]
+    command = [sys.executable, "-m", "robo_reward.cli.main", "train", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "state.pt").is_file():
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    step = int(torch.load(out / "state.pt", weights_only=True)["step"])
+    assert 0 < step < 40, "killed too late to prove anything"
+    assert not (out / "model.json").exists()
+    with pytest.raises(CheckpointError, match="training has not finished"):
+        load_checkpoint(out)
+    run_command("train", arguments)
+    resumed = load_file(out / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    expected, got = scalars(tmp_path / "whole", "train/loss"), scalars(out, "train/loss")
+    assert {s: v for s, v in got.items() if s > step} == {s: v for s, v in expected.items() if s > step}
+
+
+def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
+    toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train(toy_store, out, "steps=3")
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    train(toy_store, out, "steps=3")
+    assert "already trained" in capsys.readouterr().err
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match=r"other seed \(0, now 5\)"):
+        train(toy_store, out, "steps=3", "seed=5")
+    stray = tmp_path / "stray"
+    stray.mkdir()
+    (stray / "thesis.tex").write_text("do not touch")
+    with pytest.raises(CheckpointError, match="not empty and not a training run"):
+        train(toy_store, stray, "steps=3")
+
+
+def test_it_learns_the_toy_task_and_is_judged_on_unseen_episodes(toy_store: Path, tmp_path: Path) -> None:
+    """The one test of quality: after a short training, error is far below that of a constant guess (about .25)."""
+    import pyarrow.parquet as pq
+
+    train(toy_store, tmp_path / "run", "steps=150", "optimizer.lr=3e-3", "optimizer.ema=0.97")
+    unseen = EpisodeStore.create(tmp_path / "test")
+    for index in range(20, 26):
+        unseen.write(toy_episode(index, length=18, reach=0.6 if index % 3 == 2 else 1.0))
+    run_command(
+        "evaluate",
+        [f"model={tmp_path / 'run'}", f"data={tmp_path / 'test'}", f"out={tmp_path / 'eval'}", "threads=1"],
+    )
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["progress_mae"]["value"] < 0.1
+    assert metrics["progress_mae"]["low"] < metrics["progress_mae"]["value"] < metrics["progress_mae"]["high"]
+    assert metrics["progress_mae"]["n"] == 6
+    assert metrics["voc_mean"]["value"] > 0.8
+    assert metrics["retry_voc"]["value"] is None
+    promised = (
+        "progress_mae voc_pos voc_neg voc_mean stage_accuracy success_f1 false_positives_per_100 ece coverage_90 "
+        "retry_voc hesitation_rmse tau_a latency_ms_p50 latency_ms_p99"
+    )
+    assert set(promised.split()) <= set(metrics)
+    assert set(metrics["conditions"]) == {"without front", "without wrist"}
+    table = pq.read_table(tmp_path / "eval" / "predictions.parquet")
+    assert table.num_rows == 6 * 18
+    wanted = "episode frame stamp_ns progress std stage tau success_prob valid reason truth_progress truth_stage"
+    assert set(wanted.split()) <= set(table.column_names)
+    assert (tmp_path / "eval" / "report.html").stat().st_size > 50_000
+    with pytest.raises(CheckpointError, match="overwrite=true"):
+        run_command(
+            "evaluate", [f"model={tmp_path / 'run'}", f"data={tmp_path / 'test'}", f"out={tmp_path / 'eval'}"]
+        )
+    with pytest.raises(DataError, match="has seen every frame"):
+        run_command(
+            "evaluate", [f"model={tmp_path / 'run'}", f"data={toy_store}", f"out={tmp_path / 'leak'}"]
+        )
+    # The calibration episode was held out of training but fitted on: it may not be judged either.
+    split = load_checkpoint(tmp_path / "run").training["split"]
+    assert sum(bool(part["calibration"]) for part in split.values()) == 1
+
+
+def test_one_demonstration_keeps_segments_back_and_is_judged_on_them_alone(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "one")
+    store.write(toy_episode(0, length=120))
+    train(tmp_path / "one", tmp_path / "run", "steps=4", "holdout.test=0.2")
+    run_command(
+        "evaluate",
+        [f"model={tmp_path / 'run'}", f"data={tmp_path / 'one'}", f"out={tmp_path / 'eval'}", "threads=1"],
+    )
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["progress_mae"]["n"] == 24
+    assert "only their held-out frames count" in " ".join(metrics["notes"])
+
+
+def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    store = EpisodeStore.create(tmp_path / "bare")
+    bare = toy_episode(0)
+    store.write(dataclasses.replace(bare, info=dataclasses.replace(bare.info, truth=None, stage_names=())))
+    with pytest.raises(DataError, match="no episode has stages"):
+        train(tmp_path / "bare", tmp_path / "r1", "steps=2")
+    with pytest.raises(DataError, match="no episode has camera 'top': the data has front, wrist"):
+        train(toy_store, tmp_path / "r2", "steps=2", "cameras=[front,top]")
+    with pytest.raises(DataError, match="is in the data twice"):
+        run_command("train", [f"data=[{toy_store},{toy_store}]", f"out={tmp_path / 'r3'}", *FAST, "steps=2"])
+
+
+def test_two_processes_train_one_model(toy_store: Path, tmp_path: Path) -> None:
+    """Data-parallel training by Fabric's own launcher, over gloo on this machine."""
+    command = [sys.executable, "-m", "robo_reward.cli.main", "train", f"data={toy_store}", f"out={tmp_path / 'ddp'}"]
+    subprocess.run([*command, *FAST, "steps=3", "devices=2"], check=True, timeout=240, capture_output=True)
+    assert load_checkpoint(tmp_path / "ddp").training["steps"] == 3

@@ -1,0 +1,63 @@
+"""Calibration against distributions whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robo_reward.calibration import (
+    LEVELS,
+    Calibration,
+    SuccessDetector,
+    fit_detector,
+    fit_platt,
+    fit_quantiles,
+)
+
+
+def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
+    """Heavy-tailed residuals with a spread that is wrong by 3: bands still cover as they say."""
+    rng = np.random.default_rng(0)
+    std = rng.uniform(0.5, 2, 8000)
+    residual = 3 * std * rng.standard_t(3, 8000)
+    quantiles, scale = fit_quantiles(residual[:4000], std[:4000])
+    covered = [(np.abs(residual[4000:]) <= q * std[4000:]).mean() for q in quantiles]
+    np.testing.assert_allclose(covered, LEVELS, atol=0.03)
+    assert scale == pytest.approx(np.sqrt(np.mean((residual[:4000] / std[:4000]) ** 2)))
+    calibration = Calibration(fitted=True, quantiles=quantiles)
+    assert calibration.quantile(0.9) == quantiles[17]
+
+
+def test_few_residuals_give_the_largest_for_the_highest_level() -> None:
+    quantiles, _ = fit_quantiles(np.array([0.1, -0.3, 0.2]), np.ones(3))
+    assert quantiles[-1] == 0.3
+    assert quantiles[0] == 0.1
+
+
+def test_platt_finds_scale_and_bias_and_survives_perfect_separation() -> None:
+    rng = np.random.default_rng(1)
+    logit = rng.normal(0, 3, 20000)
+    label = rng.random(20000) < 1 / (1 + np.exp(-(0.5 * logit - 1.0)))
+    scale, bias = fit_platt(logit, label)
+    assert scale == pytest.approx(0.5, abs=0.03)
+    assert bias == pytest.approx(-1.0, abs=0.06)
+    scale, bias = fit_platt(np.array([-4.0, -3.0, 3.0, 4.0]), np.array([False, False, True, True]))
+    assert np.isfinite([scale, bias]).all()
+    assert scale > 0
+    assert fit_platt(logit, np.zeros(20000, dtype=np.bool_)) == (1.0, 0.0)
+
+
+def test_the_detector_prefers_late_over_false() -> None:
+    """A spike to .9 before the task is done: one frame may not be enough, or .9 not high enough."""
+    done = np.array([False] * 6 + [True] * 4)
+    spike = np.array([0, 0, 0.9, 0, 0, 0, 0.8, 0.8, 0.8, 0.8])
+    quiet = np.where(done, 0.85, 0.1)
+    detector = fit_detector([(spike, done), (quiet, done), (np.full(10, 0.2), np.zeros(10, dtype=np.bool_))])
+    assert detector.debounce == 2
+    assert 0.2 < detector.threshold < 0.8
+    assert fit_detector([]) == SuccessDetector()
+
+
+def test_json_round_trip() -> None:
+    calibration = Calibration(True, 2.0, 0.5, 1.0, 1.1, (0.5, 1.0), SuccessDetector(0.7, 3), 12)
+    assert Calibration.from_json(calibration.to_json()) == calibration

@@ -1,0 +1,72 @@
+"""Checkpoints come back as they were, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import robo_reward
+from robo_reward.calibration import Calibration, SuccessDetector
+from robo_reward.checkpoint import load_checkpoint, save_checkpoint
+from robo_reward.errors import CheckpointError
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+
+CALIBRATION = Calibration(True, 1.5, 0.7, -1.0, 1.2, (0.1, 0.2), SuccessDetector(0.6, 2), 99)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder={"_target_": "robo_reward.model.encoders.TinyEncoder", "channels": [4, 4, 8, 8], "bottleneck": 4},
+        tasks=(TaskConfig(("go", "move"), ("a", "b"), (0.5, 0.5)),),
+        cameras=("front",),
+        image_size=(32, 48),
+        period_s=0.1,
+        width=16,
+    )
+    save_checkpoint(tmp_path / "run", ProgressModel(config), CALIBRATION, {"seed": 3})
+    return tmp_path / "run"
+
+
+def test_round_trip(folder: Path) -> None:
+    first, second = load_checkpoint(folder), load_checkpoint(folder)
+    assert first.calibration == CALIBRATION
+    assert first.training == {"seed": 3}
+    assert first.model.config == second.model.config
+    assert first.model.config.image_size == (32, 48)
+    assert first.version == second.version
+    again = save_checkpoint(folder, first.model, CALIBRATION, {"seed": 3})
+    assert again == first.version
+    assert save_checkpoint(folder, first.model, Calibration(), {"seed": 3}) != first.version
+
+
+def test_the_front_door(folder: Path) -> None:
+    model = robo_reward.load(folder)
+    assert model.cameras == ("front",)
+    assert model.instructions == ("go",)
+    assert model.stage_names("move") == ("a", "b")
+    with pytest.raises(CheckpointError, match="no run at 'runs/none'"):
+        robo_reward.load("runs/none")
+    with pytest.raises(CheckpointError, match="neither a run folder nor an import path"):
+        robo_reward.load("no_such_module.Model")
+
+
+def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'model\.json' is not there"):
+        load_checkpoint(tmp_path)
+    meta = json.loads((folder / "model.json").read_text())
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="not the file that model.json names"):
+        load_checkpoint(folder)
+    (folder / "model.json").write_text(json.dumps({**meta, "schema_version": 99}))
+    with pytest.raises(CheckpointError, match="schema version 99, this package reads 1"):
+        load_checkpoint(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        load_checkpoint(folder)

@@ -1,0 +1,74 @@
+"""Labels against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robo_reward.errors import DataError
+from robo_reward.labels import (
+    apply_hop,
+    check_boundaries,
+    duration_stage_weights,
+    equal_stage_weights,
+    hop,
+    label_from_boundaries,
+    label_success,
+    task_progress,
+)
+from robo_reward.testing import toy_episode
+
+
+def test_stage_and_tau_between_keyframes() -> None:
+    label = label_from_boundaries(np.array([2, 6, 8]), 10)
+    np.testing.assert_array_equal(label.stage, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_allclose(label.tau, [0, 0, 0, 0.25, 0.5, 0.75, 0, 0.5, 1, 1])
+    progress = task_progress(label.stage, label.tau, equal_stage_weights(2))
+    np.testing.assert_allclose(progress, [0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.75, 1, 1])
+
+
+def test_duration_weights_are_mean_shares_not_shares_of_the_sum() -> None:
+    # Episode 1: 10 and 30 of 40 frames; episode 2: 5 and 5 of 10. Mean shares .375 and .625.
+    weights = duration_stage_weights([np.array([0, 10, 40]), np.array([5, 10, 15])])
+    np.testing.assert_allclose(weights, [0.375, 0.625])
+    with pytest.raises(DataError, match="different numbers of stages"):
+        duration_stage_weights([np.array([0, 1]), np.array([0, 1, 2])])
+
+
+def test_hops_by_hand() -> None:
+    start = np.array([0.2, 0.6, 0.5, 1.0, 0.0])
+    end = np.array([0.6, 0.2, 0.5, 0.5, 0.0])
+    np.testing.assert_allclose(hop(start, end), [0.5, -2 / 3, 0, -0.5, 0])
+    np.testing.assert_allclose(apply_hop(start, hop(start, end)), end)
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "message"),
+    [
+        ([5], "at least two"),
+        ([0, 11], "leave the episode's 10 frames"),
+        ([0, 4, 4], r"boundary 2 \(frame 4\)"),
+    ],
+)
+def test_bad_boundaries_are_refused_by_name(boundaries: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        check_boundaries(np.array(boundaries), 10, "episode_007")
+    assert "episode_007" in str(caught.value)
+
+
+def test_success_is_known_only_where_the_source_says_so() -> None:
+    import dataclasses
+
+    from robo_reward.schema import Outcome
+
+    info = dataclasses.replace(toy_episode(0, length=10).info, success=None, truth=None)
+    done, known = label_success(dataclasses.replace(info, boundaries=np.array([1, 4, 8])))
+    np.testing.assert_array_equal(np.flatnonzero(done), [8, 9])
+    assert known.all()
+    done, known = label_success(info)
+    assert done[-1]
+    np.testing.assert_array_equal(np.flatnonzero(known), [9])
+    done, known = label_success(dataclasses.replace(info, outcome=Outcome.FAILURE))
+    assert not done.any()
+    assert known.all()
+    assert not label_success(dataclasses.replace(info, outcome=Outcome.UNKNOWN))[1].any()
