@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from robo_reward.errors import ConfigError
 from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_sim.demonstrators import EpisodePlan, Moment, demonstrator
 from robo_reward_sim.envs import ManipulationEnv
@@ -194,8 +195,6 @@ def _boundaries(stage: Int64[np.ndarray, " t"], stages: int) -> Int64[np.ndarray
 def _manipulation(env: gymnasium.Env[Any, Any]) -> ManipulationEnv:
     base = env.unwrapped
     if not isinstance(base, ManipulationEnv):
-        from robo_reward.errors import ConfigError
-
         raise ConfigError(
             f"{type(base).__name__} has no oracle: demonstrations need an environment of robo_reward_sim"
         )
