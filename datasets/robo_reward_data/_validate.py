@@ -9,6 +9,7 @@ import numpy as np
 
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeInfo, ProgressLabel
+from robo_reward_data._files import encode_json
 
 __all__ = ["check_info", "check_stages", "check_table"]
 
@@ -26,6 +27,7 @@ def check_info(info: EpisodeInfo) -> None:
         raise DataError(f"{who}: cameras must be one or more different names, got {list(info.cameras)}")
     if set(info.image_sizes) != set(info.cameras):
         raise DataError(f"{who}: image_sizes has {sorted(info.image_sizes)}, cameras {sorted(info.cameras)}")
+    encode_json(info.source, f"{who}: source")
     _check_array(who, "stamp_ns", info.stamp_ns, np.int64)
     if not info.length:
         raise DataError(f"{who} has no frames")

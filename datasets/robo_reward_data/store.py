@@ -389,6 +389,7 @@ class EpisodeStore:
         Raises:
             DataError: it breaks a promise of the schema, or its name or uid is stored already.
         """
+        check_info(episode.info)
         with self.draft(episode.info.name) as draft:
             for camera, frames in episode.frames.items():
                 who = f"episode '{episode.info.name}', camera '{camera}'"
@@ -424,11 +425,17 @@ class EpisodeStore:
         """Replace the stages of a stored episode: names of k stages, boundaries i64[k+1] or None.
 
         Raises:
-            DataError: no such episode, or boundaries that do not fit it.
+            DataError: no such episode, boundaries that do not fit it, or one whose truth is known frame by
+                frame: that wins over boundaries, so they would change nothing.
         """
-        episode = self[name]
+        info = self[name].info
         names = tuple(stage_names)
-        check_stages(f"episode '{name}'", episode.info.length, names, boundaries)
+        if info.truth is not None:
+            raise DataError(
+                f"episode '{name}' knows its stage at every frame, which wins over boundaries: "
+                "leave it as it is"
+            )
+        check_stages(f"episode '{name}'", info.length, names, boundaries)
         with _locked(self._path):
             stored = _read_attributes(self._folder(name), f"episode '{name}'")
             stored["stage_names"] = list(names)
