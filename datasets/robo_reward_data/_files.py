@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def sync_tree(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Generator[None]:
     """Hold `path` against every other thread and process; the system frees it if this process dies."""
     descriptor = _open_lock(path)
     try:

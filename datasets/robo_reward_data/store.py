@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -401,7 +401,7 @@ class EpisodeStore:
             return draft.commit(episode.info, episode.proprio, episode.actions)
 
     @contextlib.contextmanager
-    def draft(self, name: str) -> Iterator[EpisodeDraft]:
+    def draft(self, name: str) -> Generator[EpisodeDraft]:
         """Write an episode piece by piece: what is not committed when the block ends is thrown away.
 
         Raises:
@@ -475,7 +475,7 @@ class EpisodeStore:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path) -> Generator[None]:
     """Hold the store at `root` against every other writer.
 
     The lock file is the metadata of a hidden Zarr group, so that the store stays a clean Zarr hierarchy.

@@ -1,7 +1,7 @@
 """Random windows of frames: the episode store against seeking in the videos it was imported from.
 
-Run with: python tests/bench/bench_store.py [--windows 200] [--size 96 128]. Makes its own videos; prints one
-JSON object a line, then a table.
+Run with: python tests/bench/bench_store.py [--windows 200] [--size 96 128] [--camera-size 480 640].
+Makes its own videos, of the stored size and of a camera's; prints one JSON object a line, then a table.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rich.table import Table
 
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.run import import_recordings
-from robo_reward_data.importers.video import open_video
+from robo_reward_data.importers.video import open_video, resize
 from robo_reward_data.importers.video_folders import VideoFolders
 from robo_reward_data.store import EpisodeStore
 
 CAMERAS = ("front", "wrist")
-LENGTH = 600
+LENGTH = 300
 WINDOW = 8
 
 
@@ -60,7 +60,8 @@ def write_video(path: Path, size: tuple[int, int], rng: np.random.Generator) -> 
 class Seeker:
     """What a training loop does without a store: an open video, a seek and a decode for each window."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        self._size = size
         self._container = av.open(str(path))
         self._stream = self._container.streams.video[0]
         self._pts = open_video(path).pts
@@ -71,7 +72,7 @@ class Seeker:
         images: list[np.ndarray] = []
         for frame in self._container.decode(self._stream):
             if frame.pts == wanted[len(images)]:
-                images.append(frame.to_ndarray(format="rgb24"))
+                images.append(resize(frame.to_ndarray(format="rgb24"), self._size))
                 if len(images) == len(wanted):
                     break
         return np.stack(images)
@@ -87,16 +88,18 @@ def frames_per_second(read: Callable[[str, np.ndarray], Any], windows: list[np.n
     return len(windows) * len(CAMERAS) * WINDOW / (time.perf_counter() - began)
 
 
-def measure(folder: Path, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, size: tuple[int, int], video_size: tuple[int, int], count: int
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     task = folder / "task"
     (task / "episode").mkdir(parents=True)
     (task / "task_instruction.json").write_text('["do"]')
     for camera in CAMERAS:
-        write_video(task / "episode" / f"{camera}.mp4", size, rng)
-    import_recordings(VideoFolders(), task, folder / "store", Options())
+        write_video(task / "episode" / f"{camera}.mp4", video_size, rng)
+    import_recordings(VideoFolders(), task, folder / "store", Options(size=size))
     episode = EpisodeStore.open(folder / "store").episodes[0]
-    seekers = {camera: Seeker(task / "episode" / f"{camera}.mp4") for camera in CAMERAS}
+    seekers = {camera: Seeker(task / "episode" / f"{camera}.mp4", size) for camera in CAMERAS}
 
     def from_store(camera: str, window: np.ndarray) -> Any:
         return episode.read_frames(camera, window)
@@ -119,6 +122,7 @@ def measure(folder: Path, size: tuple[int, int], count: int) -> list[dict[str, A
                 "frames": WINDOW,
                 "cameras": len(CAMERAS),
                 "size": list(size),
+                "video_size": list(video_size),
                 "store_fps": round(store),
                 "video_fps": round(video),
                 "ratio": round(store / video, 1),
@@ -131,20 +135,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=200, help="random windows to read from the store")
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), help="height and width of the images")
+    parser.add_argument(
+        "--camera-size", type=int, nargs=2, default=(480, 640), help="that of the larger videos"
+    )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        results = measure(Path(folder), tuple(arguments.size), arguments.windows)
+    size, camera_size = tuple(arguments.size), tuple(arguments.camera_size)
+    results: list[dict[str, Any]] = []
+    for video_size in (size, camera_size):
+        with tempfile.TemporaryDirectory() as folder:
+            results += measure(Path(folder), size, video_size, arguments.windows)
     for result in results:
         sys.stdout.write(json.dumps(result) + "\n")
+    columns = ("window", "video_size", "store_fps", "video_fps", "ratio")
     table = Table(
-        "window",
-        "store, frames/s",
-        "mp4, frames/s",
-        "ratio",
-        title=f"{WINDOW} frames x {len(CAMERAS)} cameras",
+        *columns, title=f"{WINDOW} frames x {len(CAMERAS)} cameras at {size[0]}x{size[1]}, frames/s"
     )
     for result in results:
-        table.add_row(*(str(result[key]) for key in ("window", "store_fps", "video_fps", "ratio")))
+        table.add_row(*(str(result[column]) for column in columns))
     Console().print(table)
 
 

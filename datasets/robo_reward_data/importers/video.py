@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,32 +47,37 @@ def open_video(path: Path) -> Video:
     Raises:
         DataError: not a video, empty, cut short, or with stamps that do not increase; names the file.
     """
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            promised, time_base = stream.frames, stream.time_base
-            height, width = stream.height, stream.width
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{path} is not a readable video: {error.strerror or error}") from error
-    if not packets:
+    stamps, promised, time_base, (height, width) = _read_index(path)
+    if not stamps:
         raise DataError(f"{path} is an empty video: it has no frames")
     # A file whose end is missing still has its table of contents.
-    if promised > len(packets):
+    if promised > len(stamps):
         raise DataError(
-            f"{path} is cut short: its index promises {promised} frames, {len(packets)} are there: "
+            f"{path} is cut short: its index promises {promised} frames, {len(stamps)} are there: "
             "copy it again"
         )
-    stamps = [packet.pts for packet in packets if packet.pts is not None]
-    if time_base is None or len(stamps) != len(packets):
+    if time_base is None or None in stamps:
         raise DataError(f"{path} has frames without time stamps: remux it, e.g. with ffmpeg -c copy")
     pts = np.sort(np.array(stamps, np.int64))
     repeated = np.flatnonzero(np.diff(pts) <= 0)
     if repeated.size:
         raise DataError(f"{path}: frame {repeated[0] + 1} has the time stamp of frame {repeated[0]}")
     return Video(path, pts, Fraction(time_base), height, width)
+
+
+def _read_index(path: Path) -> tuple[list[int | None], int, Fraction | None, tuple[int, int]]:
+    """Presentation stamp of each packet, the number of frames promised, the unit of time, and (h, w)."""
+    try:
+        with contextlib.closing(av.open(str(path))) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} has no video stream")
+            stream = container.streams.video[0]
+            stamps = [
+                packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard
+            ]
+            return stamps, stream.frames, stream.time_base, (stream.height, stream.width)
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{path} is not a readable video: {error.strerror or error}") from error
 
 
 def read_frames(video: Video, indices: Int64[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -97,7 +103,7 @@ def read_frames(video: Video, indices: Int64[np.ndarray, " n"]) -> Iterator[UInt
             for frame in container.decode(stream):
                 if want is None:
                     return
-                index = index_of.get(frame.pts) if frame.pts is not None else None
+                index = index_of.get(frame.pts)
                 if index is None or index < want:
                     continue
                 if index > want or frame.is_corrupt:
