@@ -58,10 +58,17 @@ def run(config: DemoConfig) -> None:
     def step(text: str) -> None:
         console.print(f"[bold]\\[{time.monotonic() - begin:4.0f} s][/bold] {text}")
 
-    step(f"1/4 record {config.train_episodes} + {config.test_episodes} episodes of {config.env}, good and bad")
-    sets = {"train": (config.train_episodes, config.train_seed), "test": (config.test_episodes, config.test_seed)}
+    step(
+        f"1/4 record {config.train_episodes} + {config.test_episodes} episodes of {config.env}, good and bad"
+    )
+    sets = {
+        "train": (config.train_episodes, config.train_seed),
+        "test": (config.test_episodes, config.test_seed),
+    }
     for name, (episodes, seed) in sets.items():
-        run_command("record", [f"env={config.env}", f"out={root / name}", f"episodes={episodes}", f"seed={seed}"])
+        run_command(
+            "record", [f"env={config.env}", f"out={root / name}", f"episodes={episodes}", f"seed={seed}"]
+        )
     budget = f"minutes={config.minutes}" if config.steps is None else f"steps={config.steps}"
     step(f"2/4 train a model from scratch ({budget})")
     run_command("train", [f"data={root / 'train'}", f"out={root / 'model'}", "augment=sim", budget])

@@ -27,7 +27,9 @@ _FALL = 0.05
 _DONE, _PARTIAL = 0.95, 0.5
 
 
-def measure(results: Sequence[EpisodeResult], detector: SuccessDetector, seed: int = 0) -> dict[str, m.Metric]:
+def measure(
+    results: Sequence[EpisodeResult], detector: SuccessDetector, seed: int = 0
+) -> dict[str, m.Metric]:
     """Every accuracy metric by its name in `metrics.json`."""
     rng = np.random.default_rng(seed)
     successes = [r for r in results if r.info.outcome is Outcome.SUCCESS and _never_back(r)]
@@ -265,7 +267,9 @@ def _success(
     if not judged:
         names = ("success_f1", "success_precision", "success_recall", "false_positives_per_100")
         return dict.fromkeys((*names, "success_delay_s", "success_ece"), m.Metric.undefined())
-    found = [m.detect_success(r.forward.success_prob, detector.threshold, detector.debounce) for r, _ in judged]
+    found = [
+        m.detect_success(r.forward.success_prob, detector.threshold, detector.debounce) for r, _ in judged
+    ]
     truth = [done for _, done in judged]
     predicted = np.array([f is not None for f in found])
     actual = np.array([bool(done.any()) for done in truth])
@@ -286,9 +290,7 @@ def _success(
 
     delays = np.array(
         [
-            m.detection_delay(f, done, (r.info.stamp_ns - r.info.stamp_ns[0]) * 1e-9)
-            if hit
-            else float("nan")
+            m.detection_delay(f, done, (r.info.stamp_ns - r.info.stamp_ns[0]) * 1e-9) if hit else float("nan")
             for f, (r, done), hit in zip(found, judged, hits, strict=True)
         ]
     )

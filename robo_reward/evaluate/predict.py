@@ -63,7 +63,9 @@ def predict_episodes(
         info = reader.info
         encoded = encode_episode(model, reader)
         forward = estimate_episode(model, encoded, calibration)
-        low, high = zip(*(band(forward.progress, forward.raw_std, calibration, p) for p in LEVELS), strict=True)
+        low, high = zip(
+            *(band(forward.progress, forward.raw_std, calibration, p) for p in LEVELS), strict=True
+        )
         seen = np.zeros(info.length, bool) if allow_seen else seen_frames(checkpoint.training, info)
         yield EpisodeResult(
             info=info,

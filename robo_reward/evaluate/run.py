@@ -131,7 +131,11 @@ def _judgeable(
             "holdout.test=0.1, or say allow_seen=true"
         )
     partly = sum(bool(seen_frames(checkpoint.training, r.info).any()) for r in kept)
-    notes = [f"{len(readers) - len(kept)} episodes of the training data left out"] if len(kept) < len(readers) else []
+    notes = (
+        [f"{len(readers) - len(kept)} episodes of the training data left out"]
+        if len(kept) < len(readers)
+        else []
+    )
     if partly:
         notes.append(f"{partly} episodes were partly trained on: only their held-out frames count")
     return kept, notes
@@ -147,7 +151,9 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
     if cameras:
         notes.append(f"cameras the model was not trained on: {', '.join(cameras)}")
     if any(r.truth.stage is not None and not r.truth.same_stages for r in results):
-        notes.append("some episodes have another number of stages than the model: their stages are not compared")
+        notes.append(
+            "some episodes have another number of stages than the model: their stages are not compared"
+        )
     if not checkpoint.calibration.fitted:
         notes.append("the model has no calibration split: its bands are a guess")
     invalid = sum(int((~r.forward.valid).sum()) for r in results)

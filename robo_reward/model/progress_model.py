@@ -28,6 +28,7 @@ from robo_reward.model.trunk import CausalTrunk
 __all__ = ["Context", "Prediction", "ProgressModel"]
 
 _CAMERA_WIDTH = 16
+_ENCODER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,14 @@ class ProgressModel(nn.Module):
         features = ids.new_zeros(flat.shape[0], self.config.width)
         if bool(flat.any()):
             images = rgb.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
-            live = self.encoder(images, ids.reshape(-1, ids.shape[-1])[flat])
+            camera_features = ids.reshape(-1, ids.shape[-1])[flat]
+            count = len(images)
+            if self.training:
+                # Convolution kernels are tuned anew for every batch size: round it up, so that there are few.
+                spare = -count % _ENCODER_BATCH
+                images = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, spare))
+                camera_features = nn.functional.pad(camera_features, (0, 0, 0, spare))
+            live = self.encoder(images, camera_features)[:count]
             features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
         return features.view(*mask.shape, -1)
 

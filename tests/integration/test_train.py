@@ -53,7 +53,9 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy_store: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    toy_store: Path, tmp_path: Path
+) -> None:
     first = train(toy_store, tmp_path / "a", "steps=8")
     again = train(toy_store, tmp_path / "b", "steps=8")
     other = train(toy_store, tmp_path / "c", "steps=8", "seed=1")
@@ -65,7 +67,14 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(toy_store: Path, tm
     """SIGKILL in mid-training, then the same command again."""
     whole = train(toy_store, tmp_path / "whole", "steps=40", "log_every=1")
     out = tmp_path / "killed"
-    arguments = [f"data={toy_store}", f"out={out}", *FAST, "steps=40", "log_every=1", "checkpoint_every_s=0.0"]
+    arguments = [
+        f"data={toy_store}",
+        f"out={out}",
+        *FAST,
+        "steps=40",
+        "log_every=1",
+        "checkpoint_every_s=0.0",
+    ]
     command = [sys.executable, "-m", "robo_reward.cli.main", "train", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
@@ -133,7 +142,9 @@ def test_it_learns_the_toy_task_and_is_judged_on_unseen_episodes(toy_store: Path
     assert set(metrics["conditions"]) == {"without front", "without wrist"}
     table = pq.read_table(tmp_path / "eval" / "predictions.parquet")
     assert table.num_rows == 6 * 18
-    wanted = "episode frame stamp_ns progress std stage tau success_prob valid reason truth_progress truth_stage"
+    wanted = (
+        "episode frame stamp_ns progress std stage tau success_prob valid reason truth_progress truth_stage"
+    )
     assert set(wanted.split()) <= set(table.column_names)
     assert (tmp_path / "eval" / "report.html").stat().st_size > 50_000
     with pytest.raises(CheckpointError, match="overwrite=true"):
@@ -178,6 +189,13 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_
 
 def test_two_processes_train_one_model(toy_store: Path, tmp_path: Path) -> None:
     """Data-parallel training by Fabric's own launcher, over gloo on this machine."""
-    command = [sys.executable, "-m", "robo_reward.cli.main", "train", f"data={toy_store}", f"out={tmp_path / 'ddp'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "robo_reward.cli.main",
+        "train",
+        f"data={toy_store}",
+        f"out={tmp_path / 'ddp'}",
+    ]
     subprocess.run([*command, *FAST, "steps=3", "devices=2"], check=True, timeout=240, capture_output=True)
     assert load_checkpoint(tmp_path / "ddp").training["steps"] == 3

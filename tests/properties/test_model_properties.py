@@ -48,7 +48,9 @@ def make_model(seed: int = 0, proprio: int = 0) -> ProgressModel:
 
 
 MODEL = make_model()
-CALIBRATION = Calibration(fitted=True, stage_temperature=1.3, success_scale=0.8, success_bias=-0.2, std_scale=1.1)
+CALIBRATION = Calibration(
+    fitted=True, stage_temperature=1.3, success_scale=0.8, success_bias=-0.2, std_scale=1.1
+)
 CHECKPOINT = Checkpoint(model=MODEL, calibration=CALIBRATION, version="test")
 
 
@@ -140,7 +142,9 @@ def test_streams_in_a_batch_do_not_touch_each_other() -> None:
         images[2] = {} if step in (5, 6) else {"wrist": images[2]["wrist"]}
         stamps = [step * 100_000_000] * 3
         together = batch.push(images, stamps)
-        np.testing.assert_allclose(columns(together[:1]), columns([alone[0].push(images[0], stamps[0])]), atol=1e-5)
+        np.testing.assert_allclose(
+            columns(together[:1]), columns([alone[0].push(images[0], stamps[0])]), atol=1e-5
+        )
         assert together[1].valid == (step >= 4)
         if step >= 4:
             np.testing.assert_allclose(
@@ -217,9 +221,7 @@ def test_progress_is_the_mean_of_the_joint_distribution() -> None:
     stage = torch.log(torch.tensor([[0.25, 0.75, 0.0]]))
     tau = torch.full((1, 3, MODEL.config.tau_bins), -1e4)
     tau[0, 0, 10] = tau[0, 1, 5] = tau[0, 2, 0] = 0.0
-    found = estimates(
-        MODEL, Prediction(stage, tau, torch.zeros(1)), torch.tensor([0]), Calibration(), [""]
-    )
+    found = estimates(MODEL, Prediction(stage, tau, torch.zeros(1)), torch.tensor([0]), Calibration(), [""])
     low, high = 0.4 * 0.5, 0.4 + 0.6 * 0.25
     mean = 0.25 * low + 0.75 * high
     spread = np.sqrt(0.25 * (low - mean) ** 2 + 0.75 * (high - mean) ** 2)

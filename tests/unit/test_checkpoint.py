@@ -22,7 +22,11 @@ CALIBRATION = Calibration(True, 1.5, 0.7, -1.0, 1.2, (0.1, 0.2), SuccessDetector
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = ModelConfig(
-        encoder={"_target_": "robo_reward.model.encoders.TinyEncoder", "channels": [4, 4, 8, 8], "bottleneck": 4},
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 4, 8, 8],
+            "bottleneck": 4,
+        },
         tasks=(TaskConfig(("go", "move"), ("a", "b"), (0.5, 0.5)),),
         cameras=("front",),
         image_size=(32, 48),
