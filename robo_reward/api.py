@@ -59,10 +59,10 @@ class RewardModel:
     def _instruction(self, instruction: str | None) -> str:
         if instruction is not None:
             return instruction
-        if len(self.instructions) > 1:
-            known = ", ".join(repr(text) for text in self.instructions)
-            raise ConfigError(f"the model knows several tasks, name one: {known}")
-        return self.instructions[0]
+        if len(self.instructions) == 1:
+            return self.instructions[0]
+        known = ", ".join(repr(text) for text in self.instructions)
+        raise ConfigError(f"the model knows several tasks, name one: {known}")
 
 
 def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:

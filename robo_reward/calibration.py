@@ -83,7 +83,7 @@ _NORMAL_QUANTILES = (0.0, 0.6745, 1.0, 1.2816, 1.6449, 1.96, 2.5758)
 def fit_quantiles(
     residual: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]
 ) -> tuple[tuple[float, ...], float]:
-    """Conformal quantiles at LEVELS with the finite-sample correction, and the scale that makes std honest."""
+    """Conformal quantiles at LEVELS with the finite-sample correction, and the scale for an honest std."""
     ratio = np.abs(residual) / std
     count = len(ratio)
     levels = np.minimum(np.ceil((count + 1) * LEVELS) / count, 1.0)

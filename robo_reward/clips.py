@@ -2,11 +2,11 @@
 
 A window is a list of references to stored frames. Transforms that change *what happens* (rewind, hold, speed,
 splice, early stop) only rearrange the references, and labels are looked up by reference afterwards: the label
-of a rewound or held clip is that of the state it shows, by construction. Transforms that change *how it looks*
+of a rewound or held clip is that of the state it shows, by construction. Those that change *how it looks*
 (camera drop-out and corruption, geometry, color) touch pixels and leave labels alone. The one transform that
 changes labels, the counterfactual instruction, says so.
 
-All of them are frozen dataclasses `(window, rng) -> window`, seeded by the generator passed in, and compose by
+All are frozen dataclasses `(window, rng) -> window`, seeded by the generator passed in, and compose by
 listing (see `configs/augment`). Negatives: ReWiND (rewind), RoboReward arXiv 2601.00675 (temporal clip,
 counterfactual instruction).
 """
@@ -30,8 +30,8 @@ __all__ = [
     "DropView",
     "Geometry",
     "Hold",
-    "Pixels",
     "PixelTransform",
+    "Pixels",
     "Reverse",
     "Rewind",
     "Speed",

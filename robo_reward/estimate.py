@@ -1,4 +1,4 @@
-"""From raw predictions to calibrated numbers: the one place where streams and datasets get their estimates."""
+"""From raw predictions to calibrated numbers: the one place where all estimates come from."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def stage_of_progress(
 
 
 def hop(start: Float[np.ndarray, "*shape"], end: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Relative progress from `start` to `end` (both progress in [0, 1]), in [-1, 1]; 0 where they are equal."""
+    """Relative progress from `start` to `end` (both in [0, 1]), in [-1, 1]; 0 where they are equal."""
     change = end - start
     room = np.where(change >= 0, 1.0 - start, start)
     return np.divide(change, room, out=np.zeros_like(change), where=room > 0)

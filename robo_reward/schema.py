@@ -22,6 +22,7 @@ __all__ = [
     "EpisodeReader",
     "EpisodeSource",
     "Frame",
+    "LiveMoment",
     "Observation",
     "Outcome",
     "ProgressEstimate",
@@ -168,6 +169,23 @@ class EpisodeSource(Protocol):
     def fingerprint(self) -> str:
         """A hex digest over the uids of the episodes."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LiveMoment:
+    """One decision of an episode as it happens: what the cameras see, and the truth to compare with.
+
+    images         u8[h, w, 3] by camera name
+    true_progress  of the task, in [0, 1]
+    true_stage     index of the stage
+    success        the task is done now
+    """
+
+    images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
+    stamp_ns: int
+    true_progress: float
+    true_stage: int
+    success: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ Images = Mapping[str, np.ndarray | Frame]
 
 
 class BatchStream:
-    """n episodes at once, in step. Cameras, sizes and missing frames may differ between them and over time."""
+    """n episodes at once, in step. Cameras, sizes and gaps may differ between them and over time."""
 
     def __init__(self, checkpoint: Checkpoint, instructions: Sequence[str]) -> None:
         """Start n streams, one for each instruction.

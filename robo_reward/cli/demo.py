@@ -15,8 +15,9 @@ from rich.console import Console
 from robo_reward.api import RewardModel, load
 from robo_reward.cli.main import run_command
 from robo_reward.imports import import_object
+from robo_reward.schema import LiveMoment
 
-__all__ = ["DemoConfig", "LiveMoment", "run"]
+__all__ = ["DemoConfig", "run", "stream_live"]
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,12 @@ class DemoConfig:
     live_kind: str = "fail_retry"
 
 
-@dataclass(frozen=True)
-class LiveMoment:
-    """What a live episode yields at each decision: images u8[h, w, 3] by camera, and the truth to compare with."""
-
-    images: Mapping[str, np.ndarray]
-    stamp_ns: int
-    true_progress: float
-    true_stage: int
-    success: bool
-
-
 Live = Callable[[str, str, int], Iterator[LiveMoment]]
 """(environment id, kind of demonstrator, seed) to the moments of one episode."""
 
 
 def run(config: DemoConfig) -> None:
-    """Record, train, evaluate on seeds that training never had, stream one more episode, say where the report is."""
+    """Record, train, evaluate on unseen seeds, stream one more episode, say where the report is."""
     console, begin = Console(stderr=True), time.monotonic()
     root = Path(config.out)
 
@@ -96,7 +86,8 @@ def stream_live(model: RewardModel, config: DemoConfig, console: Console) -> Non
         low, high = estimate.interval
         console.print(
             f"{moment.stamp_ns * 1e-9:5.2f} s  {bar:<30} {estimate.progress:.2f} [{low:.2f}, {high:.2f}]  "
-            f"true {moment.true_progress:.2f}  {names[estimate.stage]:<8} success {estimate.success_prob:.2f}",
+            f"true {moment.true_progress:.2f}  {names[estimate.stage]:<8} "
+            f"success {estimate.success_prob:.2f}",
             highlight=False,
             markup=False,
         )

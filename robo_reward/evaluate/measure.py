@@ -33,7 +33,7 @@ def measure(
     """Every accuracy metric by its name in `metrics.json`."""
     rng = np.random.default_rng(seed)
     successes = [r for r in results if r.info.outcome is Outcome.SUCCESS and _never_back(r)]
-    found = {
+    return {
         "progress_mae": _frame_mean(results, _errors, rng),
         "voc_pos": _episode_mean(successes, lambda r: _voc(r.forward, r.unseen), rng, _voc_frames),
         "voc_neg": _episode_mean(successes, _reversed_voc, rng),
@@ -51,7 +51,6 @@ def measure(
         "tau_a": _tau_a(results, rng),
         "valid_share": _frame_mean(results, lambda r: r.forward.valid.astype(float), rng),
     }
-    return found
 
 
 def measure_conditions(results: Sequence[EpisodeResult], seed: int = 0) -> dict[str, dict[str, m.Metric]]:
@@ -155,7 +154,7 @@ def _covered(r: EpisodeResult) -> Float64[np.ndarray, " t"]:
 
 
 def _never_back(r: EpisodeResult) -> bool:
-    """True progress does not fall. Where it does, order in time is the wrong order: retry_voc judges those."""
+    """True progress does not fall. Where it does, order in time is the wrong order: see retry_voc."""
     if r.truth.progress is None:
         return True
     known = r.truth.progress[np.isfinite(r.truth.progress)]
@@ -224,10 +223,10 @@ def _hesitation(results: Sequence[EpisodeResult], rng: np.random.Generator) -> m
         if r.truth.progress is None:
             continue
         shown = np.where(r.unseen, r.forward.progress, np.nan)
-        value = m.hesitation_rmse(shown, r.truth.progress, _STILL_FRAMES, _STILL_CHANGE)
-        squares.append(value**2)
+        squares.append(m.hesitation_rmse(shown, r.truth.progress, _STILL_FRAMES, _STILL_CHANGE) ** 2)
     mean = m.mean_interval(np.array(squares), rng)
-    return m.Metric(*(float(np.sqrt(x)) for x in (mean.value, mean.low, mean.high)), mean.n)
+    value, low, high = (float(np.sqrt(square)) for square in (mean.value, mean.low, mean.high))
+    return m.Metric(value, low, high, mean.n)
 
 
 def _coverage_counts(

@@ -103,8 +103,8 @@ def seen_frames(training: Mapping[str, Any], info: EpisodeInfo) -> Bool[np.ndarr
 def true_labels(checkpoint: Checkpoint, info: EpisodeInfo) -> Truth:
     """The truth on the model's own scale.
 
-    Where the episode's stages are as many as the model's, they are weighted as the model weighs them; else they
-    weigh the same, and stage indices are not compared.
+    Where the episode's stages are as many as the model's, they are weighted as the model weighs them; else
+    they weigh the same, and stage indices are not compared.
     """
     label = label_episode(info)
     success, known = label_success(info)

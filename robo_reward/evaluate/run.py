@@ -94,7 +94,7 @@ def run(config: EvaluateConfig) -> None:
         notes=tuple(notes),
     )
     write_report(report, folder / "report.html")
-    body = {name: metric.to_json() for name, metric in metrics.items()}
+    body: dict[str, Any] = {name: metric.to_json() for name, metric in metrics.items()}
     body["conditions"] = _nested(conditions)
     body["kinds"] = _nested(kinds)
     body["notes"] = notes
@@ -165,7 +165,7 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
 def measure_latency(
     checkpoint: Checkpoint, readers: Sequence[EpisodeReader], frames: int
 ) -> dict[str, Metric]:
-    """Milliseconds a pushed moment takes, all cameras, decoded images in memory: median and 99th percentile."""
+    """Milliseconds to push a moment, all cameras, images already decoded: median and 99th percentile."""
     undefined = {"latency_ms_p50": Metric.undefined(), "latency_ms_p99": Metric.undefined()}
     reader = max(readers, key=lambda r: r.info.length)
     count = min(frames, reader.info.length)
@@ -262,7 +262,7 @@ def _mae(r: EpisodeResult) -> float | None:
 def report_episode(
     checkpoint: Checkpoint, reader: EpisodeReader, r: EpisodeResult, media_frames: int
 ) -> ReportEpisode:
-    """An episode as the report shows it; long ones are thinned to `media_frames` frames where they have images."""
+    """An episode as the report shows it; where it has images, thinned to at most `media_frames` frames."""
     info, found = r.info, r.forward
     keep = np.arange(info.length)
     if media_frames and info.length > media_frames:

@@ -29,7 +29,8 @@ class TaskConfig:
             )
         if abs(sum(self.stage_weights) - 1.0) > 1e-4 or min(self.stage_weights) <= 0:
             raise ConfigError(
-                f"stage weights of '{self.instructions[0]}' must be positive and sum to 1: {self.stage_weights}"
+                f"stage weights of '{self.instructions[0]}' must be positive and sum to 1: "
+                f"{self.stage_weights}"
             )
 
 

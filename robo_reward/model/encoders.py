@@ -8,6 +8,7 @@ them apart. It must treat images independently (no batch statistics): streaming 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,11 +20,11 @@ __all__ = ["Backbone", "TinyEncoder"]
 
 
 class TinyEncoder(nn.Module):
-    """A small convolutional net that trains from scratch on two CPU cores (about 14 M multiply-adds at 96x128).
+    """A small convolutional net that trains from scratch on two CPU cores (14 M multiply-adds at 96x128).
 
     Four convolutions of stride 2; features are shifted and scaled by the camera embedding (FiLM, Perez et al.
-    2018, so that one net serves views as different as a wrist and a corner), and read out twice: the whole map,
-    which keeps positions, and its average and maximum over the image, which do not depend on them.
+    2018, so that one net serves views as different as a wrist and a corner), and read out twice: the whole
+    map, which keeps positions, and its average and maximum over the image, which do not depend on them.
     """
 
     def __init__(
@@ -122,18 +123,20 @@ def _build_backbone(
         return _build_torchvision(name.removeprefix("torchvision/"), pretrained)
     try:
         import timm
+        from timm.data.config import resolve_model_data_config
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"backbone '{name}' needs timm: pip install 'robo-reward[backbones]' (or name torchvision/<model>)"
+            f"backbone '{name}' needs timm: pip install 'robo-reward[backbones]' "
+            "(or name torchvision/<model>)"
         ) from error
-    sizes = {"img_size": image_size} if "vit" in name or "swin" in name else {}
+    sizes: dict[str, Any] = {"img_size": image_size} if "vit" in name or "swin" in name else {}
     try:
-        body = timm.create_model(name, pretrained=pretrained, num_classes=0, **sizes)
+        body: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **sizes)
     except (RuntimeError, OSError) as error:
         raise ConfigError(
             f"backbone '{name}': {error}; choose one of timm.list_models(), or give encoder.weights=FILE"
         ) from error
-    data = timm.data.resolve_model_data_config(body)
+    data = resolve_model_data_config(body)
     return body, int(body.num_features), data["mean"], data["std"]
 
 

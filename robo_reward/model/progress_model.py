@@ -4,8 +4,9 @@
     (z_t, anchor z_first, goal z_goal, instruction, proprioception) -> causal trunk -> heads
 
 Heads, with K stages and B bins: `p(stage)`, `p(tau | stage)` for every stage, and success. Together the first
-two are one distribution over task progress `Phi = W_stage + w_stage tau`, whose mean is the estimate and whose
-spread is its raw uncertainty. The hop head compares two states (first and now, now and goal, before and now).
+two are one distribution over task progress `Phi = W_stage + w_stage tau`, whose mean is the estimate and
+whose spread is its raw uncertainty. The hop head compares two states (first and now, now and goal, before and
+now).
 """
 
 from __future__ import annotations

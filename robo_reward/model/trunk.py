@@ -2,13 +2,14 @@
 
 Each moment sees itself and the `window - 1` before it, so a ring cache of that many keys and values makes
 streaming exact: `step` gives what `forward` gives, moment by moment. Position is relative time, as rotary
-phases of the time difference in units of the training period (RoFormer, Su et al. 2021, on clock time in place
-of an index), so irregular intervals mean what they are and no absolute clock leaks in.
+phases of the time difference in units of the training period (RoFormer, Su et al. 2021, on clock time in
+place of an index), so irregular intervals mean what they are and no absolute clock leaks in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -92,13 +93,12 @@ class CausalTrunk(nn.Module):
         """
         slot = cache.position
         cache.time_s[:, slot] = time_s
-        cache.filled[:, slot] = (
-            True  # each moment sees itself, or a stream without a past would have none to see
-        )
+        # Each moment sees itself: a stream without a past would have none to see.
+        cache.filled[:, slot] = True
         phase = self._phase(cache.time_s - time_s[:, None])
         here = torch.zeros_like(phase[:, :1])
         for index, layer in enumerate(self.layers):
-            x = layer.step(x, phase, here, cache, index)
+            x = cast("_Layer", layer).step(x, phase, here, cache, index)
         cache.filled[:, slot] = live
         cache.position = (slot + 1) % self.window
         return self.norm(x)

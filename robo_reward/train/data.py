@@ -35,7 +35,7 @@ class Batch:
 
     rgb                     u8[b, v, n, h, w, 3]
     mask                    bool[b, v, n]: the image exists
-    camera                  i64[v]: rows of the camera embedding; 0 where its name is withheld, per window [b, v]
+    camera                  i64[b, v]: rows of the camera embedding; 0 where a window withholds the name
     time_s                  f64[b, t];  moment_mask bool[b, t] False for padding
     stage, tau, labelled    i64, f32, bool[b, t]
     success, success_known  f32, bool[b, t]
@@ -216,7 +216,7 @@ class WindowSampler:
                 if frames is not None:
                     rgb[view, rows[:, 2]] = frames
                     mask[view, rows[:, 2]] = True
-        return Pixels(rgb=rgb, view_mask=mask.any(axis=1), frame_mask=mask)
+        return Pixels(rgb=rgb, view_mask=np.asarray(mask.any(axis=1)), frame_mask=mask)
 
     def _collate(self, windows: Sequence[tuple[Timeline, Pixels, list[int]]]) -> Batch:
         size, count = len(windows), self.windows.frames
@@ -286,7 +286,7 @@ def prefetch(
 ) -> Iterator[Batch]:
     """Batches of steps start..stop-1 in order, made ahead of time on one background thread.
 
-    One is enough: OpenCV and NumPy release the interpreter lock, and the rest of the cores belong to the model.
+    One is enough: OpenCV and NumPy release the interpreter lock, and the other cores belong to the model.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         ahead: list[Future[Batch]] = []

@@ -1,7 +1,7 @@
 """The training loop, readable top to bottom: plan, batches, loss, optimizer, average, checkpoint.
 
-Steps are numbered and batches, drop-out and pair draws are functions of (seed, step), so that a killed run, taken
-up from its last state, goes through the same losses as one that was never killed.
+Steps are numbered and batches, drop-out and pair draws are functions of (seed, step), so that a killed run,
+taken up from its last state, goes through the same losses as one that was never killed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,15 +86,15 @@ def make_fabric(config: TrainConfig) -> Any:
     precision = config.precision
     if precision == "auto":
         gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        # On CPUs that multiply bfloat16 a training step took 0.6 of the time; on others it is emulated, slowly.
-        fast = gpu or torch.cpu._is_avx512_bf16_supported()
+        # CPUs that multiply bfloat16 took 0.6 of the time for a training step; others emulate it, slowly.
+        fast = gpu or torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
         precision = "bf16-mixed" if fast else "32-true"
     return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
 def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
     """A batch on the device."""
-    values = {
+    values: dict[str, Any] = {
         field.name: torch.from_numpy(value).to(device, non_blocking=True)
         if isinstance(value := getattr(batch, field.name), np.ndarray)
         else value
@@ -161,15 +161,14 @@ def train_loop(
                 break
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
-    averaged: ProgressModel = average.module
-    return averaged.to("cpu").eval()
+    return cast("ProgressModel", average.module).to("cpu").eval()
 
 
-def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _warm_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """Exponential average whose memory grows from nothing, so that short runs do not remember their start."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
         warm = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point():

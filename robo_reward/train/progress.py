@@ -1,4 +1,4 @@
-"""What a person sees while training: a progress bar with ETA, log lines where there is no terminal, TensorBoard."""
+"""What a person sees while training: a progress bar, log lines where there is no terminal, TensorBoard."""
 
 from __future__ import annotations
 

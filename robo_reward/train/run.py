@@ -102,7 +102,8 @@ def claim_folder(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != wanted:
             raise CheckpointError(
-                f"'{folder}' is a run with other {_difference(found, wanted)}: choose another out=, or delete it"
+                f"'{folder}' is a run with other {_difference(found, wanted)}: "
+                "choose another out=, or delete it"
             )
         finished = (folder / "model.json").is_file()
         if not finished and not config.resume:

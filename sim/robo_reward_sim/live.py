@@ -1,4 +1,4 @@
-"""Play one simulated episode as it happens: camera images for a model, and the truth for the person watching."""
+"""Play one simulated episode as it happens: images for a model, the truth for the person watching."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import gymnasium
 import numpy as np
 
-from robo_reward.cli.demo import LiveMoment
+from robo_reward.schema import LiveMoment
 from robo_reward_sim.demonstrators import Moment, demonstrator
 
 __all__ = ["live_episode"]

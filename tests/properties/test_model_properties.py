@@ -1,4 +1,4 @@
-"""What makes the model usable live: it is causal, blind to what is masked, and streams what it says offline."""
+"""What makes the model usable live: causal, blind to what is masked, and the same live as offline."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_changing_any_later_frame_changes_nothing_bitwise(frame: int, seed: int)
 
 
 def test_attention_reaches_back_a_window_per_layer_and_no_further() -> None:
-    """A bound that the ring cache relies on: with 2 layers of window 5, a frame matters for 8 moments more."""
+    """The ring cache relies on it: with 2 layers of window 5, a frame matters for 8 moments more."""
     state = torch.randn(1, 30, 32)
     time_s = torch.arange(30, dtype=torch.float64)[None] * 0.1
     seen = torch.ones(1, 30, dtype=torch.bool)

@@ -66,7 +66,7 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     meta = json.loads((folder / "model.json").read_text())
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="not the file that model.json names"):
+    with pytest.raises(CheckpointError, match=r"not the file that model\.json names"):
         load_checkpoint(folder)
     (folder / "model.json").write_text(json.dumps({**meta, "schema_version": 99}))
     with pytest.raises(CheckpointError, match="schema version 99, this package reads 1"):
