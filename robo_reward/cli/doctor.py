@@ -99,7 +99,6 @@ def diagnose() -> list[Finding]:
         lambda: opencv_finding(_versions("opencv-")),
         lambda: _package("PyAV", "av", "decodes and encodes video (bundles FFmpeg 7)", required=True),
         lambda: _package("zarr", "zarr", "the episode store", required=True),
-        lambda: _package("zarrs", "zarrs", "fast single-frame reads from the episode store", required=True),
         _rendering,
         lambda: _package("Meta-World", "metaworld", "simulated tasks: demo, record, improve", extra="sim"),
         lambda: _package("LeRobot", "lerobot", "LeRobot datasets in and out", extra="data"),
