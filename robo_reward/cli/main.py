@@ -1,4 +1,4 @@
-"""Entry point: `robo-reward <command> [hydra overrides]`.
+"""Entry point: `robo-reward <command> [key=value ...]`; `--some-key value` is read as `some_key=value`.
 
 A command is a file `configs/<command>.yaml` whose `_target_` names a function of one frozen dataclass:
 Hydra composes the config, `run_command` turns it into that dataclass once, and nothing below sees OmegaConf.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robo_reward.cli.help import command_help, overview
 from robo_reward.errors import ConfigError, RoboRewardError
 
 __all__ = ["commands", "config_dir", "load_config", "main", "run_command"]
@@ -56,8 +57,7 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
 
     from robo_reward.imports import import_object
 
-    if command not in commands():
-        raise UsageError(f"no command '{command}': choose one of {', '.join(commands())}")
+    _check_command(command)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = compose(command, overrides=list(overrides))
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _print_overview()
+        sys.stdout.write(overview(commands()))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from robo_reward import __version__
@@ -127,9 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, overrides = arguments[0], arguments[1:]
     try:
         if "-h" in overrides or "--help" in overrides:
-            _print_help(command)
+            sys.stdout.write(_help(command))
         else:
-            run_command(command, overrides)
+            run_command(command, _as_overrides(overrides))
     except UsageError as error:
         return _fail(error, 2, debug)
     except RoboRewardError as error:
@@ -149,6 +149,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Flags as Hydra overrides: `--some-key value` and `--some-key=value` both as `some_key=value`."""
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            overrides.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None or value.startswith("--"):
+                raise UsageError(f"'{argument}' has no value: write {argument} VALUE")
+        overrides.append(f"{key.replace('-', '_')}={value}")
+    return overrides
+
+
+def _check_command(command: str) -> None:
+    if command not in commands():
+        raise UsageError(f"no command '{command}': choose one of {', '.join(commands())}")
+
+
+def _help(command: str) -> str:
+    _check_command(command)
+    return command_help(command, config_dir())
+
+
 def _fail(error: BaseException, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
@@ -166,31 +193,6 @@ def _config_type(function: Callable[..., Any]) -> type:
     if len(hints) != 1 or not dataclasses.is_dataclass(schema := next(iter(hints.values()))):
         raise ConfigError(f"'{function.__module__}.{function.__qualname__}' must take one dataclass")
     return typing.cast("type", schema)
-
-
-def _print_overview() -> None:
-    lines = ["usage: robo-reward <command> [key=value ...] [--debug]", "", "commands:"]
-    known = commands()
-    width = max(len(name) for name in known)
-    lines += [f"  {name:<{width}}  {text}" for name, text in known.items()]
-    lines += ["", "robo-reward <command> --help lists a command's keys and their defaults."]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _print_help(command: str) -> None:
-    if command not in commands():
-        raise UsageError(f"no command '{command}': choose one of {', '.join(commands())}")
-    root = config_dir()
-    text = (root / f"{command}.yaml").read_text(encoding="utf-8")
-    body = [line for line in text.splitlines() if not line.startswith("_target_")]
-    groups = sorted(
-        f"  {group.name}={'|'.join(sorted(path.stem for path in group.glob('*.yaml')))}"
-        for group in root.iterdir()
-        if group.is_dir() and f"- {group.name}: " in text
-    )
-    sys.stdout.write(f"usage: robo-reward {command} [key=value ...]\n\n" + "\n".join(body) + "\n")
-    if groups:
-        sys.stdout.write("\nconfig groups:\n" + "\n".join(groups) + "\n")
 
 
 if __name__ == "__main__":

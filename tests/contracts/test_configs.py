@@ -114,7 +114,7 @@ def test_every_key_of_a_command_says_what_it_is(command: str) -> None:
     silent = [
         line
         for before, line in pairwise(lines)
-        if re.match(r"\w+:", line)
+        if re.match(r" *\w+:", line)
         and not line.startswith(("_target_:", "defaults:"))
         and "#" not in line
         and not before.lstrip().startswith("#")

@@ -23,6 +23,7 @@ class StubConfig:
     path: str
     count: int
     note: str | None = None
+    on_error: str = "stop"
 
 
 def stub(config: StubConfig) -> None:
@@ -43,7 +44,10 @@ def two_arguments(config: StubConfig, other: int) -> None:
 def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stub_commands", sys.modules[__name__])
     monkeypatch.setattr(cli, "config_dir", lambda: tmp_path)
-    body = "path: ??? # which\ncount: 1 # how many\nnote: null # remark\n"
+    body = (
+        "path: ??? # which\ncount: 1 # how many\nnote: null # remark\n"
+        "# where one fails:\non_error: stop # stop or skip\n"
+    )
     for name, target in (("stub", "stub"), ("wrong", "two_arguments"), ("gone", "nothing_here")):
         text = f"# the {name} command\n_target_: stub_commands.{target}\n{body}"
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
@@ -55,6 +59,9 @@ def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["stub", "path=a"], 0, "a 2 None\n", ""),
         (["stub", "path=a b", "count=41", "note=x"], 0, "a b 42 x\n", ""),
+        (["stub", "--path", "a", "--count=2", "note=x"], 0, "a 3 x\n", ""),
+        (["stub", "--path=a b", "--count", "-5"], 0, "a b -4 None\n", ""),
+        (["stub", "--path=", "--on-error", "skip"], 0, " 2 None\n", ""),
         (["stub", "path=refuse"], 1, "", "robo-reward: 'refuse' has 1 frames: record it again\n"),
         (["stub"], 2, "", "robo-reward: 'stub' needs path=... (see: robo-reward stub --help)\n"),
         (["stub", "path=interrupt"], 130, "", "robo-reward: interrupted\n"),
@@ -74,6 +81,9 @@ def test_status_and_output(
         (["stub", "path=a", "count=many"], 2, "'many'"),
         (["stub", "path=a", "speed=2"], 2, "'speed'"),
         (["stub", "path=a", "count"], 2, "'count'"),
+        (["stub", "path=a", "--count"], 2, "'--count' has no value: write --count VALUE"),
+        (["stub", "--count", "--path", "a"], 2, "'--count' has no value"),
+        (["stub", "path=a", "--top-speed", "2"], 2, "'top_speed'"),
         (["fly"], 2, "no command 'fly': choose one of gone, stub, wrong"),
         (["fly", "--help"], 2, "no command 'fly'"),
         (["stub", "path=crash"], 1, "ZeroDivisionError: count is zero"),
@@ -106,6 +116,31 @@ def test_overview_lists_each_command_with_its_first_line(capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "stub   the stub command" in text
     assert cli.main([]) == 2
+
+
+@pytest.mark.usefixtures("stub_command")
+def test_help_lists_keys_defaults_and_the_options_of_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["stub", "--help"]) == 0
+    assert capsys.readouterr().out == (
+        "usage: robo-reward stub [key=value ...] [--debug]\n\nthe stub command\n\n"
+        "keys and their defaults (--some-key value works too):\n"
+        "  path=...       required: which\n"
+        "  count=1        how many\n"
+        "  note=null      remark\n"
+        "  on_error=stop  where one fails: stop or skip\n"
+    )
+    (tmp_path / "size").mkdir()
+    (tmp_path / "size" / "big.yaml").write_text("# @package size\n# A lot.\nlines: 9\n")
+    (tmp_path / "grown.yaml").write_text(
+        "# the grown command\ndefaults:\n  - size: big # how much\n  - _self_\n"
+        "part: # of it\n  first: [1, 2] # from here\nlast: 1.0e-3 # to there\n"
+    )
+    assert cli.main(["grown", "-h"]) == 0
+    text = capsys.readouterr().out
+    assert "  part.first=[1, 2]  from here\n  last=1.0e-3        to there\n" in text
+    assert "\nsize (default: big), a set of further keys:\n  size=big  A lot.\n" in text
 
 
 def test_the_process_exits_with_the_status() -> None:
