@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from robo_reward import metrics as m
 from robo_reward.calibration import LEVELS, SuccessDetector
@@ -187,7 +187,7 @@ def _truth_rank(r: EpisodeResult) -> float:
     return m.retry_voc(np.where(r.unseen, r.forward.progress, np.nan), r.truth.progress)
 
 
-def _end(values: Float64[np.ndarray, " t"]) -> float:
+def _end(values: Float[np.ndarray, " t"]) -> float:
     """The level an episode ends on: the median of its last three known values."""
     known = values[np.isfinite(values)]
     return float(np.median(known[-3:])) if len(known) else float("nan")
