@@ -217,7 +217,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 def _name(names: Sequence[str], index: int) -> str:
     if index < 0:
         return ""
-    return names[index] if index < len(names) else f"stage {index}"
+    return names[index] if index < len(names) else f"stage {index + 1}"
 
 
 def _runs(labels: Sequence[str]) -> list[tuple[int, int, str]]:

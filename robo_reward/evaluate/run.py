@@ -268,10 +268,9 @@ def report_episode(
     if media_frames and info.length > media_frames:
         keep = np.unique(np.linspace(0, info.length - 1, media_frames).round().astype(np.int64))
     task = checkpoint.model.config.tasks[resolve_task(checkpoint.model, info.instruction)]
-    stages = info.stage_names
-    if not stages and info.boundaries is not None:
-        stages = tuple(f"stage {i + 1}" for i in range(len(info.boundaries) - 1))
-    truth = r.truth
+    truth, stages = r.truth, info.stage_names
+    if not stages and truth.stage is not None:
+        stages = tuple(f"stage {index + 1}" for index in range(int(truth.stage.max()) + 1))
 
     def kept(values: Any) -> Any:
         return None if values is None else values[keep]
