@@ -6,6 +6,8 @@ taken up from its last state, goes through the same losses as one that was never
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import time
@@ -110,6 +112,7 @@ def train_loop(
 
     `folder` receives `state.pt` (for resuming) and TensorBoard events.
     """
+    keep_freed_memory()
     average = AveragedModel(model, multi_avg_fn=_warm_average(config.optimizer.ema))
     optimizer = make_optimizer(model, config.optimizer)
     weights = {
@@ -177,6 +180,19 @@ def _warm_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor],
                 average.copy_(value)
 
     return update
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large blocks instead of returning them to the kernel after every operation.
+
+    Each step allocates the same activations again; without this, mapping fresh pages for them took a quarter of
+    the time of a CPU training step. Does nothing where there is no glibc.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # parameters of mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
