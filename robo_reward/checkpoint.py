@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save
 
 from robo_reward.calibration import Calibration
 from robo_reward.errors import CheckpointError
+from robo_reward.imports import import_object
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 
@@ -72,9 +74,10 @@ def save_checkpoint(
 
 def _self_contained(config: dict[str, Any]) -> dict[str, Any]:
     """The config without where the encoder's first weights came from: the checkpoint holds them now."""
-    overrides = {"pretrained": False, "weights": None}
-    encoder = {key: overrides.get(key, value) for key, value in config["encoder"].items()}
-    return {**config, "encoder": encoder}
+    accepted = signature(import_object(str(config["encoder"]["_target_"]))).parameters
+    origin = {"pretrained": False, "weights": None}
+    known = {key: value for key, value in origin.items() if key in accepted}
+    return {**config, "encoder": {**config["encoder"], **known}}
 
 
 def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:

@@ -35,8 +35,12 @@ def check_encoder(encoder: nn.Module, image_size: tuple[int, int], width: int, c
     rest = [0, 1, 2, 4]
     assert torch.equal(out[rest], other[rest]), "changing one image changes the embedding of others"
     assert not torch.equal(out[3], other[3]), "the embedding does not depend on the image"
-    if any(p.requires_grad for p in encoder.parameters()):
-        out.sum().backward()
+    trainable = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    if trainable:
+        (out * torch.randn(out.shape, generator=generator)).sum().backward()
+    for name, parameter in trainable.items():
+        assert parameter.grad is not None, f"parameter '{name}' gets no gradient: freeze it, or use it"
+        assert bool(torch.isfinite(parameter.grad).all()), f"the gradient of '{name}' is not finite"
 
 
 def check_reader(reader: EpisodeReader) -> None:

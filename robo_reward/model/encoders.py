@@ -8,10 +8,14 @@ them apart. It must treat images independently (no batch statistics): streaming 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robo_reward.errors import ConfigError
@@ -94,7 +98,8 @@ class Backbone(nn.Module):
         self.body, features, mean, std = _build_backbone(name, image_size, pretrained and weights is None)
         if weights is not None:
             _load_weights(self.body, weights)
-        self.body.requires_grad_(not frozen)
+        _check_size(self.body, name, image_size)
+        self.body.requires_grad_(not frozen).train(not frozen)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.project = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
@@ -129,8 +134,10 @@ def _build_backbone(
             f"backbone '{name}' needs timm: pip install 'robo-reward[backbones]' "
             "(or name torchvision/<model>)"
         ) from error
-    sizes: dict[str, Any] = {"img_size": image_size} if "vit" in name or "swin" in name else {}
     try:
+        published = timm.get_pretrained_cfg(name)
+        fixed = published is not None and published.fixed_input_size  # transformers are built for one size
+        sizes: dict[str, Any] = {"img_size": image_size} if fixed else {}
         body: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **sizes)
     except (RuntimeError, OSError) as error:
         raise ConfigError(
@@ -147,22 +154,36 @@ def _build_torchvision(
 
     if name not in models.list_models():
         raise ConfigError(f"torchvision has no model '{name}': see torchvision.models.list_models()")
-    body = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    try:
+        body = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except OSError as error:
+        raise ConfigError(f"cannot download the weights of torchvision/{name}: {error}") from error
     last_name, last = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)][-1]
     parent = body.get_submodule(last_name.rpartition(".")[0])
     setattr(parent, last_name.rpartition(".")[2], nn.Identity())
     return body, last.in_features, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def _check_size(body: nn.Module, name: str, image_size: tuple[int, int]) -> None:
+    """Refuse a size that the backbone does not take, now rather than at the first batch."""
+    try:
+        with torch.no_grad():
+            body.eval()(torch.zeros(1, 3, *image_size))
+    except (AssertionError, RuntimeError) as error:
+        height, width = image_size
+        raise ConfigError(
+            f"backbone '{name}' does not take images of {height}x{width} pixels: {error} Set image_size=[h,w]"
+        ) from error
+
+
 def _load_weights(body: nn.Module, path: str) -> None:
-    from pathlib import Path
-
-    from safetensors.torch import load_file
-
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"encoder.weights: no file '{path}'")
-    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
+        raise ConfigError(f"encoder.weights='{path}' is not a file of weights: {error}") from error
     try:
         body.load_state_dict(state)
     except RuntimeError as error:

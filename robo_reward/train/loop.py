@@ -185,8 +185,8 @@ def _warm_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor],
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of returning them to the kernel after every operation.
 
-    Each step allocates the same activations again; without this, mapping fresh pages for them took a quarter of
-    the time of a CPU training step. Does nothing where there is no glibc.
+    Each step allocates the same activations again; without this, mapping fresh pages for them took a quarter
+    of the time of a CPU training step. Does nothing where there is no glibc.
     """
     mmap_threshold, trim_threshold = -3, -1  # parameters of mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
