@@ -64,6 +64,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert not torch.equal(first["stage_head.weight"], other["stage_head.weight"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(toy_store: Path, tmp_path: Path) -> None:
     """SIGKILL in mid-training, then the same command again."""
     whole = train(toy_store, tmp_path / "whole", "steps=24", "log_every=1")
@@ -117,6 +118,7 @@ def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
         train(toy_store, stray, "steps=3")
 
 
+@pytest.mark.slow
 def test_it_learns_the_toy_task_and_is_judged_on_unseen_episodes(toy_store: Path, tmp_path: Path) -> None:
     """The one test of quality: after a short training, error is far below a constant guess's (about .25)."""
     import pyarrow.parquet as pq
@@ -188,6 +190,7 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_
         run_command("train", [f"data=[{toy_store},{toy_store}]", f"out={tmp_path / 'r3'}", *FAST, "steps=2"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(toy_store: Path, tmp_path: Path) -> None:
     """Data-parallel training by Fabric's own launcher, over gloo on this machine."""
     command = [
