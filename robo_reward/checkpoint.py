@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from robo_reward.calibration import Calibration
-from robo_reward.errors import CheckpointError
+from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.imports import import_object
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -86,6 +86,7 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     Raises:
         CheckpointError: no checkpoint there, unreadable, of another schema version, or weights that are not
             those its metadata names.
+        ConfigError: a device that this machine does not have.
     """
     folder = Path(folder)
     path = folder / "model.json"
@@ -106,11 +107,18 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     weights = folder / "model.safetensors"
     _load_weights(model, weights, str(meta["weights_sha256"]))
     return Checkpoint(
-        model=model.to(device).eval().requires_grad_(False),
+        model=_move(model, device).eval().requires_grad_(False),
         calibration=Calibration.from_json(meta["calibration"]),
         training=meta["training"],
         version=str(meta["version"]),
     )
+
+
+def _move(model: ProgressModel, device: str) -> ProgressModel:
+    try:
+        return model.to(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device='{device}' cannot be used here ({error}): choose device=cpu") from error
 
 
 def _load_weights(model: ProgressModel, path: Path, sha256: str) -> None:

@@ -109,7 +109,8 @@ def run(config: EvaluateConfig) -> None:
 def _claim(folder: Path, overwrite: bool) -> Path:
     ours = {"metrics.json", "predictions.parquet", "report.html"}
     if folder.is_dir():
-        present = {path.name for path in folder.iterdir()}
+        # Names with a dot are what a killed evaluation left half-written.
+        present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         if strangers := sorted(present - ours):
             raise CheckpointError(f"'{folder}' holds other files ({strangers[0]}): choose another out=")
         if "metrics.json" in present and not overwrite:

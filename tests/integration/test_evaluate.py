@@ -124,6 +124,10 @@ def test_what_a_model_must_not_be_judged_on_is_refused(trained: Path, tmp_path: 
     strangers.mkdir()
     (strangers / "thesis.tex").write_text("do not touch")
     data = write(tmp_path / "data", toy_episode(50, length=12))
+    halved = tmp_path / "halved"
+    halved.mkdir()
+    (halved / ".predictions.parquet.tmp").write_text("an evaluation was killed here")
+    evaluate(trained, data, halved)
     with pytest.raises(CheckpointError, match=r"holds other files \(thesis\.tex\)"):
         evaluate(trained, data, strangers)
     with pytest.raises(DataError, match="has seen every frame"):

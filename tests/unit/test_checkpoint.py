@@ -11,7 +11,7 @@ import torch
 import robo_reward
 from robo_reward.calibration import Calibration, SuccessDetector
 from robo_reward.checkpoint import load_checkpoint, save_checkpoint
-from robo_reward.errors import CheckpointError
+from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 
@@ -58,6 +58,11 @@ def test_the_front_door(folder: Path) -> None:
         robo_reward.load("runs/none")
     with pytest.raises(CheckpointError, match="neither a run folder nor an import path"):
         robo_reward.load("no_such_module.Model")
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device='tpu' cannot be used here .*device=cpu"):
+        load_checkpoint(folder, "tpu")
 
 
 def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
