@@ -90,10 +90,11 @@ class BatchStream:
         """One moment of every stream; an empty mapping for a stream that saw nothing.
 
         Raises:
-            ConfigError: not one entry for each stream.
+            ConfigError: not one entry for each stream, or proprioception of another length than in training.
         """
         if len(images) != len(self) or len(stamps_ns) != len(self):
             raise ConfigError(f"{len(self)} streams, but {len(images)} images and {len(stamps_ns)} stamps")
+        body = self._proprio(proprio)  # refused before anything of the stream changes
         views, reasons = self._collect(images)
         reasons = [
             reason or self._stamp_reason(i, stamp)
@@ -112,7 +113,7 @@ class BatchStream:
             dtype=torch.float64,
             device=self._device,
         )
-        x = self._model.inputs(state[:, None], self._context, self._proprio(proprio))[:, 0]
+        x = self._model.inputs(state[:, None], self._context, body)[:, 0]
         h = self._model.trunk.step(x, seconds, live, self._cache)
         found = self._estimates(self._model.heads(h, self._context.task), reasons)
         return [self._result(found, i, share[i], views[i], int(stamps_ns[i])) for i in range(len(self))]

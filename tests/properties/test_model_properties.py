@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint
+from robo_reward.errors import ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.fusion import AttentionFusion
 from robo_reward.model.progress_model import ProgressModel
@@ -211,6 +212,19 @@ def test_unknown_cameras_sizes_and_missing_proprioception_are_taken() -> None:
     assert sum(answer.per_view.values()) == pytest.approx(1.0, abs=1e-5)
     with_state = stream.push({"front": rgb}, 1, np.array([0.1, 0.2], np.float32))
     assert with_state.valid
+
+
+def test_proprioception_of_a_wrong_length_is_refused_and_leaves_no_trace() -> None:
+    checkpoint = Checkpoint(model=make_model(proprio=2), calibration=CALIBRATION)
+    clean, disturbed = Stream(checkpoint, "fill the bar"), Stream(checkpoint, "fill the bar")
+    episode = toy_episode(0, length=4)
+    for i in range(4):
+        images, body = {"front": episode.frames["front"][i]}, np.array([0.1, 0.2], np.float32)
+        with pytest.raises(ConfigError, match=r"shape \(3,\), the model was trained on \(2,\)"):
+            disturbed.push(images, i, np.zeros(3, np.float32))
+        np.testing.assert_allclose(
+            columns([disturbed.push(images, i, body)]), columns([clean.push(images, i, body)]), atol=1e-6
+        )
 
 
 def test_progress_is_the_mean_of_the_joint_distribution() -> None:
