@@ -167,7 +167,7 @@ class EpisodeSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hex digest over the uids of the episodes."""
+        """A hex digest over the uids and the annotations of the episodes."""
         ...
 
 
