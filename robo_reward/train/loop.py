@@ -24,12 +24,14 @@ from torch.optim.swa_utils import AveragedModel
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.train.config import OptimizerConfig, TrainConfig
 from robo_reward.train.data import Batch, WindowSampler, prefetch
-from robo_reward.train.loss import TensorBatch, losses
+from robo_reward.train.gradients import FabricGradients, ShardedGradients, TrainingModule
+from robo_reward.train.loss import TensorBatch
 from robo_reward.train.progress import TrainingDisplay
 
-__all__ = ["Plan", "TrainingModule", "learning_rate", "make_fabric", "to_tensors", "train_loop"]
+__all__ = ["Plan", "learning_rate", "make_fabric", "to_tensors", "train_loop"]
 
 _PROBE_STEPS = 12
+_REPLAN_S = 5.0
 
 
 @dataclass
@@ -52,25 +54,6 @@ class Plan:
         """Fit the number of steps to the seconds that are left (wall-clock runs only)."""
         if self.seconds is not None:
             self.steps = max(step + 1, step + int((self.seconds - self.elapsed) / max(step_s, 1e-6)))
-
-
-class Untouched:
-    """Keeps Fabric from casting what is inside: time stamps need their float64."""
-
-    def __init__(self, batch: TensorBatch) -> None:
-        self.batch = batch
-
-
-class TrainingModule(nn.Module):
-    """The model and its losses behind one `forward`, as data-parallel wrappers need it."""
-
-    def __init__(self, model: ProgressModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, boxed: Untouched, seed: int) -> dict[str, Tensor]:
-        """Every loss term of a batch."""
-        return losses(self.model, boxed.batch, seed)
 
 
 def learning_rate(config: OptimizerConfig, plan: Plan, step: int) -> float:
@@ -115,32 +98,26 @@ def train_loop(
     keep_freed_memory()
     average = AveragedModel(model, multi_avg_fn=_warm_average(config.optimizer.ema))
     optimizer = make_optimizer(model, config.optimizer)
-    weights = {
-        "stage": 1.0,
-        "tau": 1.0,
-        "progress": config.progress_weight,
-        "success": config.success_weight,
-        "hop": config.hop_weight,
-    }
     state_path = folder / "state.pt"
+    total = _weighted_sum(config)
     module, optimizer = fabric.setup(TrainingModule(model), optimizer)
     average.to(fabric.device)
     # After set-up, so that optimizer state lands on the device that the parameters moved to.
     step = load_state(state_path, model, average, optimizer, plan) if state_path.is_file() else 0
-    started, saved = time.monotonic() - plan.elapsed, time.monotonic()
-    recent: list[float] = []
+    gradients = make_gradients(fabric, model, module, total)
+    begun = time.monotonic()
+    started = begun - plan.elapsed
+    saved = planned = begun
+    planned_step = step
+    # A wall-clock run has no last step to prefetch up to: it ends when its plan says so.
+    stop = plan.steps if plan.seconds is None and plan.steps is not None else 1 << 40
     with TrainingDisplay(folder, enabled=fabric.is_global_zero) as display:
-        # A wall-clock plan can only grow a little past what the first plan says; 4x is out of its reach.
-        stop = plan.steps if plan.seconds is None and plan.steps is not None else 1 << 40
         for batch in prefetch(sampler, config.batch_size, config.seed, step, stop, fabric.global_rank):
-            begin = time.monotonic()
             lr = learning_rate(config.optimizer, plan, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             torch.manual_seed(config.seed * 1_000_003 + step)
-            terms = module(Untouched(to_tensors(batch, fabric.device)), step)
-            loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-            fabric.backward(loss)
+            terms = gradients(to_tensors(batch, fabric.device), step)
             norm = fabric.clip_gradients(
                 module, optimizer, max_norm=config.optimizer.clip, error_if_nonfinite=False
             )
@@ -151,20 +128,49 @@ def train_loop(
             step += 1
             now = time.monotonic()
             plan.elapsed = now - started
-            recent.append(now - begin)
-            if plan.seconds is not None and (step == _PROBE_STEPS or step % 100 == 0):
-                plan.replan(step, float(np.mean(recent[2:] if step == _PROBE_STEPS else recent[-100:])))
+            if now - planned > _REPLAN_S and step - planned_step >= _PROBE_STEPS:
+                plan.replan(step, (now - planned) / (step - planned_step))
+                planned, planned_step = now, step
             if step % config.log_every == 0 or plan.done(step):
-                values = {name: float(value.detach()) for name, value in terms.items()}
-                display.log(step, plan, lr, float(loss.detach()), values, float(norm))
+                values = {name: float(value) for name, value in terms.items()}
+                display.log(step, plan, lr, float(total(terms)), values, float(norm))
             if fabric.is_global_zero and now - saved > config.checkpoint_every_s:
                 save_state(state_path, step, model, average, optimizer, plan)
                 saved = now
             if plan.done(step):
                 break
+    gradients.close()
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
     return cast("ProgressModel", average.module).to("cpu").eval()
+
+
+def _weighted_sum(config: TrainConfig) -> Callable[[dict[str, Tensor]], Tensor]:
+    weights = {
+        "stage": 1.0,
+        "tau": 1.0,
+        "progress": config.progress_weight,
+        "success": config.success_weight,
+        "hop": config.hop_weight,
+    }
+
+    def total(terms: dict[str, Tensor]) -> Tensor:
+        return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+    return total
+
+
+def make_gradients(
+    fabric: Any, model: ProgressModel, module: nn.Module, total: Callable[[dict[str, Tensor]], Tensor]
+) -> FabricGradients | ShardedGradients:
+    """Shards on threads for a single CPU process, Fabric for everything else.
+
+    Drop-out draws from one generator for all threads: sharded, a model that has it would not repeat itself.
+    """
+    alone = fabric.device.type == "cpu" and fabric.world_size == 1
+    if alone and model.config.dropout == 0.0:
+        return ShardedGradients(fabric, model, total, torch.get_num_threads())
+    return FabricGradients(fabric, module, total)
 
 
 def _warm_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
