@@ -1,6 +1,6 @@
 """Estimates of whole episodes, equal to what a stream would have said frame by frame.
 
-Every image is encoded once; camera drop-out and reversed playback reuse the embeddings.
+Every image is encoded once for an anchor; camera drop-out reuses the embeddings.
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ def resolve_task(model: ProgressModel, instruction: str) -> int:
 
 @dataclass(frozen=True)
 class EncodedEpisode:
-    """Embeddings of every frame and camera: features f32[t, v, d] for the cameras named."""
+    """Embeddings of every shown frame and camera: features f32[t, v, d] for the cameras named.
+
+    `frames` i64[t] are the frames in the order shown; the first of them is the anchor.
+    """
 
     features: Tensor
+    frames: Int64[np.ndarray, " t"]
     cameras: tuple[str, ...]
     time_s: Tensor
     instruction: str
@@ -58,26 +62,43 @@ class EncodedEpisode:
 
 
 @torch.inference_mode()
-def encode_episode(model: ProgressModel, reader: EpisodeReader, chunk: int = 64) -> EncodedEpisode:
-    """Encode all cameras of an episode, a chunk of frames at a time."""
+def encode_episode(
+    model: ProgressModel,
+    reader: EpisodeReader,
+    frames: Int64[np.ndarray, " n"] | None = None,
+    chunk: int = 64,
+) -> EncodedEpisode:
+    """Encode all cameras of an episode, a chunk of frames at a time.
+
+    Args:
+        frames: show these frames in this order instead, at the episode's own pace: `arange(t)[::-1]` is the
+            reversed episode, whose anchor is its first shown frame.
+        chunk: images of each camera in memory at once.
+    """
     info = reader.info
+    order = np.arange(info.length) if frames is None else np.asarray(frames, dtype=np.int64)
     device = model.no_goal.device
     ids = model.camera_ids(info.cameras)
-    features = torch.zeros(info.length, len(info.cameras), model.config.width, device=device)
-    for start in range(0, info.length, chunk):
-        frames = np.arange(start, min(start + chunk, info.length))
-        images = [resize_frames(reader.read_frames(c, frames), model.config.image_size) for c in info.cameras]
-        rgb = torch.from_numpy(np.stack(images, axis=1)).to(device)
+
+    def images(shown: Int64[np.ndarray, " m"]) -> Tensor:
+        views = [resize_frames(reader.read_frames(c, shown), model.config.image_size) for c in info.cameras]
+        return torch.from_numpy(np.stack(views, axis=1)).to(device)
+
+    anchor = images(order[:1])
+    parts: list[Tensor] = []
+    for start in range(0, len(order), chunk):
+        rgb = images(order[start : start + chunk])
         mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=device)
-        features[start : start + len(frames)] = model.encode(rgb, ids.expand(len(frames), -1), mask)
+        parts.append(model.encode(rgb, ids.expand(len(rgb), -1), mask, anchor.expand_as(rgb), mask))
     seconds = torch.from_numpy((info.stamp_ns - info.stamp_ns[0]) * 1e-9).to(device)
     proprio = reader.read_proprio() if model.config.proprio_dim else None
     return EncodedEpisode(
-        features=features,
+        features=torch.cat(parts),
+        frames=order,
         cameras=info.cameras,
-        time_s=seconds,
+        time_s=seconds[: len(order)],
         instruction=info.instruction,
-        proprio=None if proprio is None else torch.from_numpy(proprio).to(device),
+        proprio=None if proprio is None else torch.from_numpy(proprio[order]).to(device),
     )
 
 
@@ -87,29 +108,25 @@ def estimate_episode(
     encoded: EncodedEpisode,
     calibration: Calibration,
     cameras: Sequence[str] | None = None,
-    frames: Int64[np.ndarray, " n"] | None = None,
     instruction: str | None = None,
 ) -> Estimates:
-    """Estimates at every moment of an episode.
+    """Estimates at every shown moment of an episode.
 
     Args:
         cameras: look only through these (all by default).
-        frames: play these frames in this order instead, at the episode's own pace: `arange(t)[::-1]` is the
-            reversed episode, whose anchor is its first shown frame.
         instruction: ask for another task.
     """
-    order = np.arange(len(encoded.time_s)) if frames is None else np.asarray(frames)
-    index = torch.from_numpy(order.copy()).to(encoded.features.device)
+    count = len(encoded.frames)
     shown = [camera in cameras if cameras is not None else True for camera in encoded.cameras]
-    mask = torch.tensor(shown, device=index.device).expand(len(index), -1)
-    ids = model.camera_ids(encoded.cameras).expand(len(index), -1)
-    state, _ = model.fuse(encoded.features[index], ids, mask)
+    mask = torch.tensor(shown, device=encoded.features.device).expand(count, -1)
+    ids = model.camera_ids(encoded.cameras).expand(count, -1)
+    state, _ = model.fuse(encoded.features, ids, mask)
     text = encoded.instruction if instruction is None else instruction
     context = episode_context(model, state[:1], text)
-    proprio = None if encoded.proprio is None else encoded.proprio[index][None]
+    proprio = None if encoded.proprio is None else encoded.proprio[None]
     live = mask.any(dim=1)
-    prediction_ = model(state[None], context, encoded.time_s[None, : len(index)], live[None], proprio)
-    task = context.task.expand(len(index))
+    prediction_ = model(state[None], context, encoded.time_s[None], live[None], proprio)
+    task = context.task.expand(count)
     reasons = ["" if alive else "no camera" for alive in live.tolist()]
     flat = type(prediction_)(
         *(x[0] for x in (prediction_.stage_logits, prediction_.tau_logits, prediction_.success_logit))

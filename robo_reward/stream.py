@@ -53,6 +53,7 @@ class BatchStream:
                 task=torch.tensor([resolve_task(self._model, t) for t in instructions], device=self._device),
             )
             self._cache = self._model.trunk.empty_cache(streams)
+        self._anchors: list[dict[str, np.ndarray]] = [{} for _ in instructions]
         self._start_ns: list[int | None] = [None] * streams
         self._last_ns: list[int | None] = [None] * streams
 
@@ -65,11 +66,12 @@ class BatchStream:
         """Forget stream `index`: its next frame starts a new episode."""
         self._context.first_mask[index] = False
         self._cache.filled[index] = False
+        self._anchors[index] = {}
         self._start_ns[index] = self._last_ns[index] = None
 
     @torch.inference_mode()
     def set_goal(self, index: int, images: Images) -> None:
-        """Show stream `index` a picture of its goal.
+        """Show stream `index` a picture of its goal, after its first frame (it is seen beside that).
 
         Raises:
             ConfigError: images that cannot be used.
@@ -77,7 +79,7 @@ class BatchStream:
         views, reasons = self._collect([images])
         if reasons[0]:
             raise ConfigError(f"goal picture: {reasons[0]}")
-        state, _ = self._encode(views)
+        state, _ = self._encode(views, [self._anchors[index]])
         self._context.goal[index], self._context.goal_mask[index] = state[0], True
 
     @torch.inference_mode()
@@ -103,7 +105,10 @@ class BatchStream:
         live = torch.tensor([not reason for reason in reasons], device=self._device)
         if not bool(live.any()):
             return [self._invalid(reason, stamp) for reason, stamp in zip(reasons, stamps_ns, strict=True)]
-        state, share = self._encode(views)
+        for index, given in enumerate(views):
+            if not reasons[index] and not bool(self._context.first_mask[index]):
+                self._anchors[index] = given
+        state, share = self._encode(views, self._anchors)
         self._begin(live, state, stamps_ns)
         seconds = torch.tensor(
             [
@@ -141,8 +146,24 @@ class BatchStream:
         last = self._last_ns[index]
         return f"stamp {stamp} is not after {last}" if last is not None and stamp <= last else ""
 
-    def _encode(self, views: Sequence[Mapping[str, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, views: Sequence[Mapping[str, np.ndarray]], anchors: Sequence[Mapping[str, np.ndarray]]
+    ) -> tuple[Tensor, Tensor]:
         names = list(dict.fromkeys(name for given in views for name in given))
+        rgb, mask = self._stack(views, names)
+        start, known = self._stack(anchors, names)
+        camera = self._model.camera_ids(names).expand(len(views), -1)
+        state, share = self._model.fuse(self._model.encode(rgb, camera, mask, start, known), camera, mask)
+        order = [[names.index(name) for name in given] for given in views]
+        padded = torch.zeros(len(views), max(len(names), 1))
+        for row, columns in enumerate(order):
+            padded[row, : len(columns)] = share[row, columns].float().cpu()
+        return state, padded
+
+    def _stack(
+        self, views: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Images u8[n, v, h, w, 3] in the order of `names`, and which of them there are."""
         height, width = self._model.config.image_size
         rgb = np.zeros((len(views), len(names), height, width, 3), dtype=np.uint8)
         mask = np.zeros(rgb.shape[:2], dtype=np.bool_)
@@ -150,15 +171,7 @@ class BatchStream:
             for column, name in enumerate(names):
                 if name in given:
                     rgb[row, column], mask[row, column] = given[name], True
-        camera = self._model.camera_ids(names).expand(len(views), -1)
-        live = torch.from_numpy(mask).to(self._device)
-        features = self._model.encode(torch.from_numpy(rgb).to(self._device), camera, live)
-        state, share = self._model.fuse(features, camera, live)
-        order = [[names.index(name) for name in given] for given in views]
-        padded = torch.zeros(len(views), max(len(names), 1))
-        for row, columns in enumerate(order):
-            padded[row, : len(columns)] = share[row, columns].float().cpu()
-        return state, padded
+        return torch.from_numpy(rgb).to(self._device), torch.from_numpy(mask).to(self._device)
 
     def _begin(self, live: Tensor, state: Tensor, stamps_ns: Sequence[int]) -> None:
         fresh = live & ~self._context.first_mask

@@ -24,17 +24,21 @@ def check_encoder(encoder: nn.Module, image_size: tuple[int, int], width: int, c
     generator = torch.Generator().manual_seed(0)
     height, width_px = image_size
     rgb = torch.randint(0, 256, (5, 3, height, width_px), dtype=torch.uint8, generator=generator)
+    anchor = torch.randint(0, 256, rgb.shape, dtype=torch.uint8, generator=generator)
     camera = torch.randn(5, camera_width, generator=generator)
+    camera[:, -1] = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
     encoder.eval()
-    out = encoder(rgb, camera)
+    out = encoder(rgb, anchor, camera)
     assert out.shape == (5, width), f"encoder gives {tuple(out.shape)} for 5 images, needs (5, {width})"
     assert bool(torch.isfinite(out).all()), "encoder gives values that are not finite"
     changed = rgb.clone()
     changed[3] = 255 - changed[3]
-    other = encoder(changed, camera)
+    other = encoder(changed, anchor, camera)
     rest = [0, 1, 2, 4]
     assert torch.equal(out[rest], other[rest]), "changing one image changes the embedding of others"
     assert not torch.equal(out[3], other[3]), "the embedding does not depend on the image"
+    elsewhere = torch.where((camera[:, -1] == 0)[:, None, None, None], 255 - anchor, anchor)
+    assert torch.equal(out, encoder(rgb, elsewhere, camera)), "an anchor that is not there matters"
     trainable = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     if trainable:
         (out * torch.randn(out.shape, generator=generator)).sum().backward()

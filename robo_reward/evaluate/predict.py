@@ -62,6 +62,7 @@ def predict_episodes(
     for reader in readers:
         info = reader.info
         encoded = encode_episode(model, reader)
+        reverse = encode_episode(model, reader, np.arange(info.length)[::-1])
         forward = estimate_episode(model, encoded, calibration)
         low, high = zip(
             *(band(forward.progress, forward.raw_std, calibration, p) for p in LEVELS), strict=True
@@ -72,7 +73,7 @@ def predict_episodes(
             truth=true_labels(checkpoint, info),
             unseen=~seen,
             forward=forward,
-            backward=estimate_episode(model, encoded, calibration, frames=np.arange(info.length)[::-1]),
+            backward=estimate_episode(model, reverse, calibration),
             conditions={
                 name: estimate_episode(model, encoded, calibration, cameras=cameras)
                 for name, cameras in camera_conditions(info.cameras).items()

@@ -1,8 +1,13 @@
 """Image encoders: one view of one moment in, one embedding out.
 
-An encoder is a module with `forward(rgb u8[n, 3, h, w], camera f32[n, e]) -> f32[n, d]`, built as
-`Encoder(image_size=(h, w), width=d, camera_width=e, **arguments)`. Views share it; the camera embedding tells
-them apart. It must treat images independently (no batch statistics): streaming and batches have to agree.
+An encoder is a module with
+
+    forward(rgb u8[n, 3, h, w], anchor u8[n, 3, h, w], camera f32[n, e]) -> f32[n, d]
+
+built as `Encoder(image_size=(h, w), width=d, camera_width=e, **arguments)`. `anchor` is the same camera's
+first image of the episode; the last column of `camera` is 1 where there is one and 0 where its pixels mean
+nothing, the others are the camera embedding that tells the views, which share the encoder, apart. It must
+treat images independently (no batch statistics): streaming and batches have to agree.
 """
 
 from __future__ import annotations
@@ -24,11 +29,13 @@ __all__ = ["Backbone", "TinyEncoder"]
 
 
 class TinyEncoder(nn.Module):
-    """A small convolutional net that trains from scratch on two CPU cores (14 M multiply-adds at 96x128).
+    """A small convolutional net that trains from scratch on two CPU cores (23 M multiply-adds at 96x128).
 
-    Four convolutions of stride 2; features are shifted and scaled by the camera embedding (FiLM, Perez et al.
-    2018, so that one net serves views as different as a wrist and a corner), and read out twice: the whole
-    map, which keeps positions, and its average and maximum over the image, which do not depend on them.
+    It sees each image beside its change since the first image of the episode: what moved, and what is gone,
+    is there from the first layer on. Four convolutions of stride 2; features are shifted and scaled by the
+    camera embedding (FiLM, Perez et al. 2018, so that one net serves views as different as a wrist and a
+    corner), and read out twice: the whole map, which keeps positions, and its average and maximum over the
+    image, which do not depend on them.
     """
 
     def __init__(
@@ -36,13 +43,13 @@ class TinyEncoder(nn.Module):
         image_size: tuple[int, int],
         width: int,
         camera_width: int,
-        channels: Sequence[int] = (16, 32, 64, 128),
+        channels: Sequence[int] = (24, 32, 64, 128),
         bottleneck: int = 64,
         position: bool = True,
     ) -> None:
         super().__init__()
         c1, c2, c3, c4 = channels
-        self.stem = nn.Conv2d(3, c1, 5, stride=2, padding=2)
+        self.stem = nn.Conv2d(6, c1, 5, stride=2, padding=2)
         self.down1 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.down2 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         self.film = nn.Linear(camera_width, 2 * c3)
@@ -55,9 +62,14 @@ class TinyEncoder(nn.Module):
         self.readout = nn.Linear((bottleneck * cells if position else 0) + 2 * c4, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, rgb: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
-        """Embed each image; pixels are scaled to [-1, 1]."""
+    def forward(
+        self, rgb: UInt8[Tensor, "n 3 h w"], anchor: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]
+    ) -> Float[Tensor, "n d"]:
+        """Embed each image; pixels are scaled to [-1, 1], their change since the anchor to [-2, 2]."""
         x = rgb.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
+        start = anchor.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
+        known = camera[:, -1].bool()[:, None, None, None]
+        x = torch.cat([x, torch.where(known, x - start, 0.0)], dim=1)
         x = nn.functional.relu(self.stem(x), inplace=True)
         x = nn.functional.relu(self.down1(x), inplace=True)
         x = self.down2(x)
@@ -113,8 +125,10 @@ class Backbone(nn.Module):
             self.body.eval()
         return self
 
-    def forward(self, rgb: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
-        """Embed each image, normalized as the backbone was trained."""
+    def forward(
+        self, rgb: UInt8[Tensor, "n 3 h w"], anchor: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]
+    ) -> Float[Tensor, "n d"]:
+        """Embed each image, normalized as the backbone was trained; the anchor reaches the trunk alone."""
         x = (rgb.float() / 255.0 - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.body(x)

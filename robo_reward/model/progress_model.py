@@ -80,7 +80,7 @@ class ProgressModel(nn.Module):
         if width % config.heads or (width // config.heads) % 2:
             raise ConfigError(f"model.width={width} must be an even multiple of model.heads={config.heads}")
         self.encoder: nn.Module = instantiate(
-            config.encoder, image_size=config.image_size, width=width, camera_width=_CAMERA_WIDTH
+            config.encoder, image_size=config.image_size, width=width, camera_width=_CAMERA_WIDTH + 1
         )
         self.camera = nn.Embedding(len(config.cameras) + 1, _CAMERA_WIDTH)  # row 0: unknown camera
         self.fusion = AttentionFusion(width, _CAMERA_WIDTH)
@@ -143,21 +143,31 @@ class ProgressModel(nn.Module):
         rgb: UInt8[Tensor, "*batch v h w 3"],
         camera: Int[Tensor, "*batch v"],
         mask: Bool[Tensor, "*batch v"],
+        anchor: UInt8[Tensor, "*batch v h w 3"],
+        anchor_mask: Bool[Tensor, "*batch v"],
     ) -> Float[Tensor, "*batch v d"]:
-        """Each view's embedding; only live images are encoded, the rest are zero."""
+        """Each view's embedding, seen beside the same camera's first image of the episode.
+
+        Only live images are encoded, the rest are zero. Where `anchor_mask` is False the anchor's pixels do
+        not matter.
+        """
         ids = self.camera(camera)
         flat = mask.reshape(-1)
         features = ids.new_zeros(flat.shape[0], self.config.width)
         if bool(flat.any()):
             images = rgb.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
-            camera_features = ids.reshape(-1, ids.shape[-1])[flat]
+            anchors = anchor.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
+            named = torch.cat([ids, anchor_mask[..., None].to(ids.dtype)], dim=-1)
+            named = named.reshape(-1, named.shape[-1])[flat]
             count = len(images)
             if self.training:
                 # Convolution kernels are tuned anew for every batch size: round it up, so that there are few.
                 spare = -count % _ENCODER_BATCH
-                images = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, spare))
-                camera_features = nn.functional.pad(camera_features, (0, 0, 0, spare))
-            live = self.encoder(images, camera_features)[:count]
+                images, anchors = (
+                    nn.functional.pad(x, (0, 0, 0, 0, 0, 0, 0, spare)) for x in (images, anchors)
+                )
+                named = nn.functional.pad(named, (0, 0, 0, spare))
+            live = self.encoder(images, anchors, named)[:count]
             features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
         return features.view(*mask.shape, -1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from robo_reward.errors import ConfigError
+
 __all__ = ["HoldoutConfig", "OptimizerConfig", "TrainConfig", "WindowConfig"]
 
 
@@ -92,3 +94,42 @@ class TrainConfig:
     checkpoint_every_s: float = 60.0
     log_every: int = 20
     resume: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with.
+
+        Raises:
+            ConfigError: naming the key, its value and what it may be.
+        """
+        if self.minutes is None and self.steps is None:
+            raise ConfigError("train needs minutes=... or steps=...")
+        _check("minutes", self.minutes, "above 0", self.minutes is None or self.minutes > 0)
+        _check("steps", self.steps, "1 or more", self.steps is None or self.steps >= 1)
+        _check("seed", self.seed, "0 or more", self.seed >= 0)
+        _check("batch_size", self.batch_size, "2 or more", self.batch_size >= 2)
+        _check("windows.frames", self.windows.frames, "2 or more", self.windows.frames >= 2)
+        strides = self.windows.strides
+        _check("windows.strides", strides, "1 or more each", bool(strides) and min(strides) >= 1)
+        size = self.image_size
+        _check(
+            "image_size",
+            size,
+            "[height,width], 16 or more",
+            size is None or (len(size) == 2 and min(size) >= 16),
+        )
+        held = self.holdout
+        fits = min(held.calibration, held.test) >= 0 and held.calibration + held.test < 1
+        _check("holdout", (held.calibration, held.test), "shares that sum below 1", fits)
+        _check("devices", self.devices, "1 or more", self.devices >= 1)
+        _check("log_every", self.log_every, "1 or more", self.log_every >= 1)
+        _check(
+            "stage_weights",
+            self.stage_weights,
+            "equal or duration",
+            self.stage_weights in ("equal", "duration"),
+        )
+
+
+def _check(key: str, value: object, wanted: str, good: bool) -> None:
+    if not good:
+        raise ConfigError(f"{key}={value}: must be {wanted}")

@@ -96,6 +96,16 @@ class FrameCache:
         return resize_frames(self._readers[episode].read_frames(camera, frames), self._size)
 
 
+@dataclass(frozen=True)
+class _Window:
+    """One drawn window; `cameras` are embedding rows (0 where the name is withheld)."""
+
+    line: Timeline
+    pixels: Pixels
+    cameras: list[int]
+    proprio: bool
+
+
 class WindowSampler:
     """Draws batches of augmented windows from episodes.
 
@@ -158,7 +168,7 @@ class WindowSampler:
         rng = np.random.default_rng([seed, step, rank])
         return self._collate([self._window(rng) for _ in range(size)])
 
-    def _window(self, rng: np.random.Generator) -> tuple[Timeline, Pixels, list[int]]:
+    def _window(self, rng: np.random.Generator) -> _Window:
         options = self.windows
         if self._last and rng.random() < options.end_share:
             episode = int(rng.choice(self._last))
@@ -185,7 +195,7 @@ class WindowSampler:
         ]
         if rng.random() < options.text_drop and not line.off_task:
             line = replace(line, instruction="")
-        return line, pixels, named
+        return _Window(line, pixels, named, proprio=bool(rng.random() >= options.proprio_drop))
 
     def _anchor(self, line: Timeline, rng: np.random.Generator) -> Timeline:
         draw = rng.random()
@@ -218,7 +228,7 @@ class WindowSampler:
                     mask[view, rows[:, 2]] = True
         return Pixels(rgb=rgb, view_mask=np.asarray(mask.any(axis=1)), frame_mask=mask)
 
-    def _collate(self, windows: Sequence[tuple[Timeline, Pixels, list[int]]]) -> Batch:
+    def _collate(self, windows: Sequence[_Window]) -> Batch:
         size, count = len(windows), self.windows.frames
         moment = np.zeros((size, count), dtype=np.bool_)
         stage = np.zeros((size, count), dtype=np.int64)
@@ -228,7 +238,8 @@ class WindowSampler:
         proprio = np.full((size, count, self.model.proprio_dim), np.nan, dtype=np.float32)
         task = np.zeros(size, dtype=np.int64)
         first = np.full(size, np.nan, dtype=np.float32)
-        for row, (line, _, _) in enumerate(windows):
+        for row, window in enumerate(windows):
+            line = window.line
             length = len(line.frame)
             moment[row, :length] = True
             time_s[row, :length] = line.time_s
@@ -246,13 +257,13 @@ class WindowSampler:
                 success[row, at] = self._success[episode][0][frame]
                 known[row, at] = self._success[episode][1][frame]
                 values = self._proprio[episode]
-                if values is not None and self.model.proprio_dim:
+                if values is not None and self.model.proprio_dim and window.proprio:
                     proprio[row, at] = values[frame]
-        images = [pixels for _, pixels, _ in windows]
+        images = [window.pixels for window in windows]
         return Batch(
             rgb=np.stack([p.rgb for p in images]),
             mask=np.stack([p.frame_mask & p.view_mask[:, None] for p in images]),
-            camera=np.array([named for _, _, named in windows], dtype=np.int64),
+            camera=np.array([window.cameras for window in windows], dtype=np.int64),
             time_s=time_s,
             moment_mask=moment,
             stage=stage,
@@ -261,7 +272,7 @@ class WindowSampler:
             success=success,
             success_known=known,
             proprio=proprio,
-            texts=tuple(line.instruction for line, _, _ in windows),
+            texts=tuple(window.line.instruction for window in windows),
             task=task,
             first_progress=first,
         )

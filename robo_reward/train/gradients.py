@@ -1,7 +1,7 @@
 """Gradients of one batch: through Fabric on GPUs and across processes, on threads of our own on a CPU.
 
 A CPU kernel that is split over threads waits at barriers inside every convolution. Where another process
-wants one of the cores, each barrier costs a scheduler slice, and a training step of 0.2 s was seen to take 10 s.
+wants one of the cores, each barrier costs a scheduler slice, and a step of 0.2 s was seen to take 10 s.
 So on a CPU the batch is cut into a fixed number of shards, each computed by one thread from end to end; they
 meet once a step. The number of shards does not depend on the machine, so neither do the weights.
 """

@@ -128,8 +128,9 @@ def train_loop(
             step += 1
             now = time.monotonic()
             plan.elapsed = now - started
-            if now - planned > _REPLAN_S and step - planned_step >= _PROBE_STEPS:
+            if _replan_due(fabric.world_size, step - planned_step, now - planned):
                 plan.replan(step, (now - planned) / (step - planned_step))
+                plan.steps = fabric.broadcast(plan.steps)
                 planned, planned_step = now, step
             if step % config.log_every == 0 or plan.done(step):
                 values = {name: float(value) for name, value in terms.items()}
@@ -143,6 +144,13 @@ def train_loop(
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
     return cast("ProgressModel", average.module).to("cpu").eval()
+
+
+def _replan_due(processes: int, steps: int, seconds: float) -> bool:
+    """By the clock for one process; by the step, which all agree on, for several."""
+    if processes > 1:
+        return steps >= 4 * _PROBE_STEPS
+    return steps >= _PROBE_STEPS and seconds > _REPLAN_S
 
 
 def _weighted_sum(config: TrainConfig) -> Callable[[dict[str, Tensor]], Tensor]:

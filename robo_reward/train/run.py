@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from robo_reward.train.split import Split, make_split
 __all__ = ["run"]
 
 _RUN_FILE = "train.json"
+_ROOM_BYTES = 200e6
 
 
 def run(config: TrainConfig) -> None:
@@ -40,12 +43,13 @@ def run(config: TrainConfig) -> None:
         DataError: a store that cannot be used.
         CheckpointError: `out` holds something else.
     """
-    if config.minutes is None and config.steps is None:
-        raise ConfigError("train needs minutes=... or steps=...")
+    begin = time.monotonic()
     console = Console(stderr=True)
     folder = Path(config.out)
     readers, fingerprint = open_sources(config.reader, config.data)
-    if not claim_folder(folder, config, fingerprint):
+    # Launchers of several processes start this command again for each: the first one owns the folder.
+    leader = os.environ.get("LOCAL_RANK", "0") == "0"
+    if leader and is_finished(folder, config, fingerprint):
         console.print(f"already trained: {folder} (delete it, or choose another out=, to train again)")
         return
     if config.threads:
@@ -70,8 +74,10 @@ def run(config: TrainConfig) -> None:
     model = ProgressModel(model_config)
     _fit_proprio(model, proprio, split)
     if fabric.is_global_zero:
+        claim_folder(folder, config, fingerprint)
         _describe(console, infos, model, config)
-    plan = Plan(steps=config.steps, seconds=_seconds(config))
+    fabric.barrier()
+    plan = Plan(steps=config.steps, seconds=_seconds(config, time.monotonic() - begin))
     trained = train_loop(config, model, sampler, fabric, folder, plan)
     if not fabric.is_global_zero:
         return
@@ -94,29 +100,44 @@ def run(config: TrainConfig) -> None:
     console.print(f"model {version}: {folder} ({plan.steps} steps, {plan.elapsed:.0f} s)")
 
 
-def claim_folder(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
-    """Make `folder` this run's, or find that it is; False where the run is already finished."""
-    wanted = {"config": _comparable(config), "fingerprint": fingerprint}
+def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
+    """True where `folder` holds this very run, finished; False where it may be begun or gone on with.
+
+    Raises:
+        CheckpointError: it holds another run, something else, or a half-finished run that may not be resumed.
+    """
     path = folder / _RUN_FILE
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != wanted:
-            raise CheckpointError(
-                f"'{folder}' is a run with other {_difference(found, wanted)}: "
-                "choose another out=, or delete it"
-            )
-        finished = (folder / "model.json").is_file()
-        if not finished and not config.resume:
-            raise CheckpointError(f"'{folder}' is a half-finished run: resume=true goes on, or delete it")
-        return not finished
-    if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"'{folder}' is not empty and not a training run: choose another out=")
-    free = shutil.disk_usage(folder.resolve().anchor or "/").free
-    if free < 200e6:
-        raise CheckpointError(f"only {free / 1e6:.0f} MB left on the disk of '{folder}'")
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(f"'{folder}' is not empty and not a training run: choose another out=")
+        return False
+    wanted = _claim(config, fingerprint)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found != wanted:
+        raise CheckpointError(
+            f"'{folder}' is a run with other {_difference(found, wanted)}: choose another out=, or delete it"
+        )
+    finished = (folder / "model.json").is_file()
+    if not finished and not config.resume:
+        raise CheckpointError(f"'{folder}' is a half-finished run: resume=true goes on, or delete it")
+    return finished
+
+
+def claim_folder(folder: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Make `folder` this run's, once nothing can be wrong with its options any more.
+
+    Raises:
+        CheckpointError: too little room on its disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(wanted, indent=1).encode())
-    return True
+    free = shutil.disk_usage(folder).free
+    if free < _ROOM_BYTES:
+        raise CheckpointError(f"only {free / 1e6:.0f} MB left on the disk of '{folder}'")
+    write_atomic(folder / _RUN_FILE, json.dumps(_claim(config, fingerprint), indent=1).encode())
+
+
+def _claim(config: TrainConfig, fingerprint: str) -> dict[str, Any]:
+    return {"config": _comparable(config), "fingerprint": fingerprint}
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
@@ -133,11 +154,11 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} ({old.get(key)!r}, now {new[key]!r})" for key in changed) or "options"
 
 
-def _seconds(config: TrainConfig) -> float | None:
-    """Wall-clock seconds for the loop: the budget less a share for loading and calibration."""
+def _seconds(config: TrainConfig, spent: float) -> float | None:
+    """Wall-clock seconds left for the loop, with a share kept for calibration."""
     if config.steps is not None or config.minutes is None:
         return None
-    return 60.0 * config.minutes * 0.95
+    return max(60.0 * config.minutes * 0.97 - spent, 1.0)
 
 
 def make_model_config(
