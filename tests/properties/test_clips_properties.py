@@ -130,8 +130,24 @@ def test_pixel_transforms_leave_their_input_and_dead_views_alone(seed: int) -> N
     rgb = rng.integers(0, 256, (3, 2, 12, 10, 3), dtype=np.uint8)
     pixels = clips.Pixels(rgb, np.array([True, True, False]), np.ones((3, 2), dtype=np.bool_))
     kept = rgb.copy()
-    for transform in (clips.CorruptView(1.0), clips.Geometry(rotation=5.0), clips.ColorJitter(gamma=0.3)):
+    transforms = (
+        clips.CorruptView(1.0),
+        clips.Geometry(rotation=5.0),
+        clips.ColorJitter(gamma=0.3),
+        clips.Cutout(1.0),
+    )
+    for transform in transforms:
         out = transform(pixels, rng)
         np.testing.assert_array_equal(pixels.rgb, kept)
         np.testing.assert_array_equal(out.rgb[2], kept[2])
         assert out.rgb.shape == kept.shape
+
+
+def test_a_mirrored_window_is_mirrored_as_a_whole_and_back_again() -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (2, 3, 8, 6, 3), dtype=np.uint8)
+    pixels = clips.Pixels(rgb, np.ones(2, dtype=np.bool_), np.ones((2, 3), dtype=np.bool_))
+    once = clips.Mirror(1.0)(pixels, rng)
+    np.testing.assert_array_equal(once.rgb[:, :, :, 0], rgb[:, :, :, -1])
+    np.testing.assert_array_equal(clips.Mirror(1.0)(once, rng).rgb, rgb)
+    np.testing.assert_array_equal(clips.Mirror(0.0)(pixels, rng).rgb, rgb)
