@@ -24,7 +24,7 @@ class WindowConfig:
     camera_drop     share of views whose name is withheld, so that unknown cameras work
     """
 
-    frames: int = 8
+    frames: int = 6
     strides: tuple[int, ...] = (1,)
     end_share: float = 0.1
     anchor_random: float = 0.25
@@ -82,7 +82,7 @@ class TrainConfig:
     image_size: tuple[int, int] | None = None
     cameras: tuple[str, ...] | None = None
     proprio: bool = False
-    batch_size: int = 24
+    batch_size: int = 12
     success_weight: float = 0.3
     hop_weight: float = 0.2
     progress_weight: float = 2.0
