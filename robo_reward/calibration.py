@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from robo_reward.errors import CheckpointError
+from robo_reward.metrics import detect_success, false_positive
 
 __all__ = ["LEVELS", "Calibration", "SuccessDetector", "fit_detector", "fit_platt", "fit_quantiles"]
 
@@ -138,8 +139,7 @@ def fit_detector(
 def _mistakes(
     prob: Float[np.ndarray, " t"], done: Bool[np.ndarray, " t"], threshold: float, debounce: int
 ) -> int:
-    above = prob > threshold
-    run = np.convolve(above, np.ones(debounce), mode="full")[: len(above)] >= debounce
-    if not run.any():
+    found = detect_success(prob, threshold, debounce)
+    if found is None:
         return int(done.any())
-    return 0 if done[int(np.argmax(run))] else 2
+    return 2 if false_positive(found, done) else 0
