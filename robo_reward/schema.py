@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "ProgressEstimate",
     "ProgressLabel",
+    "ShapedReward",
     "TaskSpec",
 ]
 
@@ -234,3 +235,32 @@ class ProgressEstimate:
     def stage(self) -> int:
         """Index of the most likely stage, or -1 where the estimate is invalid."""
         return int(np.argmax(self.stage_probs)) if self.valid else -1
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedReward:
+    """What one transition pays, from the moment of `potential` to that of `next_potential`.
+
+    task_reward     the environment's, a person's or the detector's own reward
+    shaping         kappa (discount next_potential - potential), or NaN where it is not valid
+    value           task_reward + shaping; task_reward alone where shaping is not valid: the transition is kept
+    potential       Phi of the moment before, as it was paid (`robo_reward.shaping` on gaps); NaN if unknown
+    next_potential  Phi of the moment after; 0 at a terminal state; NaN if unknown
+    discount        what the future counts after this transition; 0 at a terminal state
+    interval_s      seconds from one moment to the other, NaN where there are no stamps
+    valid, reason   where `valid` is False the transition is not shaped and `reason` says why
+    stamp_ns        of the moment after, -1 where there are no stamps
+    model_version   that both potentials come from, "" for potentials without a model
+    """
+
+    task_reward: float
+    shaping: float
+    value: float
+    potential: float
+    next_potential: float
+    discount: float
+    interval_s: float
+    valid: bool
+    reason: str
+    stamp_ns: int
+    model_version: str
