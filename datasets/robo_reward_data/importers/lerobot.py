@@ -2,8 +2,11 @@
 
 `observation.state` becomes proprioception, `action` actions, the task the instruction, `next.success` (or
 `success`) the outcome. That flag says what a frame's action led to; it is stored at the frame itself, one
-frame early. Stages come from subtask annotations in the form of SARM (arXiv 2509.25358): list columns
-`<kind>_subtask_{names,start_frames,end_frames}` of the episodes table.
+frame early. Stages come from subtask annotations in either of the forms that LeRobot knows:
+  language       rows `{style: "subtask", content, timestamp}` in the column `language_persistent` of every
+                 frame; a span runs to the next one's timestamp
+  sparse, dense  list columns `<kind>_subtask_{names,start_frames,end_frames}` of the episodes table, as SARM
+                 (arXiv 2509.25358) writes them; without frames, `..._{start_times,end_times}` in seconds
 """
 
 from __future__ import annotations
@@ -24,24 +27,33 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, UInt8
 
-from robo_reward.errors import DataError
+from robo_reward.errors import ConfigError, DataError
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data._files import read_json
 from robo_reward_data.importers.base import FrameStream, Options, Prepared
 from robo_reward_data.importers.resample import move_boundaries, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
-__all__ = ["LeRobot"]
+__all__ = ["LeRobot", "LeRobotEpisode"]
+
+_ANNOTATIONS = ("language", "sparse", "dense")
+_LANGUAGE = "language_persistent"
 
 
 class LeRobot:
     """The importer: the root folder of a dataset.
 
     Args:
-        annotation: Which subtasks are the stages: "sparse" (few) or "dense" (many).
+        annotation: Which subtasks are the stages: "language", "sparse" (few), "dense" (many), or "auto", the
+            first of these that the dataset has.
+
+    Raises:
+        ConfigError: another annotation.
     """
 
-    def __init__(self, annotation: str = "sparse") -> None:
+    def __init__(self, annotation: str = "auto") -> None:
+        if annotation not in ("auto", *_ANNOTATIONS):
+            raise ConfigError(f"annotation is '{annotation}': choose auto, {', '.join(_ANNOTATIONS)}")
         self._annotation = annotation
 
     def recordings(self, path: Path) -> Sequence[LeRobotEpisode]:
@@ -51,7 +63,8 @@ class LeRobot:
             DataError: no dataset of format v3, or one without cameras or episodes.
         """
         dataset = _open_dataset(path.resolve())
-        return [LeRobotEpisode(dataset, row, self._annotation) for row in dataset.episodes]
+        annotation = _find_annotation(dataset) if self._annotation == "auto" else self._annotation
+        return [LeRobotEpisode(dataset, row, annotation) for row in dataset.episodes]
 
 
 @dataclass
@@ -145,7 +158,7 @@ class LeRobotEpisode:
 
     def labels(self) -> str:
         """SHA-256 of the task and the annotation."""
-        said = [self.row["tasks"], self._annotation_columns()]
+        said = [self.row["tasks"], self._language() if self.annotation == "language" else self._columns()]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, options: Options) -> Prepared:
@@ -155,20 +168,20 @@ class LeRobotEpisode:
             DataError: naming the file, the camera and the frame.
         """
         table = self.dataset.table(self.row)
-        stamp_ns = np.round(_matrix(table, "timestamp")[:, 0].astype(np.float64) * 1e9).astype(np.int64)
+        stamp_ns = self.stamp_ns
         kept = select_frames(stamp_ns, options.fps)
-        names, boundaries = self._stages(len(stamp_ns))
+        names, boundaries = self._stages(stamp_ns)
         if boundaries is not None:
             boundaries = move_boundaries(boundaries, kept, names, self.place)
         success = _success(table)
-        streams, sizes = self._streams(options.cameras or tuple(self.dataset.cameras), table, kept)
+        streams, sizes = self.open_streams(kept, options.cameras)
         info = EpisodeInfo(
             name=self.name,
             uid=self.uid(),
             cameras=tuple(streams),
             image_sizes=sizes,
             stamp_ns=stamp_ns[kept],
-            instruction=self.dataset.tasks[table["task_index"][0].as_py()],
+            instruction=self.instruction,
             stage_names=names,
             boundaries=boundaries,
             success=None if success is None else success[kept],
@@ -179,23 +192,46 @@ class LeRobotEpisode:
                 "episode_index": self.row["episode_index"],
                 "frames": len(stamp_ns),
                 "tasks": self.row["tasks"],
+                **self._proportions(),
             },
         )
         proprio, actions = (
-            _matrix(table, column)[kept].astype(np.float32) if column in table.column_names else None
+            None if (values := self.read_column(column)) is None else values[kept].astype(np.float32)
             for column in ("observation.state", "action")
         )
         return Prepared(info, streams, proprio, actions)
 
+    @cached_property
+    def stamp_ns(self) -> Int64[np.ndarray, " t"]:
+        """When each frame was recorded, from the episode's first on, in nanoseconds."""
+        times = _matrix(self.dataset.table(self.row), "timestamp")[:, 0]
+        return np.round(times.astype(np.float64) * 1e9).astype(np.int64)
+
+    @property
+    def instruction(self) -> str:
+        """The task of its first frame, in words."""
+        return self.dataset.tasks[self.dataset.table(self.row)["task_index"][0].as_py()]
+
+    def read_column(self, column: str) -> np.ndarray | None:
+        """A numeric column as [t, n], or None where the dataset has none of that name."""
+        table = self.dataset.table(self.row)
+        return _matrix(table, column) if column in table.column_names else None
+
     def _is_video(self, key: str) -> bool:
         return self.dataset.info["features"][key]["dtype"] == "video"
 
-    def _streams(
-        self, cameras: Sequence[str], table: pa.Table, kept: Int64[np.ndarray, " n"]
+    def open_streams(
+        self, kept: Int64[np.ndarray, " n"], cameras: Sequence[str] | None = None
     ) -> tuple[dict[str, FrameStream], dict[str, tuple[int, int]]]:
+        """Decoders of the frames at increasing indices `kept`, and (h, w), by camera (all by default).
+
+        Raises:
+            DataError: a camera that is not there, or whose frames do not fit the episode's stamps.
+        """
+        table = self.dataset.table(self.row)
         streams: dict[str, FrameStream] = {}
         sizes: dict[str, tuple[int, int]] = {}
-        for camera in cameras:
+        for camera in cameras or self.dataset.cameras:
             key = self.dataset.cameras.get(camera)
             if key is None:
                 raise DataError(
@@ -230,13 +266,40 @@ class LeRobotEpisode:
             )
         return nearest.astype(np.int64)
 
-    def _annotation_columns(self) -> list[Any]:
+    def _columns(self) -> list[Any]:
+        """Names, first frames and last frames of the subtasks, as the episodes table has them."""
         prefix = f"{self.annotation}_subtask"
-        return [self.row.get(f"{prefix}_{column}") for column in ("names", "start_frames", "end_frames")]
+        if self.row.get(f"{prefix}_names") is None and self.annotation == "sparse":
+            prefix = "subtask"  # an older name of the same columns
+        names, starts, ends = (
+            self.row.get(f"{prefix}_{part}") for part in ("names", "start_frames", "end_frames")
+        )
+        if names and starts is None and ends is None:
+            fps = float(self.dataset.info["fps"])
+            times = (self.row.get(f"{prefix}_{part}") for part in ("start_times", "end_times"))
+            starts, ends = (None if part is None else [int(time * fps) for time in part] for part in times)
+        return [names, starts, ends]
 
-    def _stages(self, length: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"] | None]:
+    def _language(self) -> list[list[Any]]:
+        """[timestamp in seconds, name] of each subtask in order: every frame has them all."""
+        table = self.dataset.table(self.row)
+        rows = table[_LANGUAGE][0].as_py() if _LANGUAGE in table.column_names else None
+        said = [[row["timestamp"], row["content"]] for row in rows or () if row.get("style") == "subtask"]
+        return sorted(said)
+
+    def _proportions(self) -> dict[str, Any]:
+        """SARM's mean share of time that each stage takes, where the dataset says it."""
+        path = self.dataset.root / f"meta/temporal_proportions_{self.annotation}.json"
+        return {"temporal_proportions": read_json(path, "LeRobot dataset")} if path.exists() else {}
+
+    def _stages(
+        self, stamp_ns: Int64[np.ndarray, " t"]
+    ) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"] | None]:
         """The stages where the annotation bounds them one after the other, else none."""
-        names, starts, ends = self._annotation_columns()
+        length = len(stamp_ns)
+        if self.annotation == "language":
+            return _consecutive(self._language(), stamp_ns)
+        names, starts, ends = self._columns()
         if not names or starts is None or ends is None or not len(names) == len(starts) == len(ends):
             return (), None
         steps = {start - end for start, end in zip(starts[1:], ends[:-1], strict=True)}
@@ -249,6 +312,31 @@ class LeRobotEpisode:
         if boundaries[0] < 0 or (np.diff(boundaries) <= 0).any():
             return (), None
         return tuple(names), boundaries
+
+
+def _consecutive(
+    said: Sequence[Sequence[Any]], stamp_ns: Int64[np.ndarray, " t"]
+) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"] | None]:
+    """Stages from [start in seconds, name]: each ends where the next begins, the last with the episode."""
+    # Stamps are stored as float32: a start belongs to the frame nearest to it.
+    middle = (stamp_ns[1:] + stamp_ns[:-1]) / 2e9
+    starts = [int(np.searchsorted(middle, time, side="right")) for time, _ in said]
+    boundaries = np.array([*starts, len(stamp_ns)], np.int64)
+    if not said or (np.diff(boundaries) <= 0).any() or any(not name for _, name in said):
+        return (), None
+    return tuple(str(name) for _, name in said), boundaries
+
+
+def _find_annotation(dataset: _Dataset) -> str:
+    """The form of subtasks that the dataset has; "sparse" where it has none."""
+    if _LANGUAGE in dataset.info["features"]:
+        return "language"
+    known = {key for row in dataset.episodes for key, value in row.items() if value is not None}
+    return (
+        "dense"
+        if "dense_subtask_names" in known and not known & {"sparse_subtask_names", "subtask_names"}
+        else "sparse"
+    )
 
 
 def _open_dataset(root: Path) -> _Dataset:
