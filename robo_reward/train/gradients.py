@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robo_reward.model.progress_model import ProgressModel
-from robo_reward.train.loss import TensorBatch, losses
+from robo_reward.train.loss import TensorBatch
 
-__all__ = ["SHARDS", "FabricGradients", "ShardedGradients", "TrainingModule"]
+__all__ = ["SHARDS", "FabricGradients", "ShardedGradients", "Terms", "TrainingModule"]
 
 SHARDS = 2
+
+Terms = Callable[[Any, TensorBatch, int], dict[str, Tensor]]
+"""(model, batch, seed) to the terms of the loss by name, scalars each."""
 
 
 class Untouched:
@@ -35,13 +37,13 @@ class Untouched:
 class TrainingModule(nn.Module):
     """The model and its losses behind one `forward`, as data-parallel wrappers need it."""
 
-    def __init__(self, model: ProgressModel) -> None:
+    def __init__(self, model: nn.Module, terms: Terms) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._terms = model, terms
 
     def forward(self, boxed: Untouched, seed: int) -> dict[str, Tensor]:
         """Every loss term of a batch."""
-        return losses(self.model, boxed.batch, seed)
+        return self._terms(self.model, boxed.batch, seed)
 
 
 class FabricGradients:
@@ -64,9 +66,14 @@ class ShardedGradients:
     """Shards of the batch on threads with one core each; gradients are averaged in a fixed order."""
 
     def __init__(
-        self, fabric: Any, model: ProgressModel, total: Callable[[dict[str, Tensor]], Tensor], threads: int
+        self,
+        fabric: Any,
+        model: nn.Module,
+        terms: Terms,
+        total: Callable[[dict[str, Tensor]], Tensor],
+        threads: int,
     ) -> None:
-        self._fabric, self._model, self._total = fabric, model, total
+        self._fabric, self._model, self._terms, self._total = fabric, model, terms, total
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._pool = ThreadPoolExecutor(
             max(1, min(SHARDS, threads)), "shards", initializer=torch.set_num_threads, initargs=(1,)
@@ -93,7 +100,7 @@ class ShardedGradients:
 
     def _shard(self, batch: TensorBatch, seed: int) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
         with self._fabric.autocast():
-            terms = losses(self._model, batch, seed)
+            terms = self._terms(self._model, batch, seed)
         gradients = torch.autograd.grad(self._total(terms), self._parameters, allow_unused=True)
         return gradients, {name: value.detach() for name, value in terms.items()}
 

@@ -11,7 +11,7 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -21,14 +21,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from robo_reward.model.progress_model import ProgressModel
 from robo_reward.train.config import OptimizerConfig, TrainConfig
 from robo_reward.train.data import Batch, WindowSampler, prefetch
-from robo_reward.train.gradients import FabricGradients, ShardedGradients, TrainingModule
-from robo_reward.train.loss import TensorBatch
+from robo_reward.train.gradients import FabricGradients, ShardedGradients, Terms, TrainingModule
+from robo_reward.train.loss import TensorBatch, losses
 from robo_reward.train.progress import TrainingDisplay
 
-__all__ = ["Plan", "learning_rate", "make_fabric", "to_tensors", "train_loop"]
+__all__ = [
+    "Objective",
+    "Plan",
+    "learning_rate",
+    "make_fabric",
+    "progress_objective",
+    "to_tensors",
+    "train_loop",
+]
 
 _PROBE_STEPS = 12
 _REPLAN_S = 5.0
@@ -54,6 +61,36 @@ class Plan:
         """Fit the number of steps to the seconds that are left (wall-clock runs only)."""
         if self.seconds is not None:
             self.steps = max(step + 1, step + int((self.seconds - self.elapsed) / max(step_s, 1e-6)))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimized: the weighted sum of the terms that `terms` computes.
+
+    weights   by the name of the term; every term must have one
+    repeats   False where the model draws random numbers while it computes (drop-out): it is then not
+              computed in shards, whose threads would share one generator
+    """
+
+    terms: Terms
+    weights: Mapping[str, float]
+    repeats: bool = True
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+
+
+def progress_objective(config: TrainConfig, dropout: float) -> Objective:
+    """The objective of the progress model."""
+    weights = {
+        "stage": 1.0,
+        "tau": 1.0,
+        "progress": config.progress_weight,
+        "success": config.success_weight,
+        "hop": config.hop_weight,
+    }
+    return Objective(losses, weights, repeats=dropout == 0.0)
 
 
 def learning_rate(config: OptimizerConfig, plan: Plan, step: int) -> float:
@@ -88,9 +125,15 @@ def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
     return TensorBatch(**values)
 
 
-def train_loop(
-    config: TrainConfig, model: ProgressModel, sampler: WindowSampler, fabric: Any, folder: Path, plan: Plan
-) -> ProgressModel:
+def train_loop[Model: nn.Module](
+    config: TrainConfig,
+    model: Model,
+    sampler: WindowSampler,
+    fabric: Any,
+    folder: Path,
+    plan: Plan,
+    objective: Objective,
+) -> Model:
     """Train until the plan is done; returns the averaged model, on the CPU, in eval mode.
 
     `folder` receives `state.pt` (for resuming) and TensorBoard events.
@@ -99,12 +142,11 @@ def train_loop(
     average = AveragedModel(model, multi_avg_fn=_warm_average(config.optimizer.ema))
     optimizer = make_optimizer(model, config.optimizer)
     state_path = folder / "state.pt"
-    total = _weighted_sum(config)
-    module, optimizer = fabric.setup(TrainingModule(model), optimizer)
+    module, optimizer = fabric.setup(TrainingModule(model, objective.terms), optimizer)
     average.to(fabric.device)
     # After set-up, so that optimizer state lands on the device that the parameters moved to.
     step = load_state(state_path, model, average, optimizer, plan) if state_path.is_file() else 0
-    gradients = make_gradients(fabric, model, module, total)
+    gradients = make_gradients(fabric, model, module, objective)
     begun = time.monotonic()
     started = begun - plan.elapsed
     saved = planned = begun
@@ -134,7 +176,7 @@ def train_loop(
                 planned, planned_step = now, step
             if step % config.log_every == 0 or plan.done(step):
                 values = {name: float(value) for name, value in terms.items()}
-                display.log(step, plan, lr, float(total(terms)), values, float(norm))
+                display.log(step, plan, lr, float(objective.total(terms)), values, float(norm))
             if fabric.is_global_zero and now - saved > config.checkpoint_every_s:
                 save_state(state_path, step, model, average, optimizer, plan)
                 saved = now
@@ -143,7 +185,7 @@ def train_loop(
     gradients.close()
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
-    return cast("ProgressModel", average.module).to("cpu").eval()
+    return cast("Model", average.module).to("cpu").eval()
 
 
 def _replan_due(processes: int, steps: int, seconds: float) -> bool:
@@ -153,32 +195,17 @@ def _replan_due(processes: int, steps: int, seconds: float) -> bool:
     return steps >= _PROBE_STEPS and seconds > _REPLAN_S
 
 
-def _weighted_sum(config: TrainConfig) -> Callable[[dict[str, Tensor]], Tensor]:
-    weights = {
-        "stage": 1.0,
-        "tau": 1.0,
-        "progress": config.progress_weight,
-        "success": config.success_weight,
-        "hop": config.hop_weight,
-    }
-
-    def total(terms: dict[str, Tensor]) -> Tensor:
-        return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-
-    return total
-
-
 def make_gradients(
-    fabric: Any, model: ProgressModel, module: nn.Module, total: Callable[[dict[str, Tensor]], Tensor]
+    fabric: Any, model: nn.Module, module: nn.Module, objective: Objective
 ) -> FabricGradients | ShardedGradients:
     """Shards on threads for a single CPU process, Fabric for everything else.
 
     Drop-out draws from one generator for all threads: sharded, a model that has it would not repeat itself.
     """
     alone = fabric.device.type == "cpu" and fabric.world_size == 1
-    if alone and model.config.dropout == 0.0:
-        return ShardedGradients(fabric, model, total, torch.get_num_threads())
-    return FabricGradients(fabric, module, total)
+    if alone and objective.repeats:
+        return ShardedGradients(fabric, model, objective.terms, objective.total, torch.get_num_threads())
+    return FabricGradients(fabric, module, objective.total)
 
 
 def _warm_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:

@@ -68,7 +68,9 @@ class TrainingDisplay:
             return
         for name, value in {"loss": loss, "lr": lr, "gradient_norm": norm, **terms}.items():
             self._writer.add_scalar(f"train/{name}", value, step)
-        note = f"step {step}/{plan.steps or '?'} loss {loss:.3f} progress {terms['progress']:.3f}"
+        note = f"step {step}/{plan.steps or '?'} loss {loss:.3f}"
+        if "progress" in terms:
+            note += f" progress {terms['progress']:.3f}"
         self._bar.update(self._task, completed=plan.share(step), note=note)
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._printed > 15 or plan.done(step)):

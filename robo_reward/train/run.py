@@ -27,7 +27,7 @@ from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import TrainConfig
 from robo_reward.train.data import WindowSampler
-from robo_reward.train.loop import Plan, make_fabric, train_loop
+from robo_reward.train.loop import Plan, make_fabric, progress_objective, train_loop
 from robo_reward.train.split import Split, make_split
 
 __all__ = ["run"]
@@ -78,7 +78,8 @@ def run(config: TrainConfig) -> None:
         _describe(console, infos, model, config)
     fabric.barrier()
     plan = Plan(steps=config.steps, seconds=_seconds(config, time.monotonic() - begin))
-    trained = train_loop(config, model, sampler, fabric, folder, plan)
+    objective = progress_objective(config, model_config.dropout)
+    trained = train_loop(config, model, sampler, fabric, folder, plan, objective)
     if not fabric.is_global_zero:
         return
     calibration = calibrate(trained, readers, split)
