@@ -243,7 +243,7 @@ class ShapedReward:
 
     task_reward     the environment's, a person's or the detector's own reward
     shaping         kappa (discount next_potential - potential), or NaN where it is not valid
-    value           task_reward + shaping; task_reward alone where shaping is not valid: the transition is kept
+    value           task_reward + shaping; task_reward alone where shaping is not valid (it is kept)
     potential       Phi of the moment before, as it was paid (`robo_reward.shaping` on gaps); NaN if unknown
     next_potential  Phi of the moment after; 0 at a terminal state; NaN if unknown
     discount        what the future counts after this transition; 0 at a terminal state

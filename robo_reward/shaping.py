@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Real
@@ -226,6 +226,7 @@ def n_step_targets(
 # --- potentials ----------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class PotentialFunction(Protocol):
     """Phi of one moment, from what is known up to it. Of b episodes, each by itself; NaN in, NaN out."""
 
@@ -372,6 +373,7 @@ def potentials(
 # --- one episode as it happens -------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Rule(Protocol):
     """How two potentials become a reward."""
 
