@@ -53,6 +53,7 @@ class BatchStream:
                 task=torch.tensor([resolve_task(self._model, t) for t in instructions], device=self._device),
             )
             self._cache = self._model.trunk.empty_cache(streams)
+            self._states = torch.full((streams, width), float("nan"), device=self._device)
         self._anchors: list[dict[str, np.ndarray]] = [{} for _ in instructions]
         self._start_ns: list[int | None] = [None] * streams
         self._last_ns: list[int | None] = [None] * streams
@@ -60,6 +61,15 @@ class BatchStream:
     def __len__(self) -> int:
         """Number of streams."""
         return len(self._start_ns)
+
+    @property
+    def states(self) -> Float32[np.ndarray, "n d"]:
+        """The fused embedding of each stream's last moment, NaN where it had no image.
+
+        It depends on the images and the episode's first ones alone: a policy that reads it costs no second
+        encoder pass.
+        """
+        return self._states.float().cpu().numpy().copy()
 
     @torch.inference_mode()
     def reset(self, index: int) -> None:
@@ -103,12 +113,14 @@ class BatchStream:
             for i, (reason, stamp) in enumerate(zip(reasons, stamps_ns, strict=True))
         ]
         live = torch.tensor([not reason for reason in reasons], device=self._device)
+        self._states.fill_(float("nan"))
         if not bool(live.any()):
             return [self._invalid(reason, stamp) for reason, stamp in zip(reasons, stamps_ns, strict=True)]
         for index, given in enumerate(views):
             if not reasons[index] and not bool(self._context.first_mask[index]):
                 self._anchors[index] = given
         state, share = self._encode(views, self._anchors)
+        self._states[live] = state[live]
         self._begin(live, state, stamps_ns)
         seconds = torch.tensor(
             [
@@ -252,6 +264,11 @@ class Stream:
         with `valid=False` and its reason, and leaves the stream as it was.
         """
         return self._batch.push([images], [stamp_ns], [proprio])[0]
+
+    @property
+    def state(self) -> Float32[np.ndarray, " d"]:
+        """The fused embedding of the last moment; see `BatchStream.states`."""
+        return self._batch.states[0]
 
     def set_goal(self, images: Images) -> None:
         """Show the stream a picture of its goal."""
