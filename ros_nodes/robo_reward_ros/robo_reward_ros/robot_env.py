@@ -1,0 +1,427 @@
+"""A robot as a gymnasium environment: observations from topics, actions to a topic, paced by stamps.
+
+Works with any robot, real or simulated, that publishes images and joint states with stamps on one clock and
+takes commands as sensor_msgs/JointState. The environment knows the robot by its topics alone; the safety node
+belongs between `command_topic` and the robot. Messages are taken in only during `reset` and `step`, in the
+caller's thread: a learner that thinks for a while comes back to the newest ones.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import cv2
+import gymnasium
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from gymnasium import spaces
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.time import Time
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+
+from robo_reward.errors import ConfigError, DataError, RoboRewardError
+from robo_reward_data.ros_images import image_to_rgb
+
+__all__ = ["RobotError", "RosRobotEnv"]
+
+
+class RobotError(RoboRewardError):
+    """The robot does not answer, or refuses."""
+
+
+@dataclass
+class _Stream:
+    """The last messages of one topic, by stamp."""
+
+    topic: str
+    keep: int
+    stamps: deque[int] = field(init=False)
+    messages: deque[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stamps = deque(maxlen=self.keep)
+        self.messages = deque(maxlen=self.keep)
+
+    def push(self, message: Any) -> None:
+        """Add a message; one that is not after the last is a repetition, or begins another clock."""
+        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
+        if self.stamps and stamp_ns == self.stamps[-1]:
+            return
+        if self.stamps and stamp_ns < self.stamps[-1]:
+            self.stamps.clear()
+            self.messages.clear()
+        self.stamps.append(stamp_ns)
+        self.messages.append(message)
+
+    def nearest(self, stamp_ns: int, slop_ns: int) -> Any | None:
+        """The message nearest to a stamp, or None where none is within `slop_ns`."""
+        if not self.stamps:
+            return None
+        after = bisect_left(self.stamps, stamp_ns)
+        around = [index for index in (after - 1, after) if 0 <= index < len(self.stamps)]
+        best = min(around, key=lambda index: abs(self.stamps[index] - stamp_ns))
+        return self.messages[best] if abs(self.stamps[best] - stamp_ns) <= slop_ns else None
+
+
+class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """A robot behind topics.
+
+    Observation: `images`, u8[h, w, 3] by camera name, and `proprio`, f32[p]: the positions of the joint
+    states, clipped to the bounds given.
+    Reward: 1 on the step that ends the episode in success, else 0.
+    `terminated` once the robot has called the task done for `success_hold` observations in a row.
+    `truncated` where the robot falls silent; `info["reason"]` says which topic and for how long, the
+    observation is the last one. A step limit is gymnasium's own (`TimeLimit`).
+
+    `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock, and after
+    a step `intervention` (a human acted during it), `applied_action` f32[a] (what the robot was told last,
+    by whomever; stops do not count), `stopped` (why the safety node holds it now, "" where it does not).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(
+        self,
+        cameras: Mapping[str, str],
+        image_size: tuple[int, int],
+        proprio_low: Sequence[float],
+        proprio_high: Sequence[float],
+        action_low: Sequence[float],
+        action_high: Sequence[float],
+        *,
+        joint_topic: str = "joint_states",
+        command_topic: str = "command",
+        applied_topic: str = "robot_command",
+        status_topic: str = "safety/status",
+        success_topic: str = "success",
+        success_service: str = "",
+        success_hold: int = 2,
+        reset_service: str = "reset",
+        seed_node: str = "",
+        lock_step: bool = False,
+        period_s: float = 0.0,
+        slop_s: float = 0.03,
+        observation_timeout_s: float = 2.0,
+        reset_timeout_s: float = 30.0,
+        reliable: bool = False,
+        namespace: str = "",
+        node_name: str = "robot_env",
+    ) -> None:
+        """Connect; the robot need not be there before `reset`.
+
+        Args:
+            cameras: topic of each camera by its name; one that ends in /compressed has CompressedImage.
+            image_size: (height, width) of the observation's images; others are resized.
+            proprio_low: smallest value of each joint; its length is that of `proprio`.
+            proprio_high: largest value of each joint.
+            action_low: smallest value of each component of the action.
+            action_high: largest value of each component of the action.
+            joint_topic: sensor_msgs/JointState.
+            command_topic: sensor_msgs/JointState, the action in `position`, stamped like the observation.
+            applied_topic: what the safety node lets through, "" where there is none.
+            status_topic: of the safety node, "" where there is none.
+            success_topic: std_msgs/Bool, "" where there is none.
+            success_service: std_srvs/Trigger, asked at every step in place of the topic; "" for none.
+            success_hold: observations for which success must last.
+            reset_service: std_srvs/Trigger, answers when a new episode may begin; "" for none.
+            seed_node: a node whose parameter `seed` is set by `reset(seed=...)`; "" for none.
+            lock_step: the robot waits for commands, and shows its first observation before it has answered
+                the reset.
+            period_s: least time between two observations, by their stamps; 0 takes every one.
+            slop_s: largest difference between the stamps of one observation.
+            observation_timeout_s: how long to wait for an observation.
+            reset_timeout_s: how long a reset may take.
+            reliable: ask for reliable delivery; best effort matches every publisher.
+            namespace: before every relative topic.
+            node_name: of the environment's node.
+
+        Raises:
+            ConfigError: bounds or cameras that do not fit.
+        """
+        if not cameras:
+            raise ConfigError("cameras is empty: name at least one, as {front: /front/image_raw}")
+        if len(proprio_low) != len(proprio_high) or len(action_low) != len(action_high):
+            raise ConfigError("the low and high bounds of proprio, and those of the action, must pair up")
+        self._size = (int(image_size[0]), int(image_size[1]))
+        self._hold, self._lock_step = int(success_hold), lock_step
+        self._period_ns, self._slop_ns = round(period_s * 1e9), round(slop_s * 1e9)
+        self._timeout_s, self._reset_timeout_s = float(observation_timeout_s), float(reset_timeout_s)
+        image = spaces.Box(0, 255, (*self._size, 3), np.uint8)
+        proprio = spaces.Box(np.array(proprio_low, np.float32), np.array(proprio_high, np.float32))
+        self.observation_space = spaces.Dict(
+            {"images": spaces.Dict(dict.fromkeys(cameras, image)), "proprio": proprio}
+        )
+        self.action_space = spaces.Box(np.array(action_low, np.float32), np.array(action_high, np.float32))
+        self._proprio = proprio
+
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context)
+        self._node = Node(
+            node_name, context=self._context, namespace=namespace or None, start_parameter_services=False
+        )
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._callbacks = 0
+        self._success = False
+        self._applied: list[JointState] = []
+        self._status: DiagnosticStatus | None = None
+        self._last: dict[str, Any] | None = None
+        self._last_ns = self._first_ns = 0
+        self._held = 0
+
+        reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
+        self._cameras = {name: _Stream(topic, 30) for name, topic in cameras.items()}
+        self._joints = _Stream(joint_topic, 500)
+        for stream in self._cameras.values():
+            kind = CompressedImage if stream.topic.endswith("/compressed") else Image
+            self._subscribe(kind, stream.topic, stream.push, QoSProfile(depth=5, reliability=reliability))
+        newest = QoSProfile(depth=50, reliability=reliability)
+        self._subscribe(JointState, joint_topic, self._joints.push, newest)
+        if success_topic:
+            self._subscribe(Bool, success_topic, self._on_success, newest)
+        if applied_topic:
+            self._subscribe(JointState, applied_topic, self._applied.append, newest)
+        if status_topic:
+            self._subscribe(DiagnosticArray, status_topic, self._on_status, newest)
+        sure = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+        self._command = self._node.create_publisher(JointState, command_topic, sure)
+        self._reset_client = self._client(Trigger, reset_service)
+        self._success_client = self._client(Trigger, success_service)
+        self._seed_client = self._client(SetParameters, seed_node and f"{seed_node}/set_parameters")
+
+    @property
+    def stamp_ns(self) -> int:
+        """Stamp of the last observation, by the robot's clock."""
+        return self._last_ns
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Ask the robot for a new episode, and wait for its first observation.
+
+        Raises:
+            RobotError: no reset service or observation in time, or a robot that refuses.
+        """
+        super().reset(seed=seed, options=options)
+        self._drain()
+        before_ns = self._newest_ns()
+        if seed is not None and self._seed_client is not None:
+            self._set_seed(seed)
+        if self._reset_client is not None:
+            answer = self._call(self._reset_client, Trigger.Request())
+            if not answer.success:
+                raise RobotError(f"{self._reset_client.srv_name} refused: {answer.message}")
+        self._success, self._held, self._last = False, 0, None
+        if not self._lock_step:
+            self._drain()
+            before_ns = self._newest_ns()
+        self._applied.clear()
+        found = self._wait(before_ns + 1, self._reset_timeout_s)
+        if found is None:
+            raise RobotError(f"no observation after the reset: {self._silence(before_ns + 1)}")
+        self._take(*found)
+        self._first_ns = self._last_ns
+        return self._copy(), {"success": self._ask_success(), "elapsed_ns": 0}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Send a command that answers the last observation, and wait for the next one.
+
+        Raises:
+            RobotError: before the first `reset`.
+        """
+        if self._last is None:
+            raise RobotError("there is no episode: call reset first")
+        command = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+        message = JointState(position=[float(value) for value in command])
+        message.header.stamp = Time(nanoseconds=self._last_ns).to_msg()
+        self._drain()
+        self._applied.clear()
+        self._command.publish(message)
+        target_ns = self._last_ns + max(1, self._period_ns - self._slop_ns)
+        # A robot in lock-step waits for an answer that may have been lost: it is sent again.
+        again = (lambda: self._command.publish(message)) if self._lock_step else None
+        found = self._wait(target_ns, self._timeout_s, again)
+        if found is None:
+            info = self._facts(command)
+            return self._copy(), 0.0, False, True, info | {"reason": self._silence(target_ns)}
+        self._take(*found)
+        success = self._ask_success()
+        self._held = self._held + 1 if success else 0
+        terminated = self._held >= self._hold
+        return self._copy(), float(terminated), terminated, False, self._facts(command)
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._context.ok():
+            self._executor.shutdown()
+            self._node.destroy_node()
+            self._context.try_shutdown()
+
+    def _subscribe(self, kind: Any, topic: str, take: Callable[[Any], Any], qos: QoSProfile) -> None:
+        def callback(message: Any) -> None:
+            self._callbacks += 1
+            take(message)
+
+        self._node.create_subscription(kind, topic, callback, qos)
+
+    def _client(self, kind: Any, name: str) -> Any | None:
+        return self._node.create_client(kind, name) if name else None
+
+    def _on_success(self, message: Bool) -> None:
+        self._success = bool(message.data)
+
+    def _on_status(self, message: DiagnosticArray) -> None:
+        self._status = message.status[0] if message.status else None
+
+    def _drain(self) -> None:
+        """Take in what has arrived, so that messages of one moment are taken in together."""
+        while True:
+            before = self._callbacks
+            self._executor.spin_once(timeout_sec=0)
+            if self._callbacks == before:
+                return
+
+    def _newest_ns(self) -> int:
+        streams = [*self._cameras.values(), self._joints]
+        return max([self._last_ns, *(stream.stamps[-1] for stream in streams if stream.stamps)])
+
+    def _wait(
+        self, target_ns: int, timeout_s: float, again: Callable[[], None] | None = None
+    ) -> tuple[int, dict[str, Any], JointState] | None:
+        """The newest complete observation of `target_ns` or later, or None after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        repeat_at = time.monotonic() + _REPEAT_S
+        while True:
+            self._executor.spin_once(timeout_sec=0.02)
+            if self._complete(target_ns) is not None:
+                self._drain()
+                return self._complete(target_ns)
+            now = time.monotonic()
+            if now > deadline:
+                return None
+            if again is not None and now > repeat_at:
+                again()
+                repeat_at = now + _REPEAT_S
+
+    def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
+        first, *rest = self._cameras
+        reference = self._cameras[first]
+        for stamp_ns, image in zip(reversed(reference.stamps), reversed(reference.messages), strict=True):
+            if stamp_ns < target_ns:
+                return None
+            images = {first: image}
+            images |= {name: self._cameras[name].nearest(stamp_ns, self._slop_ns) for name in rest}
+            joints = self._joints.nearest(stamp_ns, self._slop_ns)
+            if joints is not None and all(message is not None for message in images.values()):
+                return stamp_ns, images, joints
+        return None
+
+    def _take(self, stamp_ns: int, images: Mapping[str, Any], joints: JointState) -> None:
+        values = np.asarray(joints.position, np.float32)
+        if values.shape != self._proprio.shape or not np.isfinite(values).all():
+            raise RobotError(
+                f"'{self._joints.topic}' has positions {values.tolist()}: "
+                f"{self._proprio.shape[0]} finite numbers were configured"
+            )
+        self._last = {
+            "images": {name: self._picture(name, message) for name, message in images.items()},
+            "proprio": np.clip(values, self._proprio.low, self._proprio.high),
+        }
+        self._last_ns = stamp_ns
+
+    def _picture(self, name: str, message: Any) -> np.ndarray:
+        try:
+            image = image_to_rgb(message, f"camera '{name}'")
+        except DataError as error:
+            raise RobotError(str(error)) from error
+        if image.shape[:2] != self._size:
+            image = cv2.resize(image, (self._size[1], self._size[0]), interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(image)
+
+    def _copy(self) -> dict[str, Any]:
+        assert self._last is not None
+        images = {name: image.copy() for name, image in self._last["images"].items()}
+        return {"images": images, "proprio": self._last["proprio"].copy()}
+
+    def _facts(self, command: np.ndarray) -> dict[str, Any]:
+        applied = np.asarray(command, np.float32)
+        sources = [message.header.frame_id for message in self._applied]
+        moves = [message for message in self._applied if message.header.frame_id != "stop"]
+        if moves and len(moves[-1].position) == len(applied):
+            applied = np.asarray(moves[-1].position, np.float32)
+        stopped = ""
+        if sources and sources[-1] == "stop":
+            stopped = self._status.message if self._status is not None else "stopped"
+        return {
+            "success": self._success,
+            "elapsed_ns": self._last_ns - self._first_ns,
+            "intervention": "override" in sources,
+            "applied_action": applied,
+            "stopped": stopped,
+        }
+
+    def _ask_success(self) -> bool:
+        if self._success_client is not None:
+            self._success = bool(self._call(self._success_client, Trigger.Request()).success)
+        return self._success
+
+    def _set_seed(self, seed: int) -> None:
+        value = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=int(seed))
+        request = SetParameters.Request(parameters=[Parameter(name="seed", value=value)])
+        result = self._call(self._seed_client, request).results[0]
+        if not result.successful:
+            raise RobotError(f"{self._seed_client.srv_name} refused seed {seed}: {result.reason}")  # type: ignore[union-attr]
+
+    def _call(self, client: Any, request: Any) -> Any:
+        """The answer of a service.
+
+        Raises:
+            RobotError: no such service, or no answer in time.
+        """
+        deadline = time.monotonic() + self._reset_timeout_s
+        while not client.service_is_ready():
+            self._executor.spin_once(timeout_sec=0.05)
+            if time.monotonic() > deadline:
+                raise RobotError(
+                    f"no service {client.srv_name} within {self._reset_timeout_s:g} s: is the robot's node "
+                    "running, in this ROS_DOMAIN_ID?"
+                )
+        future = client.call_async(request)
+        while not future.done():
+            self._executor.spin_once(timeout_sec=0.05)
+            if time.monotonic() > deadline:
+                client.remove_pending_request(future)
+                raise RobotError(f"{client.srv_name} did not answer within {self._reset_timeout_s:g} s")
+        return future.result()
+
+    def _silence(self, target_ns: int) -> str:
+        """What is missing for an observation of `target_ns` or later."""
+        streams = {f"camera '{name}'": stream for name, stream in self._cameras.items()}
+        streams["the joint states"] = self._joints
+        missing = []
+        for name, stream in streams.items():
+            if not stream.stamps:
+                senders = self._node.count_publishers(stream.topic)
+                missing.append(f"{name} never came on '{stream.topic}' ({senders} publishers)")
+            elif stream.stamps[-1] < target_ns:
+                behind = (target_ns - stream.stamps[-1]) / 1e9
+                missing.append(f"{name} on '{stream.topic}' is {behind:.2f} s behind")
+        text = "; ".join(missing) or f"no stamps within {self._slop_ns / 1e9:g} s of each other: raise slop_s"
+        if self._status is not None and self._status.level == DiagnosticStatus.ERROR:
+            text += f" (safety: {self._status.message})"
+        return f"no observation within {self._timeout_s:g} s: {text}"
+
+
+_REPEAT_S = 0.3

@@ -1,0 +1,58 @@
+"""How a node of this package runs as a process: one clear line for a bad parameter, and an orderly end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from robo_reward.errors import RoboRewardError
+
+__all__ = ["run_node"]
+
+
+def run_node[NodeT: Node](
+    make: Callable[[], NodeT],
+    arguments: Sequence[str] | None = None,
+    at_end: Callable[[NodeT], None] | None = None,
+) -> int:
+    """Run a node until SIGINT or SIGTERM.
+
+    Args:
+        make: makes the node.
+        arguments: of the command line, `--ros-args` among them; those of the process where None.
+        at_end: called while the node can still publish.
+
+    Returns:
+        Exit status: 0, or 1 where the node refused to start.
+    """
+    # rclpy's own handlers close the context at once: nothing could be published any more.
+    rclpy.init(
+        args=None if arguments is None else list(arguments),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        node = make()
+    except RoboRewardError as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except KeyboardInterrupt:
+        node.get_logger().info("interrupted")
+    finally:
+        if at_end is not None:
+            at_end(node)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
