@@ -32,7 +32,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Real
+from jaxtyping import Bool, Float, Float64, Int8, Int64, Real
 
 from robo_reward.errors import ConfigError, DataError
 
@@ -51,6 +51,7 @@ __all__ = [
     "kendall_tau_a",
     "mean_interval",
     "normal_intervals",
+    "pair_agreement",
     "paired_difference",
     "precision_recall_f1",
     "progress_mae",
@@ -142,13 +143,26 @@ def kendall_tau_a(estimate: Real[np.ndarray, " n"], reference: Real[np.ndarray, 
     n = len(y)
     if n < 2 or np.all(y == y[0]):
         return math.nan
+    return int(pair_agreement(x, y)[0].sum()) / (n * (n - 1))
+
+
+def pair_agreement(
+    estimate: Float64[np.ndarray, " n"], reference: Float64[np.ndarray, " n"]
+) -> tuple[Int8[np.ndarray, "n n"], Bool[np.ndarray, "n n"]]:
+    """What Kendall's taus add up: `sign(x_j - x_i) sign(y_j - y_i)` of every pair, and which pairs y ranks.
+
+    tau_a divides the sum of the first by the number of all pairs. Where many references are tied (rollouts
+    that all succeeded) even a perfect estimate is then far below 1; dividing by the ranked pairs instead
+    leaves out what has no order to agree with. NaN agrees and is ranked with nothing.
+    """
+    _same_length(estimate, reference, "estimate", "reference")
+
     # Comparisons, not differences: inf - inf would be NaN.
-    agreement = 0
-    for i in range(n - 1):
-        sign_x = (x[i + 1 :] > x[i]).astype(np.int64) - (x[i + 1 :] < x[i])
-        sign_y = (y[i + 1 :] > y[i]).astype(np.int64) - (y[i + 1 :] < y[i])
-        agreement += int(sign_x @ sign_y)
-    return agreement / (n * (n - 1) / 2)
+    def sign(v: Float64[np.ndarray, " n"]) -> Int8[np.ndarray, "n n"]:
+        return (v[None, :] > v[:, None]).astype(np.int8) - (v[None, :] < v[:, None]).astype(np.int8)
+
+    order = sign(reference)
+    return sign(estimate) * order, order != 0
 
 
 def voc(progress: Float[np.ndarray, " t"], time: Real[np.ndarray, " t"] | None = None) -> float:
@@ -294,10 +308,18 @@ def success_ece(
 # --- success detection ---------------------------------------------------------------------------------
 
 
-def precision_recall_f1(predicted: Bool[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> PrecisionRecall:
-    """Precision, recall and F1 = 2 TP / (2 TP + FP + FN) of n decisions (frames or episodes)."""
+def precision_recall_f1(
+    predicted: Bool[np.ndarray, " n"],
+    truth: Bool[np.ndarray, " n"],
+    early: Bool[np.ndarray, " n"] | None = None,
+) -> PrecisionRecall:
+    """Precision, recall and F1 = 2 TP / (2 TP + FP + FN) of n decisions (frames or episodes).
+
+    An episode whose success was called before it happened (`early`) is a false alarm and a miss, not a hit.
+    """
     _same_length(predicted, truth, "predicted", "truth")
-    hits = int(np.sum(predicted & truth))
+    right = predicted & truth
+    hits = int(np.sum(right if early is None else right & ~early))
     alarms, positives = int(predicted.sum()), int(truth.sum())
     return PrecisionRecall(
         precision=hits / alarms if alarms else math.nan,

@@ -13,6 +13,7 @@ from robo_reward.calibration import LEVELS
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.estimate import Estimates, band
 from robo_reward.labels import equal_stage_weights, label_episode, label_success, task_progress
+from robo_reward.model.config import TaskConfig
 from robo_reward.offline import encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
@@ -70,7 +71,7 @@ def predict_episodes(
         seen = np.zeros(info.length, bool) if allow_seen else seen_frames(checkpoint.training, info)
         yield EpisodeResult(
             info=info,
-            truth=true_labels(checkpoint, info),
+            truth=true_labels(model.config.tasks[resolve_task(model, info.instruction)], info),
             unseen=~seen,
             forward=forward,
             backward=estimate_episode(model, reverse, calibration),
@@ -101,18 +102,17 @@ def seen_frames(training: Mapping[str, Any], info: EpisodeInfo) -> Bool[np.ndarr
     return seen
 
 
-def true_labels(checkpoint: Checkpoint, info: EpisodeInfo) -> Truth:
-    """The truth on the model's own scale.
+def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
+    """The truth on the scale of a task.
 
-    Where the episode's stages are as many as the model's, they are weighted as the model weighs them; else
-    they weigh the same, and stage indices are not compared.
+    Where the episode's stages are as many as the task's, they are weighted as the task weighs them; else they
+    weigh the same, and stage indices are not compared.
     """
     label = label_episode(info)
     success, known = label_success(info)
     whole = success if known.all() else None
     if label is None:
         return Truth(None, None, None, whole, False)
-    task = checkpoint.model.config.tasks[resolve_task(checkpoint.model, info.instruction)]
     names = info.stage_names or range(int(label.stage[label.valid].max(initial=0)) + 1)
     count = len(info.boundaries) - 1 if info.boundaries is not None else len(names)
     same = count == len(task.stage_names)
