@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robo_reward.api import load as load
+    from robo_reward.env import ShapedRewardEnv as ShapedRewardEnv
+    from robo_reward.env import ShapedRewardVectorEnv as ShapedRewardVectorEnv
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "load"]
+__all__ = ["ShapedRewardEnv", "ShapedRewardVectorEnv", "__version__", "load"]
 
-_LAZY = {"load": "robo_reward.api"}
+_LAZY = {
+    "ShapedRewardEnv": "robo_reward.env",
+    "ShapedRewardVectorEnv": "robo_reward.env",
+    "load": "robo_reward.api",
+}
 
 
 def __getattr__(name: str) -> Any:
