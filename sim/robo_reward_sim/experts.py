@@ -8,18 +8,25 @@ decision at the default action repeat, and the grip, where -1 opens and 1 closes
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-__all__ = ["Expert", "MetaWorldExpert", "PegExpert"]
+__all__ = ["CarryExpert", "ContactExpert", "Expert", "MetaWorldExpert", "PegExpert"]
+
+Vector = tuple[float, float, float]
+Point = Float64[np.ndarray, " 3"]
+State = Float64[np.ndarray, " 39"]
+
+_CLOSE, _OPEN = 0.8, -1.0
 
 
 class Expert(Protocol):
     """Says what an expert would do."""
 
-    def act(self, state: Float64[np.ndarray, " 39"]) -> Float32[np.ndarray, " 4"]:
+    def act(self, state: State) -> Float32[np.ndarray, " 4"]:
         """The next action, from the privileged state (Meta-World's observation, goal included)."""
         ...
 
@@ -31,19 +38,19 @@ class PegExpert:
     decisions a second it overshoots and starts over, so its stages run into each other.
     """
 
-    def act(self, state: Float64[np.ndarray, " 39"]) -> Float32[np.ndarray, " 4"]:
+    def act(self, state: State) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
         hand, opening, peg, target = state[:3], float(state[3]), state[4:7], state[-3:]
         offset = hand - peg - (0.0, 0.0, _GRIP_HEIGHT)
         aside = float(np.linalg.norm(offset[:2]))
         around = aside < 0.03 and abs(offset[2]) < 0.02
         if around and opening < _HELD:
-            return _action(self._carry(peg, target), grip=_CLOSE)
+            return action_of(self._carry(peg, target), grip=_CLOSE)
         if around:
-            return _action(-offset * 0.3, grip=_CLOSE)
+            return action_of(-offset * 0.3, grip=_CLOSE)
         hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
         step = -offset + (0.0, 0.0, hover)
-        return _action(_limit(step, 0.05), grip=_OPEN)
+        return action_of(limited(step, 0.05), grip=_OPEN)
 
     @staticmethod
     def _carry(
@@ -58,7 +65,85 @@ class PegExpert:
         if aside < 0.012 or (aside < 0.03 and way[0] > -_BEFORE_HOLE):
             return np.array((-0.016, way[1], way[2]))
         before = np.array((way[0] + _BEFORE_HOLE, way[1], way[2]))
-        return _limit(before, 0.035)
+        return limited(before, 0.035)
+
+
+class ContactExpert:
+    """Comes to an object along a line, then moves it by contact: button, drawer, door, window."""
+
+    def __init__(
+        self,
+        contact: Callable[[State], Point],
+        approach: Vector,
+        way: Callable[[State], Point],
+        grip: float,
+        clearance: float = 0.10,
+        play: float = 0.035,
+        first_away: float = 1.0,
+    ) -> None:
+        """Describe the motion.
+
+        Args:
+            contact: from the state to where the hand stands, relative to the object, while it acts on it; in
+                meters.
+            approach: unit vector from the object to where the hand comes from.
+            way: from the state to the next displacement of the object, in meters.
+            grip: of every action.
+            clearance: how far before the contact the hand moves sideways, in meters.
+            first_away: above 1, the hand moves to its clearance first and aside later: for objects from which
+                something sticks out that is not to be struck.
+            play: a hand this far from the contact, in meters, still acts on the object.
+        """
+        self._contact, self._approach = contact, np.array(approach)
+        self._way, self._grip, self._clearance, self._play = way, grip, clearance, play
+        self._first_away = first_away
+
+    def act(self, state: State) -> Float32[np.ndarray, " 4"]:
+        """See `Expert.act`."""
+        offset = state[:3] - state[4:7] - self._contact(state)
+        along = float(offset @ self._approach)
+        aside = float(np.linalg.norm(offset - along * self._approach))
+        if aside < self._play and abs(along) < self._play:
+            way = self._way(state)
+            ahead = way / max(float(np.linalg.norm(way)), 1e-9)
+            return action_of(way - 0.5 * (offset - float(offset @ ahead) * ahead), grip=self._grip)
+        hover = min(self._clearance, 4.0 * max(aside - 0.012, 0.0))
+        away = (hover - along) * self._approach
+        step = along * self._approach - offset + self._first_away * away
+        return action_of(limited(step, 0.05), grip=self._grip)
+
+
+class CarryExpert:
+    """Comes to an object from above, takes it, and carries it along a path: puck, block, nut, hammer."""
+
+    def __init__(
+        self,
+        grip_at: Vector,
+        held: float,
+        path: Callable[[State], Point],
+        close: float = _CLOSE,
+    ) -> None:
+        """Describe the motion.
+
+        Args:
+            grip_at: the hand relative to the object when it closes its fingers, in meters.
+            held: fingers nearer than this, in [0, 1], around the object, hold it.
+            path: from the state to the next displacement of the object, in meters.
+            close: grip of the actions that hold it.
+        """
+        self._grip_at, self._held, self._path, self._close = np.array(grip_at), held, path, close
+
+    def act(self, state: State) -> Float32[np.ndarray, " 4"]:
+        """See `Expert.act`."""
+        opening, offset = float(state[3]), state[:3] - state[4:7] - self._grip_at
+        aside = float(np.linalg.norm(offset[:2]))
+        around = aside < 0.03 and abs(offset[2]) < 0.025
+        if around and opening < self._held:
+            return action_of(self._path(state), grip=self._close)
+        if around:
+            return action_of(-offset * 0.3, grip=self._close)
+        hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
+        return action_of(limited(-offset + (0.0, 0.0, hover), 0.05), grip=_OPEN)
 
 
 class MetaWorldExpert:
@@ -70,7 +155,7 @@ class MetaWorldExpert:
 
         self._policy: Any = ENV_POLICY_MAP[name]()
 
-    def act(self, state: Float64[np.ndarray, " 39"]) -> Float32[np.ndarray, " 4"]:
+    def act(self, state: State) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
         with warnings.catch_warnings():
             # It warns that its gains exceed the action's range, which is how it is meant to be used.
@@ -81,18 +166,17 @@ class MetaWorldExpert:
 
 _GRIP_HEIGHT = 0.024  # of the hand above the grasp point, with the fingers around the peg
 _HELD = 0.36  # fingers nearer than this, around the peg, hold it
-_CLOSE, _OPEN = 0.8, -1.0
 _GRASP_TO_HEAD = 0.13
 _GRASP_ABOVE_AXIS = 0.01
 _BEFORE_HOLE = 0.146  # of the head before the target, where insertion begins
 _METERS_PER_DECISION = 0.05
 
 
-def _limit(step: Float64[np.ndarray, " 3"], length: float) -> Float64[np.ndarray, " 3"]:
+def limited(step: Float64[np.ndarray, " 3"], length: float) -> Float64[np.ndarray, " 3"]:
     norm = float(np.linalg.norm(step))
     return step if norm <= length else step * (length / norm)
 
 
-def _action(step: Float64[np.ndarray, " 3"], grip: float) -> Float32[np.ndarray, " 4"]:
+def action_of(step: Float64[np.ndarray, " 3"], grip: float) -> Float32[np.ndarray, " 4"]:
     move = np.clip(0.8 * step / _METERS_PER_DECISION, -1.0, 1.0)
     return np.append(move, grip).astype(np.float32)

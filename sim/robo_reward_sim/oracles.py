@@ -8,21 +8,23 @@ the scene goes back, and stays where nothing moves. Distances are relative to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float64
 
 __all__ = [
-    "ContactOracle",
     "OracleReading",
     "PegOracle",
     "PegScene",
     "StageOracle",
+    "box_distance",
     "chain",
+    "finger_opening",
     "peg_potential",
+    "ramp",
     "reading",
 ]
 
@@ -81,6 +83,17 @@ def ramp(value: float, zero_at: float, one_at: float) -> float:
     return min(max((value - zero_at) / (one_at - zero_at), 0.0), 1.0)
 
 
+def box_distance(offset: Float64[np.ndarray, " 3"], half: Float64[np.ndarray, " 3"]) -> float:
+    """Distance of a point to a box, 0 inside: `offset` from its middle, `half` its extent."""
+    return float(np.linalg.norm(np.maximum(np.abs(offset) - half, 0.0)))
+
+
+def finger_opening(sim: Any) -> float:
+    """Distance of the fingers over its maximum, in [0, 1], in a Meta-World environment."""
+    right, left = sim.data.body("rightclaw").xpos, sim.data.body("leftclaw").xpos
+    return float(min(np.linalg.norm(right - left) / 0.1, 1.0))
+
+
 @dataclass(frozen=True, slots=True)
 class PegScene:
     """What the peg-insertion oracle looks at. Positions in meters, in the world's frame.
@@ -110,7 +123,7 @@ class PegScene:
             axis=data.body("peg").xmat.reshape(3, 3)[:, 0].copy(),
             head=data.site("pegHead").xpos.copy(),
             target=np.asarray(sim._target_pos, np.float64).copy(),
-            opening=_opening(sim),
+            opening=finger_opening(sim),
         )
 
 
@@ -167,60 +180,6 @@ class PegOracle:
     def potential(self, sim: Any) -> float:
         """See `peg_potential`."""
         return peg_potential(PegScene.of(sim), self._first)
-
-
-@dataclass(frozen=True, slots=True)
-class ContactOracle:
-    """Truth for tasks in which the hand comes to an object, takes hold of it where it must, and moves it.
-
-    Its stages are reach and move, or reach, grasp and move.
-
-    contact   where the finger tips are, relative to the object, while they act on it; in meters
-    weights   how much an offset along each axis counts on the way there: a hand that has to come from above
-              or from the front counts the offsets aside more, so that going around is no step back
-    remaining meters that are left to success, in a Meta-World environment; 0 or less once done
-    grasps    whether the object is to be grasped, and to come along with the hand, before its way counts
-    """
-
-    contact: tuple[float, float, float]
-    weights: tuple[float, float, float]
-    remaining: Callable[[Any], float]
-    grasps: bool = False
-    _first: dict[str, Any] = field(default_factory=dict)
-
-    def begin(self, sim: Any) -> None:
-        """Remember how far everything was at first."""
-        self._first["distance"] = max(self._distance(sim) - _CONTACT, 0.05)
-        self._first["remaining"] = max(self.remaining(sim), 0.01)
-        self._first["object"] = np.array(sim._get_pos_objects())
-
-    def potential(self, sim: Any) -> float:
-        """The potential of the scene, in [0, 2], or in [0, 3] with a grasp."""
-        distance = self._distance(sim)
-        reach = max(1.0 - max(distance - _CONTACT, 0.0) / self._first["distance"], 0.0)
-        # A hand that drags a handle slides along it; one that carries something does not.
-        around = ramp(distance, (2.0 if self.grasps else 5.0) * _CONTACT, _CONTACT)
-        move = min(max(1.0 - self.remaining(sim) / self._first["remaining"], 0.0), 1.0)
-        if not self.grasps:
-            return chain((reach, move), (around,))
-        opening = _opening(sim)
-        closed = ramp(opening, 1.0, 0.5) * ramp(opening, 0.2, 0.3)
-        # Not the height alone: a low goal can be reached with next to no lift.
-        moved = float(np.linalg.norm(sim._get_pos_objects() - self._first["object"]))
-        grasp = 0.5 * closed + 0.5 * closed * ramp(moved, 0.005, 0.03)
-        return chain((reach, grasp, move), (around, ramp(grasp, 0.8, 1.0)))
-
-    def _distance(self, sim: Any) -> float:
-        offset = sim.tcp_center - sim._get_pos_objects() - np.array(self.contact)
-        return float(np.abs(offset) @ np.array(self.weights))
-
-
-_CONTACT = 0.06  # weighted distance within which the fingers act on the object
-
-
-def _opening(sim: Any) -> float:
-    right, left = sim.data.body("rightclaw").xpos, sim.data.body("leftclaw").xpos
-    return float(min(np.linalg.norm(right - left) / 0.1, 1.0))
 
 
 def _grasp_distance(scene: PegScene) -> float:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
-
-from robo_reward_sim.experts import Expert, MetaWorldExpert, PegExpert
-from robo_reward_sim.oracles import ContactOracle, PegOracle, StageOracle
+from robo_reward_sim import motions
+from robo_reward_sim.carry_oracles import (
+    CarryOracle,
+    assembly_potential,
+    hammer_potential,
+    hammer_scene,
+    object_scene,
+    pick_place_potential,
+    push_potential,
+    ring_scene,
+    shelf_potential,
+)
+from robo_reward_sim.contact_oracles import ContactOracle, distance_along, distance_left, door_angle_left
+from robo_reward_sim.experts import Expert, PegExpert
+from robo_reward_sim.oracles import PegOracle, StageOracle
 
 __all__ = ["TASKS", "SimTask"]
 
@@ -42,16 +52,6 @@ class SimTask:
     show_sites: tuple[str, ...] = ()
 
 
-def _apart(sim: Any, done: float) -> float:
-    """Distance of the object from its goal, less the radius within which the simulator calls it done."""
-    return float(np.linalg.norm(sim._get_pos_objects() - sim._target_pos)) - done
-
-
-def _along(sim: Any, axis: int, done: float) -> float:
-    """The same along one axis of the world."""
-    return abs(float(sim._get_pos_objects()[axis] - sim._target_pos[axis])) - done
-
-
 _ROWS = (
     SimTask(
         name="peg-insert-side",
@@ -75,9 +75,9 @@ _ROWS = (
         paraphrases=("push the button in", "move the gripper to the button and press it"),
         stage_names=("reach", "press"),
         oracle=partial(
-            ContactOracle, (0.0, -0.05, -0.11), (1.5, 1.0, 1.5), partial(_along, axis=1, done=0.02)
+            ContactOracle, (0.0, -0.03, 0.0), (0.03, 0.03, 0.05), left=distance_along(axis=1, done=0.02)
         ),
-        expert=partial(MetaWorldExpert, "button-press-v3"),
+        expert=motions.press,
     ),
     SimTask(
         name="drawer-open",
@@ -86,8 +86,10 @@ _ROWS = (
         instruction="open the drawer",
         paraphrases=("pull the drawer open by its handle", "grab the handle and pull the drawer out"),
         stage_names=("reach", "pull"),
-        oracle=partial(ContactOracle, (0.0, 0.0, -0.05), (2.0, 2.0, 1.0), partial(_apart, done=0.03)),
-        expert=partial(MetaWorldExpert, "drawer-open-v3"),
+        oracle=partial(
+            ContactOracle, (0.0, -0.01, -0.06), (0.04, 0.035, 0.04), left=distance_left(done=0.03)
+        ),
+        expert=motions.open_drawer,
     ),
     SimTask(
         name="door-open",
@@ -97,9 +99,21 @@ _ROWS = (
         paraphrases=("pull the door open", "hook the handle and swing the door open"),
         stage_names=("reach", "open"),
         oracle=partial(
-            ContactOracle, (0.0, 0.03, -0.05), (1.0, 1.0, 1.0), partial(_along, axis=0, done=0.08)
+            ContactOracle, (0.0, 0.0, -0.04), (0.06, 0.06, 0.05), left=door_angle_left(done=0.08), above=0.06
         ),
-        expert=partial(MetaWorldExpert, "door-open-v3"),
+        expert=motions.open_door,
+    ),
+    SimTask(
+        name="window-open",
+        env_id="robo_reward/WindowOpen-v0",
+        metaworld="window-open-v3",
+        instruction="slide the window open",
+        paraphrases=("open the window by its handle", "push the window's handle to the right"),
+        stage_names=("reach", "slide"),
+        oracle=partial(
+            ContactOracle, (-0.01, 0.0, 0.0), (0.03, 0.04, 0.06), left=distance_along(axis=0, done=0.05)
+        ),
+        expert=motions.open_window,
     ),
     SimTask(
         name="push",
@@ -108,8 +122,8 @@ _ROWS = (
         instruction="push the red puck to the marked spot",
         paraphrases=("move the puck onto the mark", "slide the puck along the table to the goal"),
         stage_names=("reach", "push"),
-        oracle=partial(ContactOracle, (0.0, 0.0, -0.015), (2.0, 2.0, 1.0), partial(_apart, done=0.05)),
-        expert=partial(MetaWorldExpert, "push-v3"),
+        oracle=partial(CarryOracle, push_potential, object_scene),
+        expert=motions.push,
         show_sites=("goal",),
     ),
     SimTask(
@@ -119,11 +133,42 @@ _ROWS = (
         instruction="pick up the puck and bring it to the marked point",
         paraphrases=("lift the puck to the goal", "grasp the puck and hold it at the mark in the air"),
         stage_names=("reach", "grasp", "carry"),
-        oracle=partial(
-            ContactOracle, (0.0, 0.0, -0.015), (2.0, 2.0, 1.0), partial(_apart, done=0.07), grasps=True
-        ),
-        expert=partial(MetaWorldExpert, "pick-place-v3"),
+        oracle=partial(CarryOracle, pick_place_potential, object_scene),
+        expert=motions.pick_place,
         show_sites=("goal",),
+    ),
+    SimTask(
+        name="shelf-place",
+        env_id="robo_reward/ShelfPlace-v0",
+        metaworld="shelf-place-v3",
+        instruction="put the blue block on the shelf",
+        paraphrases=("pick up the block and place it on the shelf", "move the blue cube onto the shelf"),
+        stage_names=("reach", "grasp", "lift", "place"),
+        oracle=partial(CarryOracle, shelf_potential, object_scene),
+        expert=motions.shelf,
+    ),
+    SimTask(
+        name="assembly",
+        env_id="robo_reward/Assembly-v0",
+        metaworld="assembly-v3",
+        instruction="put the ring onto the peg",
+        paraphrases=(
+            "pick up the ring by its green handle and slip it over the peg",
+            "assemble the nut and the peg",
+        ),
+        stage_names=("reach", "grasp", "carry", "lower"),
+        oracle=partial(CarryOracle, assembly_potential, ring_scene),
+        expert=motions.assemble,
+    ),
+    SimTask(
+        name="hammer",
+        env_id="robo_reward/Hammer-v0",
+        metaworld="hammer-v3",
+        instruction="hammer the nail into the block",
+        paraphrases=("drive the nail in with the hammer", "pick up the red hammer and hit the nail"),
+        stage_names=("reach", "grasp", "align", "drive"),
+        oracle=partial(CarryOracle, hammer_potential, hammer_scene),
+        expert=motions.hammer,
     ),
 )
 
