@@ -1,0 +1,156 @@
+"""The safety filter under any sequence of messages: what comes out never breaks a limit. Needs no ROS."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_reward_ros"))
+
+from robo_reward_ros.safety import Decision, Kind, SafetyFilter, SafetyLimits, Source, Timeouts
+
+MS = 1_000_000
+SIZE = 3
+LIMITS = SafetyLimits(
+    kinds=(Kind.VELOCITY, Kind.POSITION, Kind.POSITION),
+    low=np.array([-1.0, -0.5, 0.0]),
+    high=np.array([1.0, 0.5, 1.0]),
+    velocity=np.array([0.8, 2.0, math.inf]),
+    rate=np.array([4.0, math.inf, 5.0]),
+    scale=np.array([2.0, 1.0, 1.0]),
+    state=(0, 1, -1),
+    rest=np.array([0.0, 0.0, 0.25]),
+)
+
+anything = st.one_of(st.floats(-3, 3), st.sampled_from([math.nan, math.inf, -math.inf, 1e300]))
+command = st.lists(anything, min_size=0, max_size=SIZE + 1) | st.lists(
+    st.floats(-3, 3), min_size=SIZE, max_size=SIZE
+)
+state = st.lists(st.floats(-2, 2), min_size=2, max_size=2) | st.lists(anything, max_size=3)
+event = st.one_of(
+    st.tuples(st.just("observe"), state),
+    st.tuples(st.just("command"), command),
+    st.tuples(st.just("override"), command),
+    st.tuples(st.just("tick"), st.none()),
+    st.tuples(st.just("estop"), st.none()),
+    st.tuples(st.just("reset"), st.none()),
+)
+history = st.lists(st.tuples(st.integers(0, 120), event), max_size=40)
+
+
+def decide(chosen: SafetyFilter, what: str, value: Any, now: int) -> Decision | None:
+    """What the filter says to one event."""
+    match what:
+        case "observe":
+            chosen.observe(value, now, now)
+            return None
+        case "command":
+            return chosen.command(value, now, now)
+        case "override":
+            return chosen.override(value, now)
+        case "tick":
+            return chosen.tick(now)
+        case "estop":
+            return chosen.estop("test", now)
+        case _:
+            chosen.reset()
+            return None
+
+
+def play(steps: list[tuple[int, tuple[str, Any]]]) -> Iterator[tuple[str, Any, Decision | None]]:
+    """Each event, its value, and what was decided."""
+    chosen, now = SafetyFilter(LIMITS), 0
+    for wait, (what, value) in steps:
+        now += wait * MS
+        yield what, value, decide(chosen, what, value, now)
+
+
+@given(history)
+def test_no_sequence_of_messages_gets_a_command_past_a_limit(steps: list[Any]) -> None:
+    before: np.ndarray | None = None
+    for what, _, decision in play(steps):
+        if what == "reset":
+            before = None
+        if decision is None or decision.values is None:
+            continue
+        out = decision.values
+        assert np.isfinite(out).all()
+        assert out.shape == (SIZE,)
+        # Velocity: 0.8 per second at 2 per unit of the command.
+        assert abs(out[0]) <= 0.4 + 1e-12
+        if decision.source is Source.STOP:
+            assert out[0] == 0.0
+            assert decision.reason
+        if before is not None:
+            for index in (1, 2):
+                low, high = LIMITS.low[index], LIMITS.high[index]
+                # Inside it stays inside; outside it moves only back in.
+                assert min(low, before[index]) - 1e-12 <= out[index] <= max(high, before[index]) + 1e-12
+            # 2 per second, and 5 per second, over 0.1 s at most.
+            assert abs(out[1] - before[1]) <= 0.2 + 1e-9
+            assert abs(out[2] - before[2]) <= 0.5 + 1e-9
+            # 4 per second, but toward standing still at once.
+            towards_rest = min(before[0], 0) <= out[0] <= max(before[0], 0)
+            assert towards_rest or abs(out[0] - before[0]) <= 0.4 + 1e-9
+        before = out
+
+
+@given(history)
+def test_what_is_refused_never_moves_the_robot(steps: list[Any]) -> None:
+    stopped = False
+    for what, value, decision in play(steps):
+        if what in ("estop", "reset"):
+            stopped = what == "estop"
+        if decision is None:
+            continue
+        bad = what in ("command", "override") and (len(value) != SIZE or not np.isfinite(value).all())
+        if what == "override" and bad:
+            assert decision.source is Source.STOP
+        if what == "command" and bad:
+            assert decision.source is not Source.POLICY
+        if stopped:
+            assert decision.source is Source.STOP
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=60),
+    st.integers(0, 20),
+)
+def test_silence_of_either_side_stops_within_200_ms(beats: list[tuple[int, bool, bool]], phase: int) -> None:
+    """A watchdog every 20 ms; states and commands come or do not. Motion is never older than 200 ms."""
+    limits = SafetyLimits(
+        kinds=(Kind.VELOCITY,),
+        low=np.array([-np.inf]),
+        high=np.array([np.inf]),
+        velocity=np.array([np.inf]),
+        rate=np.array([np.inf]),
+        scale=np.array([1.0]),
+        state=(0,),
+        rest=np.array([0.0]),
+    )
+    chosen = SafetyFilter(limits, Timeouts())
+    now, moving, state_ns, command_ns = phase * MS, False, -(10**12), -(10**12)
+    next_tick = 0
+    for wait, seen, commanded in [*beats, (40, False, False), (40, False, False)]:
+        until = now + wait * MS
+        while next_tick <= until:
+            stop = chosen.tick(next_tick)
+            if stop is not None:
+                moving = False
+            assert not moving or next_tick - min(state_ns, command_ns) <= 200 * MS
+            next_tick += 20 * MS
+        now = until
+        if seen:
+            chosen.observe([0.0], now, now)
+            state_ns = now
+        if commanded:
+            decision = chosen.command([1.0], 0, now)
+            moving = decision.source is Source.POLICY
+            command_ns = now

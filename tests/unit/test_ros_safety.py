@@ -1,0 +1,201 @@
+"""The safety filter, number by number. Needs no ROS."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robo_reward.errors import ConfigError
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_reward_ros"))
+
+from robo_reward_ros.safety import Kind, SafetyFilter, SafetyLimits, Source, Timeouts, Workspace
+
+MS = 1_000_000
+
+
+def limits(kind: Kind = Kind.VELOCITY, **changes: Any) -> SafetyLimits:
+    """One component, without limits but those in `changes`."""
+    values: dict[str, Any] = {"low": -math.inf, "high": math.inf, "velocity": math.inf, "rate": math.inf}
+    values |= {"scale": 1.0, "rest": 0.0} | changes
+    arrays = {name: np.array([value]) for name, value in values.items() if name not in ("state", "horizon_s")}
+    horizon_s = changes.get("horizon_s", 0.2)
+    return SafetyLimits(kinds=(kind,), state=changes.get("state", (0,)), horizon_s=horizon_s, **arrays)
+
+
+def ready(*arguments: Any, place: float = 0.0, **options: Any) -> SafetyFilter:
+    """A filter that has just seen the robot at `place`, at time 0."""
+    chosen = SafetyFilter(*arguments, **options)
+    chosen.observe([place], 1, 0)
+    return chosen
+
+
+def test_velocity_is_cut_in_the_robots_own_units() -> None:
+    decision = ready(limits(velocity=0.3, scale=0.5)).command([2.0], 0, 0)
+    assert decision.values is not None
+    # 0.3 m/s at 0.5 m/s per unit.
+    assert decision.values.tolist() == [0.6]
+    assert (decision.source, decision.limited) == (Source.POLICY, (0,))
+
+
+def test_position_limits_look_ahead() -> None:
+    # 0.04 m from the limit, 0.2 s ahead, 1 m/s per unit: 0.2 units at most; backwards as it likes.
+    chosen = ready(limits(high=1.0, horizon_s=0.2), place=0.96)
+    assert chosen.command([1.0], 0, 0).values == pytest.approx([0.2])
+    assert chosen.command([-1.0], 0, 0).values == pytest.approx([-1.0])
+    outside = ready(limits(high=1.0), place=1.5)
+    assert outside.command([1.0], 0, 0).values == pytest.approx([0.0])
+    assert outside.command([-1.0], 0, 0).values == pytest.approx([-1.0])
+
+
+def test_a_position_moves_no_faster_than_its_velocity() -> None:
+    chosen = ready(limits(Kind.POSITION, velocity=1.0, high=0.12), place=0.0)
+    assert chosen.command([5.0], 0, 0).values == pytest.approx([0.1])  # the first command: step_s of 0.1 s
+    assert chosen.command([5.0], 0, 10 * MS).values == pytest.approx([0.11])
+    assert chosen.command([5.0], 0, 60 * MS).values == pytest.approx([0.12])
+
+
+def test_time_between_commands_is_the_robots_own_where_they_are_stamped() -> None:
+    """A simulated robot in lock-step: a decision of 50 ms takes 1 ms."""
+    chosen = ready(limits(Kind.POSITION, velocity=1.0))
+    chosen.command([0.0], 100 * MS, 0)
+    assert chosen.command([9.0], 150 * MS, 1 * MS).values == pytest.approx([0.05])
+
+
+def test_rate_limits_a_change_but_not_a_stop() -> None:
+    chosen = ready(limits(rate=4.0))
+    assert chosen.command([1.0], 0, 0).values == pytest.approx([0.4])
+    assert chosen.command([1.0], 0, 50 * MS).values == pytest.approx([0.6])
+    assert chosen.command([-1.0], 0, 100 * MS).values == pytest.approx([0.0])
+    chosen.command([1.0], 0, 120 * MS)
+    assert chosen.command([math.nan], 0, 120 * MS).values == pytest.approx([0.0])
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [([math.nan], "nan"), ([math.inf], "inf"), ([0.0, 0.0], "2 values, the robot takes 1"), ([], "0 values")],
+)
+def test_a_bad_command_stops_until_a_good_one_comes(command: list[float], reason: str) -> None:
+    chosen = ready(limits())
+    decision = chosen.command(command, 0, 0)
+    assert decision.source is Source.STOP
+    assert reason in decision.reason
+    again = chosen.tick(20 * MS)
+    assert again is not None
+    assert reason in again.reason
+    assert chosen.command([0.5], 0, 30 * MS).source is Source.POLICY
+    assert chosen.tick(40 * MS) is None
+
+
+def test_nothing_is_commanded_before_the_position_is_known() -> None:
+    chosen = SafetyFilter(limits(Kind.POSITION))
+    decision = chosen.command([0.5], 0, 0)
+    assert decision.values is None
+    assert decision.reason == "no state of the robot yet"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [([math.nan], "nan"), ([], "0 values, the limits need 1"), ([math.inf], "inf")]
+)
+def test_a_bad_state_stops(state: list[float], reason: str) -> None:
+    chosen = ready(limits())
+    chosen.observe(state, 2, 10 * MS)
+    decision = chosen.command([0.5], 0, 10 * MS)
+    assert decision.source is Source.STOP
+    assert reason in decision.reason
+    chosen.observe([0.0], 3, 20 * MS)
+    assert chosen.command([0.5], 0, 20 * MS).source is Source.POLICY
+
+
+def test_a_state_that_repeats_its_stamp_is_frozen() -> None:
+    chosen = ready(limits())
+    for now in range(0, 200 * MS, 50 * MS):
+        chosen.observe([0.0], 1, now)
+    decision = chosen.command([0.5], 0, 160 * MS)
+    assert "stood still for 0.16 s" in decision.reason
+    patient = SafetyFilter(limits(), Timeouts(frozen_s=math.inf))
+    patient.observe([0.0], 1, 0)
+    patient.observe([0.0], 1, 160 * MS)
+    assert patient.command([0.5], 0, 160 * MS).source is Source.POLICY
+
+
+def test_an_answer_to_an_old_state_is_refused() -> None:
+    chosen = SafetyFilter(limits())
+    chosen.observe([0.0], 3_000 * MS, 0)
+    assert "answers a state of 2.00 s ago" in chosen.command([0.5], 1_000 * MS, 0).reason
+
+
+def test_a_human_takes_over_at_once_and_gives_back_after_a_while() -> None:
+    chosen = ready(limits())
+    chosen.command([0.5], 1, 0)
+    assert chosen.override([-0.3], 1 * MS).values == pytest.approx([-0.3])
+    chosen.observe([0.0], 2, 20 * MS)
+    replaced = chosen.command([0.5], 2, 20 * MS)
+    # The robot that waits for an answer gets the human's.
+    assert (replaced.source, replaced.stamp_ns) == (Source.OVERRIDE, 2)
+    assert replaced.values == pytest.approx([-0.3])
+    chosen.observe([0.0], 3, 300 * MS)
+    silent = chosen.command([0.5], 3, 300 * MS)
+    assert silent.source is Source.STOP
+    assert "a human is in charge" in silent.reason
+    chosen.observe([0.0], 4, 502 * MS)
+    assert chosen.command([0.5], 4, 502 * MS).source is Source.POLICY
+
+
+def test_the_emergency_stop_holds_against_policy_and_human_until_it_is_reset() -> None:
+    chosen = ready(limits())
+    assert chosen.estop("button", 0).source is Source.STOP
+    for decision in (chosen.command([0.5], 0, 1), chosen.override([0.5], 2), chosen.tick(3)):
+        assert decision is not None
+        assert decision.source is Source.STOP
+        assert decision.values == pytest.approx([0.0])
+        assert "emergency stop (button)" in decision.reason
+    chosen.reset()
+    again = chosen.tick(4)
+    assert again is not None
+    assert again.reason == "no command yet"
+    assert chosen.command([0.5], 0, 5).source is Source.POLICY
+
+
+def test_after_an_emergency_stop_a_position_holds_where_the_robot_is_now() -> None:
+    chosen = ready(limits(Kind.POSITION, velocity=1.0))
+    chosen.command([0.1], 0, 0)
+    chosen.estop("button", 0)
+    chosen.observe([0.7], 2, 50 * MS)  # moved by hand
+    chosen.reset()
+    decision = chosen.tick(60 * MS)
+    assert decision is not None
+    assert decision.values == pytest.approx([0.7])
+
+
+def test_a_tool_outside_its_workspace_moves_only_by_hand() -> None:
+    box = Workspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    chosen = ready(limits(), workspace=box)
+    assert chosen.command([0.5], 0, 0).reason == "no position of the tool yet"
+    chosen.observe_tool((0.5, 0.5, 1.2), 0)
+    decision = chosen.command([0.5], 0, 0)
+    assert "the tool is at (0.500, 0.500, 1.200) m, outside" in decision.reason
+    assert chosen.override([0.5], 0).source is Source.OVERRIDE
+    chosen.observe_tool((0.5, 0.5, math.nan), 600 * MS)
+    chosen.observe([0.0], 2, 600 * MS)
+    assert "no position of the tool for 0.60 s" in chosen.command([0.5], 0, 600 * MS).reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"low": 1.0, "high": 0.0}, "low 1.0 must be below high 0.0"),
+        ({"velocity": 0.0}, "must be more than 0"),
+        ({"rate": math.nan}, "may be NaN"),
+        ({"state": (0, 1)}, "state has 2 values for 1 component"),
+        ({"rest": 3.0, "high": 1.0, "state": (-1,)}, "rest 3.0 is outside"),
+    ],
+)
+def test_limits_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        limits(**changes)
