@@ -36,6 +36,7 @@ __all__ = [
     "Pixels",
     "Reverse",
     "Rewind",
+    "Scatter",
     "Speed",
     "Splice",
     "TemporalClip",
@@ -75,6 +76,7 @@ class Timeline:
     first      (episode, frame) of the anchor: the first frame of the episode as the window tells it, or None
     goal       (episode, frame) of a picture of the goal, or None
     off_task   True where the instruction is another task's: progress is 0 and success False throughout
+    apart      True where the moments know nothing of each other: each is told from itself, the anchor, the goal
     """
 
     episode: Int64[np.ndarray, " t"]
@@ -84,6 +86,7 @@ class Timeline:
     goal: tuple[int, int] | None = None
     instruction: str = ""
     off_task: bool = False
+    apart: bool = False
 
 
 @runtime_checkable
@@ -241,6 +244,28 @@ class Splice:
             episode=np.concatenate([line.episode[:cut], np.full(count - cut, other)]),
             frame=np.concatenate([line.frame[:cut], frames]),
         )
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Moments from all over the episode, each to be told on its own (`Timeline.apart`).
+
+    Neighboring frames teach nearly the same: a window of them is worth little more than one. Scattered ones
+    make a batch as varied as one of single frames, and the model learns to see before it learns to remember.
+    """
+
+    probability: float = 0.5
+
+    def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
+        """Replace the references by random usable, labelled frames of the last one's episode."""
+        if not _chance(self.probability, rng):
+            return line
+        episode, count = int(line.episode[-1]), len(line.frame)
+        frames = np.flatnonzero(tracks[episode].usable & (tracks[episode].stage >= 0))
+        if not len(frames):
+            return line
+        chosen = rng.choice(frames, size=count, replace=count > len(frames))
+        return replace(line, episode=np.full(count, episode), frame=np.sort(chosen), apart=True)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Batch:
     success, success_known  f32, bool[b, t]
     proprio                 f32[b, t, p], NaN where withheld
     first_progress          f32[b] true progress at the anchor, NaN where unknown
+    apart                   bool[b]: the window's moments know nothing of each other
     texts, task             instruction ("" withheld) and task index of each window
     """
 
@@ -58,6 +59,7 @@ class Batch:
     texts: tuple[str, ...]
     task: Int64[np.ndarray, " b"]
     first_progress: Float32[np.ndarray, " b"]
+    apart: Bool[np.ndarray, " b"]
 
 
 class FrameCache:
@@ -275,6 +277,7 @@ class WindowSampler:
             texts=tuple(window.line.instruction for window in windows),
             task=task,
             first_progress=first,
+            apart=np.array([window.line.apart for window in windows]),
         )
 
     def _first_progress(self, line: Timeline, task: int) -> float:

@@ -32,6 +32,7 @@ class TensorBatch:
     texts: tuple[str, ...]
     task: Tensor
     first_progress: Tensor
+    apart: Tensor
 
 
 def two_hot(value: Float[Tensor, "*shape"], grid: Float[Tensor, " m"]) -> Float[Tensor, "*shape m"]:
@@ -61,7 +62,9 @@ def predict(model: ProgressModel, batch: TensorBatch) -> tuple[Prediction, Tenso
     moments = state[:, :count]
     live = batch.moment_mask & seen[:, :count]
     proprio = batch.proprio if model.config.proprio_dim else None
-    return model(moments, context, batch.time_s, live, proprio), moments, context
+    # A moment that is not `live` is seen by itself alone.
+    together = live & ~batch.apart[:, None]
+    return model(moments, context, batch.time_s, together, proprio), moments, context
 
 
 def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Tensor]:

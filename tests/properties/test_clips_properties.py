@@ -23,6 +23,7 @@ TIMELINES: dict[str, Any] = {
     "hold": clips.Hold(0.5),
     "clip": clips.TemporalClip(0.5),
     "speed": clips.Speed(0.5),
+    "scatter": clips.Scatter(0.5),
 }
 EPISODES = [toy_episode(i, length=20 + i, reach=1.0 if i % 2 else 0.7) for i in range(4)]
 
