@@ -1,0 +1,276 @@
+"""Stages found without labels: ordered change points that all demonstrations of a task share. NumPy only.
+
+An episode is a sequence of feature vectors x_t. The model is a left-to-right hidden semi-Markov model whose
+stages follow straight lines in feature space: in stage i, from frame s to frame e (exclusive),
+
+    x_t ~ N(a_i + b_i tau_t, diag(v_i)),     tau_t = (t - s + 1/2) / (e - s),     log (e-s)/T ~ N(m_i, d_i)
+
+so a stage may last longer in one episode than in another, but looks the same at the same share of it. That
+demonstrations share their steps, in order, is the idea of Unsupervised Perceptual Rewards (Sermanet et al.,
+arXiv 1612.06699). The segmentation of each episode given the model is exact (dynamic programming over all
+pairs s < e); model and segmentations are improved in turn (hard expectation maximization), from several
+starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from robo_reward.errors import ConfigError, DataError
+
+__all__ = [
+    "StageFit",
+    "StageModel",
+    "boundary_matches",
+    "boundary_stability",
+    "choose_stage_count",
+    "fit_stages",
+    "segment",
+]
+
+_SHORTEST = 2  # frames in a stage: fewer leave no line to fit
+_VARIANCE_FLOOR = 0.02  # of a feature whose scale is about 1: keeps a still feature from deciding everything
+_LEAST_SPREAD = 0.3  # of a stage's log share of the episode: demonstrators differ, also where few were seen
+_MOST_ROUNDS = 30
+_TOLERANCE = 1e-6
+
+Sequences = Sequence[Float64[np.ndarray, "_t d"]]
+Boundaries = list[Int64[np.ndarray, " n"]]
+
+
+@dataclass(frozen=True, slots=True)
+class StageModel:
+    """What k stages look like.
+
+    start, slope, variance     f64[k, d]: the line a + b tau of each stage and the variance around it
+    share_mean, share_spread   f64[k]: mean and deviation of the log share of the episode that a stage takes
+    """
+
+    start: Float64[np.ndarray, "k d"]
+    slope: Float64[np.ndarray, "k d"]
+    variance: Float64[np.ndarray, "k d"]
+    share_mean: Float64[np.ndarray, " k"]
+    share_spread: Float64[np.ndarray, " k"]
+
+    @property
+    def stages(self) -> int:
+        """Number of stages k."""
+        return len(self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class StageFit:
+    """A model, the boundaries i64[k+1] of each sequence (first 0, last its length), and how well they fit.
+
+    `cost` is the negative log likelihood, summed over the sequences; lower is better.
+    """
+
+    model: StageModel
+    boundaries: tuple[Int64[np.ndarray, " n"], ...]
+    cost: float
+
+
+def fit_stages(sequences: Sequences, stages: int, rng: np.random.Generator, starts: int = 4) -> StageFit:
+    """The `stages` ordered stages that the sequences share.
+
+    Args:
+        sequences: f64[t, d] features of each demonstration, each feature on a scale of about 1.
+        stages: Number of stages k, 1 or more.
+        rng: Draws the starting points.
+        starts: How many starting points are tried; the first is stages of equal length.
+
+    Raises:
+        ConfigError: no stages or no starts asked for.
+        DataError: no sequences, or one too short for so many stages.
+    """
+    if stages < 1 or starts < 1:
+        raise ConfigError(f"stages={stages} and starts={starts} must be 1 or more")
+    if not sequences:
+        raise DataError("stages are found in demonstrations, and there are none")
+    shortest = min(len(x) for x in sequences)
+    if shortest < stages * _SHORTEST:
+        raise DataError(
+            f"a demonstration of {shortest} frames cannot have {stages} stages of {_SHORTEST} frames or more"
+        )
+    best: StageFit | None = None
+    for start in range(starts if stages > 1 else 1):
+        shares = np.full(stages, 1 / stages) if start == 0 else rng.dirichlet(np.full(stages, 2.0))
+        found = _climb(sequences, [_split(len(x), shares) for x in sequences])
+        if best is None or found.cost < best.cost:
+            best = found
+    assert best is not None
+    return best
+
+
+def segment(model: StageModel, sequence: Float64[np.ndarray, "t d"]) -> tuple[Int64[np.ndarray, " n"], float]:
+    """The most likely boundaries i64[k+1] of a sequence, and their cost (negative log likelihood).
+
+    Raises:
+        DataError: the sequence is too short for the model's stages.
+    """
+    length, stages = len(sequence), model.stages
+    if length < stages * _SHORTEST:
+        raise DataError(f"{length} frames cannot have {stages} stages of {_SHORTEST} frames or more")
+    best = np.full(length + 1, np.inf)
+    best[0] = 0.0
+    origins: list[Int64[np.ndarray, " n"]] = []
+    for stage in range(stages):
+        total = best[:, None] + _stage_costs(model, stage, sequence)
+        origins.append(np.argmin(total, axis=0))
+        best = np.min(total, axis=0)
+    ends = [length]
+    for origin in reversed(origins):
+        ends.append(int(origin[ends[-1]]))
+    return np.array(ends[::-1], np.int64), float(best[length])
+
+
+def boundary_stability(
+    sequences: Sequences,
+    fit: StageFit,
+    rng: np.random.Generator,
+    resamples: int = 8,
+    tolerance: float = 0.05,
+) -> Float64[np.ndarray, " n"]:
+    """How often each of the k-1 inner boundaries comes out again from other demonstrations, in [0, 1].
+
+    The share, over bootstrap resamples of the demonstrations and over all episodes, in which a model fitted
+    to the resample puts some boundary within `tolerance` of the episode's length of the one in `fit`.
+
+    Args:
+        sequences: What `fit` was fitted to.
+        fit: The stages in question.
+        rng: Draws the resamples and their starting points.
+        resamples: How many.
+        tolerance: Share of an episode's length.
+    """
+    hits = np.zeros(fit.model.stages - 1)
+    for _ in range(resamples):
+        drawn = rng.integers(0, len(sequences), len(sequences))
+        other = fit_stages([sequences[i] for i in drawn], fit.model.stages, rng, starts=2).model
+        for sequence, reference in zip(sequences, fit.boundaries, strict=True):
+            found = segment(other, sequence)[0][1:-1]
+            apart = np.abs(reference[1:-1, None] - found[None])
+            hits += np.min(apart, axis=1, initial=len(sequence)) <= tolerance * len(sequence)
+    return hits / max(resamples * len(sequences), 1)
+
+
+def choose_stage_count(
+    fits: Sequence[StageFit], stability: Sequence[Float64[np.ndarray, " n"]], least: float = 0.8
+) -> int:
+    """The index of the fit to keep: the most stages of which every boundary is stable.
+
+    More stages always fit better; what they must do is come out again from other demonstrations.
+
+    Args:
+        fits: By rising number of stages.
+        stability: `boundary_stability` of each.
+        least: The least stability of a boundary.
+    """
+    stable = [index for index, score in enumerate(stability) if np.min(score, initial=1.0) >= least]
+    return max(stable, key=lambda index: fits[index].model.stages, default=0)
+
+
+def boundary_matches(
+    found: Int64[np.ndarray, " n"],
+    truth: Int64[np.ndarray, " m"],
+    length: int,
+    tolerance: float = 0.05,
+) -> int:
+    """How many inner boundaries of `truth` have one of `found` for themselves within the tolerance.
+
+    Boundary F1 over episodes is `2 * matches / (inner found + inner true)`. Both are in order, so matching
+    from the left is the best there is.
+
+    Args:
+        found: i64[k+1] boundaries; the first and the last bound the episode and are no change points.
+        truth: The same of the reference; k may differ.
+        length: Frames of the episode.
+        tolerance: Share of `length`.
+    """
+    ours, theirs = found[1:-1].tolist(), truth[1:-1].tolist()
+    matches = i = j = 0
+    while i < len(ours) and j < len(theirs):
+        if abs(ours[i] - theirs[j]) <= tolerance * length:
+            matches += 1
+            i, j = i + 1, j + 1
+        elif ours[i] < theirs[j]:
+            i += 1
+        else:
+            j += 1
+    return matches
+
+
+def _climb(sequences: Sequences, boundaries: Boundaries) -> StageFit:
+    """Model and segmentations in turn until the cost falls no more."""
+    cost, model = np.inf, _estimate(sequences, boundaries)
+    for _ in range(_MOST_ROUNDS):
+        found = [segment(model, x) for x in sequences]
+        total = sum(c for _, c in found)
+        if total > cost - _TOLERANCE * abs(total):
+            break
+        cost, boundaries = total, [b for b, _ in found]
+        model = _estimate(sequences, boundaries)
+    return StageFit(model, tuple(boundaries), float(cost))
+
+
+def _estimate(sequences: Sequences, boundaries: Boundaries) -> StageModel:
+    """The model that fits given segmentations best."""
+    stages = len(boundaries[0]) - 1
+    lines: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for stage in range(stages):
+        spans = [(int(b[stage]), int(b[stage + 1])) for b in boundaries]
+        x = np.concatenate([sequence[s:e] for sequence, (s, e) in zip(sequences, spans, strict=True)])
+        tau = np.concatenate([(np.arange(e - s) + 0.5) / (e - s) for s, e in spans])
+        centered = tau - tau.mean()
+        slope = centered @ x / (centered @ centered)
+        start = x.mean(axis=0) - slope * tau.mean()
+        residual = x - start - tau[:, None] * slope
+        lines.append((start, slope, np.maximum((residual**2).mean(axis=0), _VARIANCE_FLOOR)))
+    shares = np.log([np.diff(b) / b[-1] for b in boundaries])
+    return StageModel(
+        start=np.array([line[0] for line in lines]),
+        slope=np.array([line[1] for line in lines]),
+        variance=np.array([line[2] for line in lines]),
+        share_mean=shares.mean(axis=0),
+        share_spread=np.maximum(shares.std(axis=0), _LEAST_SPREAD),
+    )
+
+
+def _stage_costs(
+    model: StageModel, stage: int, sequence: Float64[np.ndarray, "t d"]
+) -> Float64[np.ndarray, "s e"]:
+    """Cost of every span (s, e) as this stage, infinite where it is too short: f64[t+1, t+1].
+
+    Expanding the square leaves sums over the span of |x|^2, x.a, x.b and t x.b (each weighted by 1/v): four
+    differences of running sums, whatever the span.
+    """
+    a, b, precision = model.start[stage], model.slope[stage], 1 / model.variance[stage]
+    time = np.arange(len(sequence)) + 0.5
+    along = (sequence * precision) @ b
+    running = [
+        np.concatenate([[0.0], np.cumsum(values)])
+        for values in ((sequence**2) @ precision - 2 * (sequence * precision) @ a, along, time * along)
+    ]
+    fixed, moved, moved_time = (r[None, :] - r[:, None] for r in running)
+    place = np.arange(len(sequence) + 1)
+    length = place[None, :] - place[:, None]
+    n = np.maximum(length, 1).astype(np.float64)
+    square = n / 3 - 1 / (12 * n)  # sum of tau^2 over n frames
+    constant = a @ (a * precision) + np.log(model.variance[stage]).sum()
+    cost = fixed - 2 * (moved_time - place[:, None] * moved) / n
+    cost += n * constant + n * (a @ (b * precision)) + square * (b @ (b * precision))
+    share = (np.log(n / len(sequence)) - model.share_mean[stage]) / model.share_spread[stage]
+    cost += share**2 + 2 * np.log(model.share_spread[stage])
+    return np.where(length >= _SHORTEST, 0.5 * cost, np.inf)
+
+
+def _split(length: int, shares: Float64[np.ndarray, " k"]) -> Int64[np.ndarray, " n"]:
+    """Boundaries of stages of about these shares, each of the shortest length at least."""
+    free = length - _SHORTEST * len(shares)
+    inner = np.round(np.cumsum(shares) * free).astype(np.int64)
+    inner[-1] = free
+    return np.concatenate([[0], inner + _SHORTEST * np.arange(1, len(shares) + 1)])
