@@ -1,4 +1,4 @@
-"""What is published: three packages and the config tree, and nothing else."""
+"""What is published: four packages and the config tree, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def contents(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return wheel.namelist()
 
 
-def test_top_level_is_exactly_the_three_packages(contents: list[str]) -> None:
+def test_top_level_is_exactly_the_four_packages(contents: list[str]) -> None:
     top = {name.split("/")[0] for name in contents}
     info = {name for name in top if name.endswith(".dist-info")}
-    assert top - info == {"robo_reward", "robo_reward_sim", "robo_reward_data"}
+    assert top - info == {"robo_reward", "robo_reward_sim", "robo_reward_data", "robo_reward_ros"}
     assert len(info) == 1
 
 
@@ -35,7 +35,7 @@ def test_every_config_is_inside(contents: list[str], repo: Path) -> None:
 
 
 def test_every_file_of_the_packages_is_inside_and_no_test(contents: list[str], repo: Path) -> None:
-    for root in (repo, repo / "sim", repo / "datasets"):
+    for root in (repo, repo / "sim", repo / "datasets", repo / "ros_nodes" / "robo_reward_ros"):
         files = {
             path.relative_to(root) for package in root.glob("robo_reward*") for path in package.rglob("*.*")
         }
