@@ -1,0 +1,1 @@
+"""Better policies: learning from demonstrations and online rollouts, with shaped rewards."""

@@ -1,0 +1,105 @@
+"""What `robo-reward improve` is told: see `configs/improve.yaml` for what each key means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from robo_reward.errors import ConfigError
+from robo_reward.improve.learner import LearnerConfig
+
+__all__ = ["ImproveConfig", "SavingsConfig", "ShapingConfig", "check_config", "observed_parts"]
+
+
+@dataclass(frozen=True)
+class ShapingConfig:
+    """How progress becomes reward; set by the arm."""
+
+    progress: dict[str, Any] = field(default_factory=dict)
+    potential: dict[str, Any] = field(default_factory=dict)
+    rule: dict[str, Any] = field(default_factory=dict)
+    kappa: float = 1.0
+    outcome_trust: bool = False
+
+
+@dataclass(frozen=True)
+class SavingsConfig:
+    """What else progress is good for: less robot time. Each can be switched alone."""
+
+    abort: bool = False
+    priority: float = 0.0
+    promising_resets: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImproveConfig:
+    """The whole run."""
+
+    env: Any
+    demos: str
+    out: str
+    model: str | None = None
+    arm_name: str = "learned"
+    rollouts: int = 150
+    seed: int = 0
+    plugins: tuple[str, ...] = ()
+    env_args: dict[str, Any] = field(default_factory=dict)
+    blind_args: dict[str, Any] = field(default_factory=dict)
+    demonstrations: int | None = None
+    demo_offset: int = 0
+    demo_kinds: tuple[str, ...] | None = None
+    observe: tuple[str, ...] = ("proprio", "motion", "embedding", "start", "estimate")
+    privileged: bool = False
+    privileged_demos: str = ""
+    privileged_parts: tuple[str, ...] = ("proprio", "privileged")
+    success: dict[str, Any] = field(default_factory=dict)
+    intervention: dict[str, Any] = field(default_factory=dict)
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    savings: SavingsConfig = field(default_factory=SavingsConfig)
+    refresh_every: int = 0
+    refresh_steps: int = 200
+    evaluate_every: int = 25
+    evaluate_episodes: int = 20
+    film_every: int = 25
+    reader: dict[str, Any] = field(default_factory=dict)
+    workers: int = 0
+    threads: int = 1
+    resume: bool = True
+
+
+def observed_parts(config: ImproveConfig) -> tuple[str, ...]:
+    """What the policy sees. The simulator's state only where the flag says so."""
+    return tuple(config.privileged_parts if config.privileged else config.observe)
+
+
+def check_config(config: ImproveConfig) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+        ConfigError: naming the key, its value and the way out.
+    """
+    for key in ("rollouts", "evaluate_every", "evaluate_episodes", "film_every", "refresh_every", "workers"):
+        if getattr(config, key) < 0:
+            raise ConfigError(f"{key}={getattr(config, key)}: must be 0 or more")
+    if config.seed < 0:
+        raise ConfigError(f"seed={config.seed}: must be 0 or more")
+    if "privileged" in config.observe:
+        raise ConfigError("observe has 'privileged': the simulator's state needs privileged=true instead")
+    learner = config.learner
+    if not 0.0 < learner.discount < 1.0:
+        raise ConfigError(f"learner.discount={learner.discount}: choose one in (0, 1)")
+    if not 1 <= learner.subset <= learner.critics:
+        raise ConfigError(
+            f"learner.subset={learner.subset} of learner.critics={learner.critics}: choose 1 to all of them"
+        )
+    if not 0.0 <= learner.demo_share <= 1.0:
+        raise ConfigError(f"learner.demo_share={learner.demo_share}: a share is in [0, 1]")
+    for key in ("width", "batch_size", "updates_per_decision", "actor_every", "n_step"):
+        if getattr(learner, key) < 1:
+            raise ConfigError(f"learner.{key}={getattr(learner, key)}: must be 1 or more")
+    if not 0.0 <= config.savings.promising_resets < 1.0:
+        raise ConfigError(
+            f"savings.promising_resets={config.savings.promising_resets}: a share in [0, 1), some rollouts "
+            "must start at the beginning"
+        )

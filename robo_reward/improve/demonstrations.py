@@ -1,0 +1,126 @@
+"""Demonstrations as rollouts: what the policy would have seen, and what the reward model says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from robo_reward.errors import DataError
+from robo_reward.improve.config import ImproveConfig, observed_parts
+from robo_reward.improve.rollouts import Rollout
+from robo_reward.improve.worker import Worker
+from robo_reward.imports import import_object
+from robo_reward.labels import equal_stage_weights, label_episode, task_progress
+from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
+from robo_reward.sources import open_sources
+
+__all__ = ["choose_demonstrations", "demonstration_rollout"]
+
+
+def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
+    """The successful episodes to learn from, in the store's order.
+
+    Raises:
+        DataError: too few of them, or episodes without actions or proprioception.
+    """
+    readers, _ = open_sources(config.reader, config.demos)
+    kinds = config.demo_kinds
+    good = [r for r in readers if r.info.outcome is Outcome.SUCCESS and (not kinds or r.info.kind in kinds)]
+    count = len(good) if config.demonstrations is None else config.demonstrations
+    chosen = good[config.demo_offset : config.demo_offset + count]
+    if count < 1 or len(chosen) < count:
+        raise DataError(
+            f"{config.demos} has {len(good)} successful episodes{f' of kind {list(kinds)}' if kinds else ''}: "
+            f"demonstrations={count} from demo_offset={config.demo_offset} on are not there"
+        )
+    for reader in chosen:
+        if reader.read_actions() is None or reader.read_proprio() is None:
+            raise DataError(
+                f"{reader.info.name} of {config.demos} has no actions or no proprioception: a policy needs both"
+            )
+    instructions = {reader.info.instruction for reader in chosen}
+    if len(instructions) > 1:
+        raise DataError(f"{config.demos} has several tasks ({', '.join(sorted(instructions))}): one is improved")
+    return chosen
+
+
+def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: EpisodeReader) -> Rollout:
+    """A demonstration as the policy would have lived it, up to the first moment at which it counts as done.
+
+    Its task reward is 1 on the step that ends it, as in a rollout.
+    """
+    info = reader.info
+    actions, proprio = reader.read_actions(), reader.read_proprio()
+    assert actions is not None
+    assert proprio is not None
+    privileged = _privileged(config, worker, reader)
+    images = {}
+    if worker.model is not None:
+        images = {camera: reader.read_frames(camera, np.arange(info.length)) for camera in info.cameras}
+    worker.observer.begin()
+    moments = [
+        worker.observer.see(
+            {"proprio": proprio[t], "images": {camera: frames[t] for camera, frames in images.items()}},
+            int(info.stamp_ns[t]),
+            None if privileged is None else privileged[t],
+        )
+        for t in range(info.length)
+    ]
+    success = np.zeros(info.length, np.bool_) if info.success is None else info.success.copy()
+    success[-1] = True  # its outcome says so
+    reward = np.zeros(info.length - 1, np.float32)
+    reward[-1] = 1.0
+    estimates = [moment.estimate for moment in moments]
+    return Rollout(
+        parts={
+            name: np.stack([moment.parts[name] for moment in moments]).astype(np.float32)
+            for name in observed_parts(config)
+        },
+        actions=worker.unit_actions(actions[:-1]),
+        task_reward=reward,
+        intervened=np.zeros(info.length - 1, np.bool_),
+        progress=np.array([np.nan if e is None else e.progress for e in estimates], np.float32),
+        std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
+        truth=_truth(info),
+        success=success,
+        stamp_ns=info.stamp_ns,
+        terminated=True,
+        demonstration=True,
+        model_version=worker.model.version if worker.model else "",
+        source={"name": info.name, "uid": info.uid},
+    )
+
+
+def _truth(info: EpisodeInfo) -> Float32[np.ndarray, " t"]:
+    label = label_episode(info)
+    if label is None:
+        return np.full(info.length, np.nan, np.float32)
+    stages = len(info.stage_names) or int(label.stage.max()) + 1
+    progress = task_progress(label.stage, label.tau, equal_stage_weights(stages))
+    return np.where(label.valid, progress, np.nan).astype(np.float32)
+
+
+def _privileged(config: ImproveConfig, worker: Worker, reader: EpisodeReader) -> Any:
+    """The simulator's state at every moment of a demonstration, from the adapter that knows how to get it."""
+    if not config.privileged:
+        return None
+    if not config.privileged_demos:
+        raise DataError(
+            "privileged=true needs the simulator's state along the demonstrations: name what gives it, "
+            "privileged_demos=package.module.function"
+        )
+    found = import_object(config.privileged_demos)(worker.env, reader)
+    if len(found) != reader.info.length:
+        raise DataError(
+            f"{config.privileged_demos} gives {len(found)} states for the {reader.info.length} moments of "
+            f"{reader.info.name}"
+        )
+    return np.asarray(found, np.float32)
+
+
+def instruction_of(readers: Sequence[EpisodeReader]) -> str:
+    """The one task of the demonstrations."""
+    return readers[0].info.instruction

@@ -1,0 +1,180 @@
+"""Off-policy learning from demonstrations and rollouts: RLPD's sampling with TD3's deterministic actor.
+
+One update draws half of its batch from demonstrations (and from a person's interventions) and half from the
+policy's own rollouts, fits an ensemble of layer-normed critics to n-step returns, and now and then moves the
+actor up the critics' mean while a cloning term keeps it near the demonstrations. Sources: RLPD (Ball et al.
+2023), TD3 (Fujimoto et al. 2018), TD3+BC (Fujimoto & Gu 2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robo_reward.improve.networks import Critics, Policy
+from robo_reward.improve.replay import Batch, Replay
+
+__all__ = ["Learner", "LearnerConfig"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """See `learner` in `configs/improve.yaml`."""
+
+    width: int = 128
+    critics: int = 4
+    subset: int = 2
+    batch_size: int = 128
+    demo_share: float = 0.5
+    updates_per_decision: int = 4
+    actor_every: int = 4
+    n_step: int = 3
+    discount: float = 0.95
+    lr: float = 1e-3
+    tau: float = 0.01
+    target_noise: float = 0.1
+    clone_weight: float = 1.0
+    clone_steps: int = 1500
+    noise_start: float = 0.3
+    noise_end: float = 0.1
+    noise_rollouts: int = 100
+
+
+class Learner:
+    """The networks, their optimizers, and the one update there is."""
+
+    def __init__(self, config: LearnerConfig, observation: int, action: int, seed: int) -> None:
+        self.config = config
+        self.generator = torch.Generator().manual_seed(seed)
+        self.policy = Policy(observation, action, config.width, self.generator)
+        self.target_policy = Policy(observation, action, config.width, self.generator)
+        self.critics = Critics(observation, action, config.width, config.critics, self.generator)
+        self.target_critics = Critics(observation, action, config.width, config.critics, self.generator)
+        self.target_policy.load_state_dict(self.policy.state_dict())
+        self.target_critics.load_state_dict(self.critics.state_dict())
+        self.target_policy.requires_grad_(False)
+        self.target_critics.requires_grad_(False)
+        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
+        self.updates = 0
+
+    def fit_scale(self, observation: Float[Tensor, "n d"]) -> None:
+        """Bring inputs to mean 0 and deviation 1 over what has been seen.
+
+        What hardly varies is not blown up: a deviation below a hundredth of the input's size (or below .01)
+        is taken for that.
+        """
+        mean, std = observation.mean(dim=0), observation.std(dim=0)
+        std = torch.maximum(std, 0.01 * mean.abs().clamp(min=1.0))
+        for policy in (self.policy, self.target_policy):
+            policy.mean.copy_(mean)
+            policy.std.copy_(std)
+
+    def clone(self, replay: Replay) -> float:
+        """Start the actor from the demonstrations; returns the last mean squared error of actions."""
+        observation, action = replay.demonstrations()
+        x = self.policy.normalize(observation)
+        error = float("nan")
+        for _ in range(self.config.clone_steps):
+            rows = torch.randint(len(x), (min(128, len(x)),), generator=self.generator)
+            # A little noise on the inputs: one demonstration is a thin line, and the policy leaves it at once.
+            noisy = x[rows] + 0.05 * torch.randn(len(rows), x.shape[1], generator=self.generator)
+            loss = ((self.policy.act(noisy) - action[rows]) ** 2).mean()
+            self.policy_optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.policy_optimizer.step()
+            error = float(loss.detach())
+        self.target_policy.load_state_dict(self.policy.state_dict())
+        return error
+
+    def learn(self, replay: Replay, decisions: int) -> dict[str, float]:
+        """The updates that `decisions` new decisions pay for; returns means over them."""
+        count = decisions * self.config.updates_per_decision
+        sums: dict[str, Tensor] = {}
+        for batch in replay.batches(count, self.config.batch_size, self.config.demo_share, self.generator):
+            for name, value in self.update(batch).items():
+                sums[name] = sums.get(name, torch.zeros(())) + value
+        actor_steps = max(count // self.config.actor_every, 1)
+        return {
+            name: float(value) / (actor_steps if name in ("actor", "clone") else max(count, 1))
+            for name, value in sums.items()
+        }
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the critics, and every `actor_every`-th time one of the actor."""
+        config = self.config
+        with torch.no_grad():
+            x = self.policy.normalize(batch.observation)
+            next_x = self.policy.normalize(batch.next_observation)
+            action = self.target_policy.act(next_x)
+            noise = torch.randn(action.shape, generator=self.generator) * config.target_noise
+            action = (action + noise.clamp(-2.5 * config.target_noise, 2.5 * config.target_noise)).clamp(-1, 1)
+            members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
+            # The lower of a random few critics: enough pessimism against over-estimation (REDQ, Chen et al. 2021).
+            value = self.target_critics(next_x, action)[members].amin(dim=0)
+            target = batch.reward + batch.discount * value
+        values = self.critics(x, batch.action)
+        critic_loss = ((values - target) ** 2).mean(dim=1).sum()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        critic_loss.backward()
+        self.critic_optimizer.step()
+        _follow(self.target_critics, self.critics, config.tau)
+        self.updates += 1
+        told = {"critic": critic_loss.detach() / config.critics, "value": values.detach().mean()}
+        if self.updates % config.actor_every == 0:
+            told |= self._update_actor(batch, x)
+        return told
+
+    def _update_actor(self, batch: Batch, x: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        action = self.policy.act(x)
+        self.critics.requires_grad_(False)
+        gain = self.critics(x, action).mean()
+        self.critics.requires_grad_(True)
+        error = ((action - batch.action) ** 2).mean(dim=1)
+        shown = batch.demonstrated
+        clone = (error * shown).sum() / shown.sum().clamp(min=1)
+        loss = config.clone_weight * clone - gain
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.policy_optimizer.step()
+        _follow(self.target_policy, self.policy, config.tau * config.actor_every)
+        return {"actor": -gain.detach(), "clone": clone.detach()}
+
+    def noise(self, rollout: int) -> float:
+        """Standard deviation of the exploration noise of a rollout, counted from 0."""
+        share = min(rollout / max(self.config.noise_rollouts, 1), 1.0)
+        return self.config.noise_start + share * (self.config.noise_end - self.config.noise_start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs."""
+        return {
+            "policy": self.policy.state_dict(),
+            "target_policy": self.target_policy.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name in ("policy", "target_policy", "critics", "target_critics"):
+            getattr(self, name).load_state_dict(state[name])
+        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.generator.set_state(state["generator"])
+        self.updates = int(state["updates"])
+
+
+def _follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None:
+    """Move the target's parameters a share `tau` towards the source's."""
+    with torch.no_grad():
+        ours = list(target.parameters())
+        torch._foreach_lerp_(ours, list(source.parameters()), tau)

@@ -1,0 +1,108 @@
+"""What the policy sees: parts of an observation by name, with the cameras encoded once for policy and reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from robo_reward.errors import ConfigError
+from robo_reward.schema import ProgressEstimate
+from robo_reward.stream import Stream
+
+__all__ = ["PARTS", "Moment", "Observer"]
+
+PARTS = ("proprio", "motion", "embedding", "start", "estimate", "privileged")
+"""Parts of an observation. `privileged` is the simulator's state, which no robot has."""
+
+_FROM_MODEL = {"embedding", "start", "estimate"}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One moment as the policy and the reward see it.
+
+    parts     f32 vectors by name
+    estimate  the reward model's, or None without one
+    images    u8[h, w, 3] by camera, {} without cameras
+    """
+
+    parts: Mapping[str, Float32[np.ndarray, " _d"]]
+    estimate: ProgressEstimate | None
+    images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
+
+
+class Observer:
+    """Makes the moments of one episode after another."""
+
+    def __init__(self, parts: Sequence[str], stream: Stream | None, stages: int) -> None:
+        """Observe these parts; those of the reward model, whose task has `stages`, come from `stream`.
+
+        Raises:
+            ConfigError: an unknown part, or one that needs a model where there is none.
+        """
+        if unknown := [name for name in parts if name not in PARTS]:
+            raise ConfigError(f"observe has '{unknown[0]}': choose from {', '.join(PARTS)}")
+        if stream is None and (needs := sorted(_FROM_MODEL & set(parts))):
+            raise ConfigError(
+                f"observe has '{needs[0]}', which needs a reward model: give model=RUN, or leave it out"
+            )
+        self._parts, self._stream, self._stages = tuple(parts), stream, stages
+        self._first: np.ndarray | None = None
+        self._held: dict[str, np.ndarray] = {}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what is observed, in order."""
+        return self._parts
+
+    def begin(self) -> None:
+        """The next moment starts an episode."""
+        self._first, self._held = None, {}
+        if self._stream is not None:
+            self._stream.reset()
+
+    def see(
+        self, observation: Mapping[str, Any], stamp_ns: int, privileged: Float32[np.ndarray, " s"] | None
+    ) -> Moment:
+        """One moment of an environment's observation: `proprio`, and `images` where something looks at them.
+
+        Raises:
+            ConfigError: no proprioception, no images for the model, or no simulator state where it is asked for.
+        """
+        if "proprio" not in observation:
+            raise ConfigError("the environment's observation has no 'proprio': wrap it so that it has")
+        proprio = np.asarray(observation["proprio"], np.float32)
+        images = observation.get("images", {})
+        found: dict[str, np.ndarray] = {
+            "proprio": proprio,
+            "motion": proprio - self._held.get("proprio", proprio),
+        }
+        estimate = None
+        if self._stream is not None:
+            estimate = self._stream.push(images, stamp_ns, proprio)
+            found |= self._encoded(estimate)
+        if privileged is not None:
+            found["privileged"] = privileged
+        if missing := [name for name in self._parts if name not in found]:
+            raise ConfigError(f"the environment gives no '{missing[0]}': leave it out of observe")
+        self._held = {**found}
+        return Moment({name: found[name] for name in self._parts}, estimate, images)
+
+    def _encoded(self, estimate: ProgressEstimate) -> dict[str, np.ndarray]:
+        """The model's parts. A moment that it could not see holds the last one: a policy has to act."""
+        assert self._stream is not None
+        state = self._stream.state
+        if not np.isfinite(state).all():
+            state = self._held.get("embedding", np.zeros_like(state))
+        if self._first is None:
+            self._first = state
+        if estimate.valid:
+            numbers = (estimate.progress, estimate.success_prob, *estimate.stage_probs)
+            said = np.array(numbers, np.float32)
+        else:
+            said = self._held.get("estimate", np.zeros(2 + self._stages, np.float32))
+        return {"embedding": state, "start": self._first, "estimate": said}

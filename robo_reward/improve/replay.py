@@ -1,0 +1,222 @@
+"""The replay buffer: whole episodes with their potentials, shaped when they are sampled.
+
+Rewards are never stored. What is stored is the task reward and what the potential is made of, so a new reward
+model, another scale or another trust relabels every episode as a whole, and shaping scale 0 is the sparse
+baseline by the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from robo_reward.errors import DataError
+from robo_reward.improve.rollouts import Rollout
+from robo_reward.improve.sources import ProgressSource
+from robo_reward.shaping import (
+    PotentialFunction,
+    Rule,
+    n_step_targets,
+    potentials,
+    shaping_terms,
+    step_discounts,
+)
+
+__all__ = ["Batch", "Replay", "Shaping", "rollout_potentials", "shaped_rewards", "terminal_steps"]
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How task reward and progress become the reward: `task + kappa * rule(Phi, Phi', discount)`."""
+
+    progress: ProgressSource
+    potential: PotentialFunction
+    rule: Rule
+    kappa: float
+    discount: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n-step transitions.
+
+    reward        f32[b]: discounted sum over the steps;  discount f32[b]: of the value after them, 0 after
+                  a terminal state
+    demonstrated  f32[b]: 1 where a person or a demonstration acted, else 0
+    """
+
+    observation: Float[Tensor, "b d"]
+    action: Float[Tensor, "b a"]
+    reward: Float[Tensor, " b"]
+    discount: Float[Tensor, " b"]
+    next_observation: Float[Tensor, "b d"]
+    demonstrated: Float[Tensor, " b"]
+
+
+def shaped_rewards(rollout: Rollout, shaping: Shaping) -> Float64[np.ndarray, " t"]:
+    """The reward of each step of an episode. A step without a valid potential keeps its task reward alone."""
+    task = rollout.task_reward.astype(np.float64)
+    if shaping.kappa == 0.0:
+        return task
+    phi = rollout_potentials(rollout, shaping)
+    discount = step_discounts(shaping.discount, np.ones(rollout.decisions), terminal_steps(rollout))
+    if shaping.rule.exact:
+        terms = shaping_terms(phi, discount)
+    else:
+        steps = zip(phi[:-1], phi[1:], discount, strict=True)
+        terms = np.array([shaping.rule(float(a), float(b), float(g)) for a, b, g in steps])
+    return task + shaping.kappa * np.nan_to_num(terms, nan=0.0)
+
+
+def rollout_potentials(rollout: Rollout, shaping: Shaping) -> Float64[np.ndarray, " t1"]:
+    """Phi of every moment, NaN where unknown."""
+    progress, std = shaping.progress(rollout)
+    return potentials(shaping.potential, progress, std)
+
+
+def terminal_steps(rollout: Rollout) -> Bool[np.ndarray, " t"]:
+    """True for the step into a terminal state: the last one, unless the episode was cut off."""
+    last = np.zeros(rollout.decisions, np.bool_)
+    last[-1] = rollout.terminated
+    return last
+
+
+class Replay:
+    """Episodes as rows of moments, ready to sample n-step transitions from."""
+
+    def __init__(self, shaping: Shaping, n_step: int, priority: float = 0.0) -> None:
+        """Sample with this shaping.
+
+        Args:
+            shaping: turns what is stored into rewards.
+            n_step: steps of a transition.
+            priority: 0 samples moments evenly; above, episodes by how far they got, to this power.
+        """
+        self.episodes: list[Rollout] = []
+        self.observed: tuple[str, ...] = ()
+        self._shaping, self._n, self._priority = shaping, n_step, priority
+        self._rows: list[tuple[np.ndarray, ...]] = []
+        self._fresh = False
+
+    def add(self, rollout: Rollout) -> None:
+        """Add an episode.
+
+        Raises:
+            DataError: an episode without a decision, or with other observations than those before.
+        """
+        if rollout.decisions == 0:
+            raise DataError("an episode without a decision cannot be learned from")
+        names = tuple(rollout.parts)
+        self.observed = self.observed or names
+        if names != self.observed:
+            raise DataError(f"an episode observes {names}, those before {self.observed}")
+        self.episodes.append(rollout)
+        self._fresh = False
+
+    def relabel(self, episodes: Sequence[Rollout], shaping: Shaping | None = None) -> None:
+        """Replace every episode by its relabelled self, or only the shaping."""
+        self.episodes = list(episodes)
+        self._shaping = shaping or self._shaping
+        self._rows, self._fresh = [], False
+
+    @property
+    def shaping(self) -> Shaping:
+        """How rewards are made now."""
+        return self._shaping
+
+    def demonstrations(self) -> tuple[Tensor, Tensor]:
+        """Observations and actions of every decision that a demonstration or a person made."""
+        self._refresh()
+        rows = torch.nonzero(self._is_demo & self._is_start)[:, 0]
+        return self._observation[rows], self._action[rows]
+
+    def observations(self) -> Tensor:
+        """Every observation."""
+        self._refresh()
+        return self._observation
+
+    def batches(
+        self, count: int, size: int, demo_share: float, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """`count` batches; `demo_share` of each from demonstrations and interventions, while there are others."""
+        self._refresh()
+        demo, own = (torch.nonzero(self._is_start & flag)[:, 0] for flag in (self._is_demo, ~self._is_demo))
+        first = size if len(own) == 0 else round(size * demo_share) if len(demo) else 0
+        rows = torch.cat(
+            [
+                self._draw(demo, (count, first), generator),
+                self._draw(own, (count, size - first), generator),
+            ],
+            dim=1,
+        )
+        for chosen in rows:
+            after = self._after[chosen]
+            yield Batch(
+                observation=self._observation[chosen],
+                action=self._action[chosen],
+                reward=self._reward[chosen],
+                discount=self._discount[chosen],
+                next_observation=self._observation[after],
+                demonstrated=self._is_demo[chosen].float(),
+            )
+
+    def _draw(self, pool: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        if shape[1] == 0 or shape[0] == 0:
+            return torch.empty(shape, dtype=torch.int64)
+        if not self._priority:
+            return pool[torch.randint(len(pool), shape, generator=generator)]
+        cumulative = self._weight[pool].double().cumsum(0)
+        points = torch.rand(shape, generator=generator, dtype=torch.float64) * cumulative[-1]
+        return pool[torch.searchsorted(cumulative, points).clamp(max=len(pool) - 1)]
+
+    def _refresh(self) -> None:
+        """Lay the episodes out as rows: t + 1 an episode, the last of which starts no transition."""
+        if self._fresh:
+            return
+        if not self.episodes:
+            raise DataError("the replay is empty: it needs a demonstration or a rollout")
+        self._rows += [self._lay_out(episode) for episode in self.episodes[len(self._rows) :]]
+        columns = self._rows
+        starts = np.cumsum([0, *(episode.decisions + 1 for episode in self.episodes)])
+        after = [column[3] + start for column, start in zip(columns, starts, strict=False)]
+
+        def joined(index: int) -> np.ndarray:
+            return np.concatenate([column[index] for column in columns])
+
+        self._observation = torch.from_numpy(joined(0).astype(np.float32))
+        self._action = torch.from_numpy(joined(1).astype(np.float32))
+        self._reward = torch.from_numpy(joined(2).astype(np.float32))
+        self._after = torch.from_numpy(np.concatenate(after))
+        self._discount = torch.from_numpy(joined(4).astype(np.float32))
+        self._is_demo, self._is_start = (torch.from_numpy(joined(index)) for index in (5, 6))
+        self._weight = torch.from_numpy(joined(7).astype(np.float32))
+        self._fresh = True
+
+    def _lay_out(self, episode: Rollout) -> tuple[np.ndarray, ...]:
+        """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight."""
+        count, gamma = episode.decisions, self._shaping.discount
+        observation = np.concatenate([episode.parts[name] for name in self.observed], axis=1)
+        steps = np.minimum(self._n, count - np.arange(count))
+        after = np.arange(count) + steps
+        discounts = step_discounts(gamma, np.ones(count), terminal_steps(episode))
+        reward = n_step_targets(shaped_rewards(episode, self._shaping), discounts, np.zeros(count + 1), self._n)
+        bootstrap = gamma**steps * ~((after == count) & episode.terminated)
+        demonstrated = episode.intervened | episode.demonstration
+        pad = ((0, 1),)
+        furthest = np.nanmax(np.append(self._shaping.progress(episode)[0], 0.0))
+        weight = (0.05 + furthest) ** self._priority
+        return (
+            observation,
+            np.pad(episode.actions, (*pad, (0, 0))),
+            np.pad(reward, pad),
+            np.append(after, count),
+            np.pad(bootstrap, pad),
+            np.pad(demonstrated, pad),
+            np.append(np.ones(count, np.bool_), False),
+            np.full(count + 1, weight),
+        )

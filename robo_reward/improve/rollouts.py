@@ -1,0 +1,112 @@
+"""One rollout as it is stored: what was seen, done, paid and estimated, and how it ended."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from robo_reward.checkpoint import write_atomic
+from robo_reward.errors import CheckpointError
+
+__all__ = ["Rollout", "load_rollout", "save_rollout"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An episode of t decisions, with its t + 1 moments. Everything that is learned from it is in here.
+
+    parts          what was seen, by name ("proprio", "embedding", "estimate", "privileged"): f32[t + 1, _]
+    actions        f32[t, a], in [-1, 1]
+    task_reward    f32[t], from the success source: the objective
+    intervened     bool[t]: a person acted
+    progress, std  f32[t + 1]: what the potential is made of, NaN where invalid; `model_version` said it
+    truth          f32[t + 1]: true progress, NaN where unknown; never used but by the oracle arm and reports
+    success        bool[t + 1]: done at that moment, as the success source says
+    terminated     the last moment is a terminal state;  not so where the episode was cut off
+    aborted        cut off because it looked hopeless
+    stamp_ns       i64[t + 1]
+    source         JSON-able facts: seed, noise, who acted, where it started
+    images         JPEG bytes per moment by camera; {} unless it was chosen for the report
+    """
+
+    parts: Mapping[str, Float32[np.ndarray, "t1 _d"]]
+    actions: Float32[np.ndarray, "t a"]
+    task_reward: Float32[np.ndarray, " t"]
+    intervened: Bool[np.ndarray, " t"]
+    progress: Float32[np.ndarray, " t1"]
+    std: Float32[np.ndarray, " t1"]
+    truth: Float32[np.ndarray, " t1"]
+    success: Bool[np.ndarray, " t1"]
+    stamp_ns: Int64[np.ndarray, " t1"]
+    terminated: bool
+    aborted: bool = False
+    demonstration: bool = False
+    model_version: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions were made."""
+        return len(self.actions)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended with the task done."""
+        return bool(self.success[-1])
+
+    @property
+    def seconds(self) -> float:
+        """How long the robot was busy."""
+        return float(self.stamp_ns[-1] - self.stamp_ns[0]) * 1e-9
+
+
+_ARRAYS = ("actions", "task_reward", "intervened", "progress", "std", "truth", "success", "stamp_ns")
+_FACTS = ("terminated", "aborted", "demonstration", "model_version", "source")
+
+
+def save_rollout(path: Path, rollout: Rollout) -> None:
+    """Write a rollout as one `.npz`, whole or not at all."""
+    arrays: dict[str, Any] = {name: getattr(rollout, name) for name in _ARRAYS}
+    arrays |= {f"part {name}": values for name, values in rollout.parts.items()}
+    for camera, frames in rollout.images.items():
+        arrays[f"image {camera}"] = np.frombuffer(b"".join(frames), np.uint8)
+        arrays[f"sizes {camera}"] = np.array([len(frame) for frame in frames], np.int64)
+    facts = {name: getattr(rollout, name) for name in _FACTS}
+    facts["source"] = dict(rollout.source)
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_rollout(path: Path) -> Rollout:
+    """Read what `save_rollout` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        facts = json.loads(arrays["facts"].tobytes())
+        return Rollout(
+            **{name: arrays[name] for name in _ARRAYS},
+            **facts,
+            parts={name[5:]: arrays[name] for name in arrays if name.startswith("part ")},
+            images={name[6:]: _split(arrays, name[6:]) for name in arrays if name.startswith("image ")},
+        )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise CheckpointError(f"rollout '{path}' is damaged ({error}): choose another out=") from error
+
+
+def _split(arrays: Mapping[str, np.ndarray], camera: str) -> list[bytes]:
+    data, ends = arrays[f"image {camera}"].tobytes(), np.cumsum(arrays[f"sizes {camera}"])
+    return [data[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

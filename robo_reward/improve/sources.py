@@ -1,0 +1,215 @@
+"""Where progress comes from and who says that the task is done: chosen by import path, never silently."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from robo_reward.calibration import SuccessDetector
+from robo_reward.errors import ConfigError
+from robo_reward.improve.rollouts import Rollout
+from robo_reward.schema import ProgressEstimate
+
+__all__ = [
+    "DetectedSuccess",
+    "Intervention",
+    "LearnedProgress",
+    "NoProgress",
+    "PersonSuccess",
+    "ProgressSource",
+    "SimulatorSuccess",
+    "SuccessSource",
+    "TrueProgress",
+    "Verdict",
+]
+
+
+# --- progress ------------------------------------------------------------------------------------------
+
+
+class ProgressSource(Protocol):
+    """What the potential of a rollout is made of."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it reads the reward model's estimates."""
+        ...
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether it reads the simulator's truth, which no robot has."""
+        ...
+
+    def __call__(
+        self, rollout: Rollout
+    ) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
+        """Progress of every moment and its standard deviation, NaN where unknown."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearnedProgress:
+    """The reward model's estimates."""
+
+    needs_model = True
+    needs_truth = False
+
+    def __call__(self, rollout: Rollout) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
+        """Progress and its standard deviation."""
+        return rollout.progress, rollout.std
+
+
+@dataclass(frozen=True)
+class TrueProgress:
+    """The simulator's own progress: an upper bound to compare with, not a method."""
+
+    needs_model = False
+    needs_truth = True
+
+    def __call__(self, rollout: Rollout) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
+        """Progress, known exactly."""
+        return rollout.truth, np.zeros_like(rollout.truth)
+
+
+@dataclass(frozen=True)
+class NoProgress:
+    """Nothing is known, so nothing is shaped: the sparse reward without a reward model."""
+
+    needs_model = False
+    needs_truth = False
+
+    def __call__(self, rollout: Rollout) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
+        """NaN throughout."""
+        unknown = np.full_like(rollout.truth, np.nan)
+        return unknown, unknown
+
+
+# --- success -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the task is done now, and whether the episode ends here because of that."""
+
+    success: bool
+    ends: bool
+
+
+class SuccessSource(Protocol):
+    """Who says that the task is done: the objective that shaping protects."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it reads the reward model's estimates."""
+        ...
+
+    def begin(self, detector: SuccessDetector | None) -> None:
+        """An episode starts; `detector` is the model's calibrated one, where there is a model."""
+        ...
+
+    def judge(
+        self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
+    ) -> Verdict:
+        """One moment: the environment's `info` and `terminated`, and whether the episode is over anyway."""
+        ...
+
+
+class SimulatorSuccess:
+    """`info["success"]` of the environment, which also ends the episode: the exact sparse reward."""
+
+    needs_model = False
+
+    def begin(self, detector: SuccessDetector | None) -> None:
+        """Nothing to remember."""
+
+    def judge(
+        self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
+    ) -> Verdict:
+        """What the simulator says."""
+        if "success" not in info:
+            raise ConfigError(
+                "the environment's info has no 'success': choose success=person or success=detector"
+            )
+        success = bool(info["success"])
+        return Verdict(success, success and terminated)
+
+
+class DetectedSuccess:
+    """The reward model's calibrated detector, at its fitted threshold and debounce."""
+
+    needs_model = True
+
+    def __init__(self) -> None:
+        self._detector = SuccessDetector()
+        self._held = 0
+
+    def begin(self, detector: SuccessDetector | None) -> None:
+        """Take the model's detector."""
+        if detector is None:
+            raise ConfigError("success=detector needs a reward model: give model=RUN")
+        self._detector, self._held = detector, 0
+
+    def judge(
+        self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
+    ) -> Verdict:
+        """Success once its probability has been above the threshold for long enough; invalid is no success."""
+        sure = estimate is not None and estimate.valid and estimate.success_prob > self._detector.threshold
+        self._held = self._held + 1 if sure else 0
+        done = self._held >= self._detector.debounce
+        return Verdict(done, done)
+
+
+class PersonSuccess:
+    """A person at the keyboard: `s` and Enter ends the episode in success; at its end they are asked."""
+
+    needs_model = False
+
+    def __init__(self, line: Callable[[bool], str] | None = None) -> None:
+        """Listen to the keyboard, or to `line(wait)`, which gives a typed line or ""."""
+        if line is None and not sys.stdin.isatty():
+            raise ConfigError("success=person needs a terminal: run it in one, or choose success=simulator")
+        self._line = line or _typed
+
+    def begin(self, detector: SuccessDetector | None) -> None:
+        """Forget what was typed before the episode."""
+        while self._line(False):
+            pass
+
+    def judge(
+        self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
+    ) -> Verdict:
+        """What the person says."""
+        if self._line(False).strip().lower() == "s":
+            return Verdict(True, True)
+        if not (over or terminated):
+            return Verdict(False, False)
+        sys.stderr.write("was the task done? [y/N] ")
+        sys.stderr.flush()
+        done = self._line(True).strip().lower() in ("y", "yes", "s")
+        return Verdict(done, done)
+
+
+def _typed(wait: bool) -> str:
+    ready = wait or bool(select.select([sys.stdin], [], [], 0.0)[0])
+    return sys.stdin.readline() if ready else ""
+
+
+# --- people --------------------------------------------------------------------------------------------
+
+
+class Intervention(Protocol):
+    """A person who may take over: a teleoperation device behind an import path."""
+
+    def begin(self) -> None:
+        """An episode starts."""
+        ...
+
+    def action(self, observation: Mapping[str, Any]) -> Float32[np.ndarray, " a"] | None:
+        """The person's action for this observation, in the environment's units, or None: the policy acts."""
+        ...

@@ -1,0 +1,300 @@
+"""Runs rollouts: one environment, one stream of the reward model, one policy. Knows nothing of learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from robo_reward.api import RewardModel, load
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.improve.config import ImproveConfig, observed_parts
+from robo_reward.improve.networks import Policy
+from robo_reward.improve.observer import Moment, Observer
+from robo_reward.improve.rollouts import Rollout
+from robo_reward.imports import instantiate
+
+__all__ = ["AbortRule", "Order", "Start", "Worker", "make_environment"]
+
+
+@dataclass(frozen=True)
+class AbortRule:
+    """A rollout that has not reached `progress` after `decisions` is given up."""
+
+    decisions: int
+    progress: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a rollout starts if not at the beginning: a saved state of the environment, and what led to it.
+
+    state     what the environment's `get_state` gave
+    first     the first images of that episode: the reward model sees every image beside them
+    reached   decisions made until then
+    """
+
+    state: Any
+    first: Mapping[str, np.ndarray]
+    reached: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """One rollout to run; nothing but this, the policy and the reward model decides what happens in it."""
+
+    index: int
+    seed: int
+    noise: float
+    film: bool = False
+    abort: AbortRule | None = None
+    start: Start | None = None
+    keep_states: bool = False
+
+
+def make_environment(config: ImproveConfig, *, blind: bool) -> gymnasium.Env[Any, Any]:
+    """The environment: a gymnasium id, after importing the plugins that register it, or a `_target_`.
+
+    Args:
+        config: says which.
+        blind: nothing will look at the cameras, so nothing needs to be rendered.
+
+    Raises:
+        ConfigError: a plugin or environment that is not there, or arguments that do not fit.
+    """
+    for plugin in config.plugins:
+        try:
+            import_module(plugin)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"plugins has '{plugin}', which does not import: {error}") from error
+    arguments = {**config.env_args, **(config.blind_args if blind else {})}
+    if not isinstance(config.env, str):
+        return instantiate(config.env, **arguments)
+    try:
+        return gymnasium.make(config.env, **arguments)
+    except gymnasium.error.Error as error:
+        raise ConfigError(
+            f"env={config.env}: {error} (the package that registers it belongs in plugins=[...])"
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"env={config.env} does not take {arguments}: {error}") from error
+
+
+class Worker:
+    """Runs one rollout after another."""
+
+    def __init__(self, config: ImproveConfig, instruction: str) -> None:
+        """Open the environment, and the reward model where something reads it."""
+        torch.set_num_threads(config.threads)
+        self._parts = observed_parts(config)
+        self._progress = instantiate(config.shaping.progress)
+        self._success = instantiate(config.success)
+        self._person = instantiate(config.intervention) if config.intervention else None
+        seen = {"embedding", "start", "estimate"} & set(self._parts)
+        uses_model = self._progress.needs_model or self._success.needs_model or bool(seen)
+        if uses_model and config.model is None:
+            raise ConfigError("this arm or observation reads the reward model: give model=RUN")
+        self.model: RewardModel | None = load(config.model) if uses_model and config.model else None
+        self.env = make_environment(config, blind=self.model is None)
+        self._check_environment(config)
+        stream, stages = None, 0
+        if self.model is not None:
+            stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
+        self.observer = Observer(self._parts, stream, stages)
+        self._policy: Policy | None = None
+
+    def _check_environment(self, config: ImproveConfig) -> None:
+        space = self.env.action_space
+        if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
+            raise ConfigError(f"env={config.env}: the learner needs bounded continuous actions, not {space}")
+        base = self.env.unwrapped
+        for name, wanted in (
+            ("oracle", self._progress.needs_truth),
+            ("privileged_state", config.privileged),
+            ("get_state", config.savings.promising_resets > 0),
+        ):
+            if wanted and not hasattr(base, name):
+                raise ConfigError(
+                    f"env={config.env} has no {name}(): it is no simulator that knows the truth, so choose "
+                    "another arm, privileged=false and savings.promising_resets=0"
+                )
+        self._low, self._high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in an action."""
+        return len(self._low)
+
+    def unit_actions(self, actions: Float32[np.ndarray, "t a"]) -> Float32[np.ndarray, "t a"]:
+        """The environment's actions on the scale of the policy, clipped to [-1, 1]."""
+        unit = 2 * (actions - self._low) / (self._high - self._low) - 1
+        return np.clip(unit, -1.0, 1.0).astype(np.float32)
+
+    def set_policy(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Act with these weights from now on."""
+        if self._policy is None:
+            width, observation = state["weight1"].shape
+            generator = torch.Generator().manual_seed(0)
+            self._policy = Policy(observation, self.action_size, width, generator)
+        self._policy.load_state_dict(state)
+        self._policy.requires_grad_(False)
+
+    def set_model(self, model: RewardModel, instruction: str) -> None:
+        """Estimate progress with a refreshed model from now on."""
+        self.model = model
+        stages = len(model.stage_names(instruction))
+        self.observer = Observer(self._parts, model.stream(instruction), stages)
+
+    def run(self, order: Order) -> tuple[Rollout, list[Any]]:
+        """One rollout, and the environment's states where `order.keep_states` asks for them."""
+        rng = np.random.default_rng((order.seed, 1))
+        observation, info = self._reset(order)
+        tape = _Tape(self, order, observation)
+        self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
+        if self._person is not None:
+            self._person.begin()
+        tape.see(observation, info, success=False)
+        terminated = truncated = aborted = False
+        while not (terminated or truncated or aborted):
+            action, intervened = self._act(tape.moments[-1], observation, order.noise, rng)
+            observation, _, ended, truncated, info = self.env.step(self._in_units(action))
+            if info.get("physics_error"):
+                break  # the moment that would follow is not real
+            moment = tape.see(observation, info, success=False)
+            verdict = self._success.judge(info, moment.estimate, bool(ended), bool(ended or truncated))
+            terminated = verdict.ends or bool(ended)
+            tape.decide(action, intervened, verdict.success, paid=verdict.ends)
+            aborted = not terminated and self._hopeless(order, tape)
+        return tape.rollout(terminated=terminated, aborted=aborted), tape.states
+
+    def _reset(self, order: Order) -> tuple[Any, dict[str, Any]]:
+        self.observer.begin()
+        observation, info = self.env.reset(seed=order.seed)
+        if order.start is None:
+            return observation, info
+        base: Any = self.env.unwrapped
+        found = base.set_state(order.start.state)
+        return (found if found is not None else observation), info
+
+    def _act(
+        self, moment: Moment, observation: Any, noise: float, rng: np.random.Generator
+    ) -> tuple[Float32[np.ndarray, " a"], bool]:
+        if self._person is not None:
+            taken = self._person.action(observation)
+            if taken is not None:
+                return self.unit_actions(np.asarray(taken, np.float32)[None])[0], True
+        if self._policy is None:
+            raise ConfigError("the worker has no policy yet: call set_policy first")
+        joined = np.concatenate([moment.parts[name] for name in self._parts])
+        with torch.inference_mode():
+            action = self._policy(torch.from_numpy(joined)[None])[0].numpy()
+        noisy = action + noise * rng.standard_normal(len(action))
+        return np.clip(noisy, -1.0, 1.0).astype(np.float32), False
+
+    def _in_units(self, action: Float32[np.ndarray, " a"]) -> Float32[np.ndarray, " a"]:
+        return (self._low + (action.astype(np.float64) + 1) / 2 * (self._high - self._low)).astype(np.float32)
+
+    def _hopeless(self, order: Order, tape: _Tape) -> bool:
+        """Whether the rule says to give up; judged by the progress that the arm may look at."""
+        rule = order.abort
+        if rule is None or len(tape.actions) != rule.decisions:
+            return False
+        values, _ = self._progress(tape.rollout(terminated=False, aborted=False))
+        reached = values[np.isfinite(values)]
+        return len(reached) > 0 and float(reached.max()) < rule.progress
+
+    def close(self) -> None:
+        """Free the environment."""
+        self.env.close()
+
+
+class _Tape:
+    """What a rollout has shown so far."""
+
+    def __init__(self, worker: Worker, order: Order, observation: Mapping[str, Any]) -> None:
+        base: Any = worker.env.unwrapped
+        self._base, self._order = base, order
+        self._observer, self._needs = worker.observer, "privileged" in worker.observer.parts
+        self._decision_ns = int(getattr(base, "decision_ns", 100_000_000))
+        self._version = worker.model.version if worker.model is not None else ""
+        self._clock = 0
+        self.moments: list[Moment] = []
+        self.actions: list[np.ndarray] = []
+        self.intervened: list[bool] = []
+        self.success: list[bool] = []
+        self.paid: list[float] = []
+        self.truth: list[float] = []
+        self.images: dict[str, list[bytes]] = {}
+        self.states: list[Any] = []
+        if order.start is not None:
+            # The reward model compares with the first image of an episode: show it that one first.
+            known = np.asarray(base.privileged_state(), np.float32) if self._needs else None
+            self._observer.see({**observation, "images": order.start.first}, self._clock, known)
+            self._clock += self._decision_ns
+
+    def see(self, observation: Mapping[str, Any], info: Mapping[str, Any], *, success: bool) -> Moment:
+        """Take in a new moment."""
+        known = np.asarray(self._base.privileged_state(), np.float32) if self._needs else None
+        moment = self._observer.see(observation, self._clock, known)
+        self._clock += self._decision_ns
+        self.moments.append(moment)
+        truth = self._base.oracle().progress if hasattr(self._base, "oracle") else np.nan
+        self.truth.append(float(truth))
+        if not self.success:
+            self.success.append(success)
+        if self._order.film:
+            for camera, rgb in moment.images.items():
+                self.images.setdefault(camera, []).append(_jpeg(rgb))
+        if self._order.keep_states:
+            self.states.append(self._base.get_state())
+        return moment
+
+    def decide(self, action: np.ndarray, intervened: bool, success: bool, *, paid: bool) -> None:
+        """Take in the decision that led to the last moment, and what it earned."""
+        self.actions.append(action)
+        self.intervened.append(intervened)
+        self.success.append(success)
+        self.paid.append(float(paid))
+
+    def rollout(self, *, terminated: bool, aborted: bool) -> Rollout:
+        """The tape as a rollout."""
+        moments, order = self.moments, self._order
+        estimates = [moment.estimate for moment in moments]
+        return Rollout(
+            parts={
+                name: np.stack([moment.parts[name] for moment in moments]).astype(np.float32)
+                for name in moments[0].parts
+            },
+            actions=np.array(self.actions, np.float32).reshape(len(self.actions), -1),
+            task_reward=np.array(self.paid, np.float32),
+            intervened=np.array(self.intervened, np.bool_),
+            progress=np.array([np.nan if e is None else e.progress for e in estimates], np.float32),
+            std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
+            truth=np.array(self.truth, np.float32),
+            success=np.array(self.success, np.bool_),
+            stamp_ns=np.arange(len(moments), dtype=np.int64) * self._decision_ns,
+            terminated=terminated,
+            aborted=aborted,
+            model_version=self._version,
+            source={
+                "index": order.index,
+                "seed": order.seed,
+                "noise": order.noise,
+                "started_after": order.start.reached if order.start else 0,
+            },
+            images=self.images,
+        )
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    ok, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    if not ok:
+        raise DataError(f"cannot encode an image of shape {rgb.shape}")
+    return data.tobytes()
