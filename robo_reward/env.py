@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float32
@@ -30,7 +31,7 @@ _EMBEDDING_LIMIT = 100.0
 _Path = tuple[str, ...]
 
 
-class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """An environment whose reward is `task_reward + shaping`.
 
     `info` of every step has `task_reward`, `shaping` (the fields of `ShapedReward`) and `estimate` (of
@@ -77,7 +78,18 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         Raises:
             ConfigError: a camera that is not there, or an option that does not fit the environment.
         """
-        super().__init__(env)
+        # So that `env.spec.make()` makes this environment again, with the very same model.
+        RecordConstructorArgs.__init__(
+            self,
+            _disable_deepcopy=True,
+            model=model,
+            cameras=cameras,
+            instruction=instruction,
+            shaping=shaping,
+            keep_images=keep_images,
+            step_s=step_s,
+        )
+        gymnasium.Wrapper.__init__(self, env)
         self._layout = _Layout.of(env.observation_space, cameras, env.render_mode, model, keep_images)
         self._watch = _Watch(
             model, 1, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), keep_images

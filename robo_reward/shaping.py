@@ -612,7 +612,7 @@ class Shaper:
     ) -> ShapedReward:
         terminal = discount == 0.0
         start, end = before.phi, after.phi
-        reason = before.reason or ("" if terminal and self.rule.exact else after.reason)
+        reason = ("" if terminal and self.rule.exact else after.reason) or before.reason
         changed = bool(before.version and after.version and before.version != after.version)
         if changed and not terminal:
             reason = f"the model changed from {before.version} to {after.version}: relabel whole episodes"
