@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def ros_domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     Child processes inherit the environment. Nodes of the test itself need a private rclpy Context each.
     """
     pytest.importorskip("rclpy", reason="no rclpy here: robo-reward doctor says how to get it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import rosidl_generator_py  # noqa: F401  (its parser imports the standard library's old sre_parse)
     folder = Path(tempfile.gettempdir()) / f"robo_reward_ros_domains_{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for domain in range(1, 100):
@@ -61,6 +65,7 @@ def ros_domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def start_process(ros_domain: int, tmp_path: Path) -> Iterator[StartProcess]:
     """Starts `python -m <module> <arguments>` in the test's ROS domain; ends what is left at the end.
 
+    With "-c" for the module the first argument is the program.
     The output of process n goes to `process_<n>.log` in the test's folder.
     """
     started: list[subprocess.Popen[bytes]] = []
@@ -68,7 +73,7 @@ def start_process(ros_domain: int, tmp_path: Path) -> Iterator[StartProcess]:
     def start(module: str, arguments: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
         with (tmp_path / f"process_{len(started)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, *(["-c"] if module == "-c" else ["-m", module]), *arguments],
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -87,7 +87,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock, and after
     a step `intervention` (a human acted during it), `applied_action` f32[a] (what the robot was told last,
-    by whomever; stops do not count), `stopped` (why the safety node holds it now, "" where it does not).
+    by whomever; stops do not count), `stopped` (why the safety node let no command of this step through,
+    "" where it did).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -362,8 +363,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if moves and len(moves[-1].position) == len(applied):
             applied = np.asarray(moves[-1].position, np.float32)
         stopped = ""
-        if sources and sources[-1] == "stop":
-            stopped = self._status.message if self._status is not None else "stopped"
+        if sources and not moves:
+            stopped = self._why_stopped() or "the safety node stopped the robot"
         return {
             "success": self._success,
             "elapsed_ns": self._last_ns - self._first_ns,
@@ -371,6 +372,11 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "applied_action": applied,
             "stopped": stopped,
         }
+
+    def _why_stopped(self) -> str:
+        """What the safety node said last, where it was a stop."""
+        stop = self._status is not None and self._status.level == DiagnosticStatus.ERROR
+        return self._status.message if stop else ""  # type: ignore[union-attr]
 
     def _ask_success(self) -> bool:
         if self._success_client is not None:
@@ -398,9 +404,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                     f"no service {client.srv_name} within {self._reset_timeout_s:g} s: is the robot's node "
                     "running, in this ROS_DOMAIN_ID?"
                 )
+        servers = self._node.count_services(client.srv_name)
         future = client.call_async(request)
         while not future.done():
             self._executor.spin_once(timeout_sec=0.05)
+            now = self._node.count_services(client.srv_name)
+            if now > servers:
+                # A node that was killed counts as ready for 20 s: who has come since must be asked again.
+                client.remove_pending_request(future)
+                future = client.call_async(request)
+            servers = now
             if time.monotonic() > deadline:
                 client.remove_pending_request(future)
                 raise RobotError(f"{client.srv_name} did not answer within {self._reset_timeout_s:g} s")
@@ -419,8 +432,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 behind = (target_ns - stream.stamps[-1]) / 1e9
                 missing.append(f"{name} on '{stream.topic}' is {behind:.2f} s behind")
         text = "; ".join(missing) or f"no stamps within {self._slop_ns / 1e9:g} s of each other: raise slop_s"
-        if self._status is not None and self._status.level == DiagnosticStatus.ERROR:
-            text += f" (safety: {self._status.message})"
+        if why := self._why_stopped():
+            text += f" (safety: {why})"
         return f"no observation within {self._timeout_s:g} s: {text}"
 
 
