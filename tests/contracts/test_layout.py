@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 PROJECT_ROOTS = ("configs", "datasets", "launch", "ros_nodes", "sim", "tests")
-PACKAGES = ("robo_reward", "sim/robo_reward_sim", "datasets/robo_reward_data", "ros_nodes/robo_reward_ros/robo_reward_ros")
+PACKAGES = (
+    "robo_reward",
+    "sim/robo_reward_sim",
+    "datasets/robo_reward_data",
+    "ros_nodes/robo_reward_ros/robo_reward_ros",
+)
 
 
 @pytest.mark.parametrize("name", PROJECT_ROOTS)
