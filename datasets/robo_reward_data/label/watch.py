@@ -1,0 +1,206 @@
+"""Estimates of many long episodes in bounded memory, equal to what `robo_reward.offline` says of each.
+
+Several episodes are watched side by side, a few frames of each at a time, so that one encoder pass takes
+images of all of them. The trunk looks back `layers * (window - 1)` moments and no further: that many states
+of an episode are kept, and nothing else of what it showed but its first images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from robo_reward.checkpoint import Checkpoint
+from robo_reward.errors import DataError
+from robo_reward.estimate import Estimates, estimates
+from robo_reward.model.progress_model import Context, Prediction, ProgressModel
+from robo_reward.offline import episode_context, resize_frames
+
+__all__ = ["Watched", "WatchedEpisode", "watch"]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedEpisode:
+    """An episode to be watched in order.
+
+    key          what identifies it to the caller
+    frames       by camera, in the model's names: decoders of the t images, u8[h, w, 3] of any size
+    stamp_ns     i64[t], strictly increasing
+    proprio      f32[t, p] or None
+    """
+
+    key: int
+    frames: Mapping[str, Callable[[], Iterator[UInt8[np.ndarray, "_h _w 3"]]]]
+    stamp_ns: Int64[np.ndarray, " t"]
+    instruction: str
+    proprio: Float32[np.ndarray, "t p"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the model said at each of the t moments of an episode (NaN, and stage -1, where not valid)."""
+
+    key: int
+    progress: Float32[np.ndarray, " t"]
+    std: Float32[np.ndarray, " t"]
+    stage: Int64[np.ndarray, " t"]
+    success_prob: Float32[np.ndarray, " t"]
+    valid: Bool[np.ndarray, " t"]
+    reason: tuple[str, ...]
+
+
+def watch(
+    checkpoint: Checkpoint,
+    episodes: Iterator[WatchedEpisode],
+    lanes: int = 4,
+    chunk: int = 16,
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[Watched]:
+    """Watch episodes, `lanes` at once; each is given when its last frame was seen.
+
+    Args:
+        episodes: All with the same cameras. Taken one by one, when a lane is free.
+        chunk: Frames of an episode in one pass.
+        advance: Called with the number of frames seen in each pass.
+
+    Raises:
+        DataError: an instruction that the model does not know, proprioception of another length than the
+            model's, or cameras that differ between episodes.
+    """
+    waiting = iter(episodes)
+    active = [_Lane(checkpoint.model, episode) for episode in islice(waiting, lanes)]
+    while active:
+        _look(checkpoint, active, chunk)
+        if advance is not None:
+            advance(sum(lane.fresh for lane in active))
+        for lane in [lane for lane in active if lane.finished]:
+            active.remove(lane)
+            active.extend(_Lane(checkpoint.model, episode) for episode in islice(waiting, 1))
+            yield lane.result()
+
+
+@dataclass
+class _Lane:
+    """One episode being watched: what is kept of its past, and what was said of it."""
+
+    model: ProgressModel
+    episode: WatchedEpisode
+    anchor: Tensor = field(init=False)
+    context: Context | None = None
+    past: Tensor = field(init=False)
+    seen: int = 0
+    fresh: int = 0
+    said: list[Estimates] = field(default_factory=list[Estimates])
+
+    def __post_init__(self) -> None:
+        self._streams = [stream() for stream in self.episode.frames.values()]
+        self.past = torch.zeros(0, self.model.config.width, device=self.model.no_goal.device)
+        wanted, proprio = self.model.config.proprio_dim, self.episode.proprio
+        if wanted and proprio is not None and proprio.shape[1] != wanted:
+            raise DataError(
+                f"episode {self.episode.key} has proprioception of {proprio.shape[1]} numbers, "
+                f"the model was trained on {wanted}"
+            )
+
+    @property
+    def finished(self) -> bool:
+        return self.seen == len(self.episode.stamp_ns)
+
+    def images(self, count: int) -> Tensor:
+        """The next images, u8[m, v, h, w, 3] at the model's size; the very first ones become the anchor."""
+        size = self.model.config.image_size
+        self.fresh = min(count, len(self.episode.stamp_ns) - self.seen)
+        views = [np.stack(list(islice(stream, self.fresh))) for stream in self._streams]
+        if short := [
+            name for name, view in zip(self.episode.frames, views, strict=True) if len(view) < self.fresh
+        ]:
+            raise DataError(f"episode {self.episode.key}: camera '{short[0]}' ends before the episode does")
+        small = np.stack([resize_frames(view, size) for view in views], axis=1)
+        rgb = torch.from_numpy(small).to(self.model.no_goal.device)
+        if self.seen == 0:
+            self.anchor = rgb[:1]
+        return rgb
+
+    def remember(self, state: Tensor, reach: int) -> None:
+        """Keep the last `reach` states before the next look."""
+        self.past = torch.cat([self.past, state])[-reach:]
+        self.seen += len(state)
+
+    def result(self) -> Watched:
+        parts = {name: np.concatenate([getattr(part, name) for part in self.said]) for name in _ARRAYS}
+        return Watched(self.episode.key, reason=tuple(r for part in self.said for r in part.reason), **parts)
+
+
+_ARRAYS = ("progress", "std", "stage", "success_prob", "valid")
+
+
+@torch.inference_mode()
+def _look(checkpoint: Checkpoint, lanes: Sequence[_Lane], chunk: int) -> None:
+    """Show each lane its next frames and note what the model says of them."""
+    model = checkpoint.model
+    names = list(lanes[0].episode.frames)
+    if other := next((lane for lane in lanes if list(lane.episode.frames) != names), None):
+        raise DataError(f"episode {other.episode.key} has cameras {list(other.episode.frames)}, not {names}")
+    images = [lane.images(chunk) for lane in lanes]
+    anchors = [lane.anchor.expand_as(rgb) for lane, rgb in zip(lanes, images, strict=True)]
+    rgb = torch.cat(images)
+    mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=rgb.device)
+    ids = model.camera_ids(names).expand(len(rgb), -1)
+    features = model.encode(rgb, ids, mask, torch.cat(anchors), mask)
+    states = model.fuse(features, ids, mask)[0].split([lane.fresh for lane in lanes])
+    for lane, state in zip(lanes, states, strict=True):
+        if lane.context is None:
+            lane.context = episode_context(model, state[:1], lane.episode.instruction)
+    prediction, task = _predict(model, lanes, states)
+    found = estimates(model, prediction, task, checkpoint.calibration, [""] * len(rgb))
+    reach = model.config.layers * (model.config.window - 1)
+    begin = 0
+    for lane, state in zip(lanes, states, strict=True):
+        rows = slice(begin, begin := begin + lane.fresh)
+        lane.said.append(Estimates(**{f.name: getattr(found, f.name)[rows] for f in fields(found)}))
+        lane.remember(state, reach)
+
+
+def _predict(
+    model: ProgressModel, lanes: Sequence[_Lane], states: Sequence[Tensor]
+) -> tuple[Prediction, Tensor]:
+    """Raw outputs at the fresh moments of every lane, one after the other, and their tasks.
+
+    Each row holds a lane's past and its fresh moments, right-aligned; what is left of them is masked.
+    """
+    rows = [torch.cat([lane.past, state]) for lane, state in zip(lanes, states, strict=True)]
+    longest, device = max(map(len, rows)), rows[0].device
+    state = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+    mask = torch.stack([torch.arange(longest, device=device) >= longest - len(row) for row in rows])
+    time_s, proprio = zip(
+        *(_clock_and_body(lane, len(row), longest) for lane, row in zip(lanes, rows, strict=True)),
+        strict=True,
+    )
+    contexts = [lane.context for lane in lanes if lane.context is not None]
+    context = Context(*(torch.cat([getattr(c, f.name) for c in contexts]) for f in fields(Context)))
+    body = torch.from_numpy(np.stack(proprio)).to(device) if model.config.proprio_dim else None
+    out = model(state, context, torch.from_numpy(np.stack(time_s)).to(device), mask, body)
+    fresh = [(index, slice(longest - lane.fresh, longest)) for index, lane in enumerate(lanes)]
+    parts = (
+        torch.cat([x[i, s] for i, s in fresh]) for x in (out.stage_logits, out.tau_logits, out.success_logit)
+    )
+    task = torch.cat([context.task[i].expand(lane.fresh) for i, lane in enumerate(lanes)])
+    return Prediction(*parts), task
+
+
+def _clock_and_body(lane: _Lane, count: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds f64[longest] and proprioception f32[longest, p] (NaN: missing) of a right-aligned row."""
+    stamps = lane.episode.stamp_ns
+    rows = slice(lane.seen + lane.fresh - count, lane.seen + lane.fresh)
+    time_s = np.zeros(longest)
+    time_s[longest - count :] = (stamps[rows] - stamps[0]) * 1e-9
+    body = np.full((longest, lane.model.config.proprio_dim), np.nan, np.float32)
+    if lane.episode.proprio is not None and lane.model.config.proprio_dim:
+        body[longest - count :] = lane.episode.proprio[rows]
+    return time_s, body
