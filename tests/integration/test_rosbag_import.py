@@ -1,0 +1,326 @@
+"""Import of ROS 2 bags: pixels, alignment, episodes by markers, and every refusal. Needs no ROS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="no rosbags here: install the extra data")
+
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from robo_reward.cli.main import main
+from robo_reward.errors import DataError
+from robo_reward.schema import Outcome
+from robo_reward_data.importers.base import Options
+from robo_reward_data.importers.rosbag import RosBags
+from robo_reward_data.importers.run import import_recordings
+from robo_reward_data.store import EpisodeStore
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+TYPES = STORE.types
+SECOND = 10**9
+LATE = 7_000_000  # a message is received 7 ms after its stamp
+START = 1_700_000_000 * SECOND
+Event = tuple[int, str, Any]
+
+
+def header(stamp_ns: int) -> Any:
+    time = TYPES["builtin_interfaces/msg/Time"](*divmod(stamp_ns, SECOND))
+    return TYPES["std_msgs/msg/Header"](time, "frame")
+
+
+def raw(stamp_ns: int, image: np.ndarray, encoding: str = "rgb8", padding: int = 0) -> Any:
+    height, width = image.shape[:2]
+    rows = image.reshape(height, -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)))
+    kind = TYPES["sensor_msgs/msg/Image"]
+    return kind(header(stamp_ns), height, width, encoding, 0, rows.shape[1], rows.reshape(-1))
+
+
+def compressed(stamp_ns: int, image: np.ndarray) -> Any:
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return TYPES["sensor_msgs/msg/CompressedImage"](header(stamp_ns), "png", data.reshape(-1))
+
+
+def joints(stamp_ns: int, values: Iterable[float]) -> Any:
+    nothing = np.zeros(0)
+    position = np.array(list(values), np.float64)
+    names = [f"j{index}" for index in range(len(position))]
+    return TYPES["sensor_msgs/msg/JointState"](header(stamp_ns), names, position, nothing, nothing)
+
+
+def text(data: str) -> Any:
+    return TYPES["std_msgs/msg/String"](data)
+
+
+def write_bag(path: Path, events: Iterable[Event], storage: StoragePlugin = StoragePlugin.MCAP) -> Path:
+    """A bag of (time of receipt, topic, message), in order of receipt."""
+    with Writer(path, version=9, storage_plugin=storage) as writer:
+        connections: dict[str, Any] = {}
+        for received_ns, topic, message in sorted(events, key=lambda event: event[0]):
+            kind = message.__msgtype__
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
+            writer.write(connections[topic], received_ns, STORE.serialize_cdr(message, kind))
+    return path
+
+
+@dataclass
+class Robot:
+    """Ten frames a second of two cameras, joint states at 50 Hz, a command after each frame."""
+
+    frames: int = 12
+    images: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def events(self) -> list[Event]:
+        rng = np.random.default_rng(3)
+        found: list[Event] = []
+        for camera, offset in (("front", 0), ("wrist", 4_000_000)):
+            self.images[camera] = []
+            for index in range(self.frames):
+                image = rng.integers(0, 256, (6, 8, 3), np.uint8)
+                self.images[camera].append(image)
+                stamp_ns = START + index * SECOND // 10 + offset
+                message = raw(stamp_ns, image) if camera == "front" else compressed(stamp_ns, image)
+                topic = f"/{camera}/image_raw" + ("/compressed" if camera == "wrist" else "")
+                found.append((stamp_ns + LATE, topic, message))
+        for index in range(self.frames * 5):
+            stamp_ns = START + index * SECOND // 50
+            found.append((stamp_ns + LATE, "/joint_states", joints(stamp_ns, (index, -index))))
+        for index in range(self.frames):
+            # Commands carry the stamp of the frame that they answer, and come 30 ms later.
+            stamp_ns = START + index * SECOND // 10
+            found.append((stamp_ns + 30_000_000, "/robot_command", joints(stamp_ns, (10.0 * index,))))
+        return found
+
+
+def load(path: Path, out: Path, importer: RosBags | None = None, **options: Any) -> Any:
+    chosen = {"fps": None, "size": None} | options
+    importer = importer or RosBags(proprio="/joint_states", actions="/robot_command", instruction="stack")
+    import_recordings(importer, path, out, Options(**chosen))
+    return EpisodeStore.open(out).episodes
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_pixels_joints_and_commands(tmp_path: Path, storage: StoragePlugin) -> None:
+    robot = Robot()
+    path = write_bag(tmp_path / "run", robot.events(), storage)
+    (episode,) = load(path, tmp_path / "store")
+    info = episode.info
+    assert (info.name, info.cameras, info.length) == ("run", ("front", "wrist"), 12)
+    assert (info.instruction, info.outcome, info.stage_names) == ("stack", Outcome.UNKNOWN, ())
+    np.testing.assert_array_equal(info.stamp_ns, START + np.arange(12) * SECOND // 10)
+    for camera in info.cameras:
+        np.testing.assert_array_equal(episode.read_frames(camera, np.arange(12)), robot.images[camera])
+    proprio, actions = episode.read_proprio(), episode.read_actions()
+    np.testing.assert_array_equal(proprio[:, 0], np.arange(12) * 5)
+    np.testing.assert_array_equal(actions[:, 0], np.arange(12) * 10.0)
+
+
+def test_the_same_recording_has_one_uid_whatever_its_format(tmp_path: Path) -> None:
+    uids = []
+    for name, storage in (("a", StoragePlugin.MCAP), ("b", StoragePlugin.SQLITE3)):
+        path = write_bag(tmp_path / name / "run", Robot().events(), storage)
+        uids.append(RosBags().recordings(path)[0].uid())
+    assert uids[0] == uids[1]
+    other = write_bag(tmp_path / "c" / "run", Robot(frames=11).events())
+    assert RosBags().recordings(other)[0].uid() != uids[0]
+
+
+def test_markers_make_episodes_with_stages_and_outcomes(tmp_path: Path) -> None:
+    def at(frame: float) -> int:
+        return START + round(frame * SECOND / 10) + LATE
+
+    marks = [
+        (at(-0.5), "start: open the drawer"),
+        (at(0.5), "stage: reach"),
+        (at(2.5), "stage: pull"),
+        (at(3.5), "end: success"),
+        (at(4.5), "start:"),
+        (at(5.5), "discard"),
+        (at(6.5), "start: open the drawer"),
+        (at(8.5), "end: failure"),
+        (at(9.5), "start: close it"),
+    ]
+    events = Robot().events() + [(when, "/episode_marker", text(what)) for when, what in marks]
+    episodes = load(write_bag(tmp_path / "run", events), tmp_path / "store")
+    infos = [episode.info for episode in episodes]
+    assert [info.name for info in infos] == [f"run-episode_{index:03d}" for index in range(3)]
+    assert [info.length for info in infos] == [4, 2, 2]
+    assert [info.instruction for info in infos] == ["open the drawer", "open the drawer", "close it"]
+    assert [info.outcome for info in infos] == [Outcome.SUCCESS, Outcome.FAILURE, Outcome.UNKNOWN]
+    assert infos[0].stage_names == ("reach", "pull")
+    assert infos[0].boundaries is not None
+    assert infos[0].boundaries.tolist() == [1, 3, 4]
+    np.testing.assert_array_equal(episodes[1].read_actions()[:, 0], [70.0, 80.0])
+    assert [info.source["ended_by_marker"] for info in infos] == [True, True, False]
+
+
+def test_frames_that_a_topic_does_not_cover_are_left_out_and_counted(tmp_path: Path) -> None:
+    events = [
+        event
+        for event in Robot().events()
+        # The wrist camera starts 3 frames late; the joint states end 2 frames early.
+        if not ("wrist" in event[1] and event[0] < START + 3 * SECOND // 10)
+        and not (event[1] == "/joint_states" and event[0] > START + 9.6 * SECOND / 10)
+    ]
+    (episode,) = load(write_bag(tmp_path / "run", events), tmp_path / "store")
+    assert episode.info.stamp_ns[0] == START + 3 * SECOND // 10
+    assert episode.info.source["trimmed"] == [3, 2]
+
+
+def test_encodings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 6, 3), np.uint8)
+    gray = rng.integers(0, 256, (4, 6, 1), np.uint8)
+    four = np.dstack([image, np.full((4, 6), 255, np.uint8)])
+    cases = {
+        "rgb8": (image, image),
+        "bgr8": (image[..., ::-1], image),
+        "rgba8": (four, image),
+        "bgra8": (four[..., [2, 1, 0, 3]], image),
+        "mono8": (gray, np.repeat(gray, 3, axis=2)),
+    }
+    events = [
+        (START, f"/{name}/image_raw", raw(START, np.ascontiguousarray(sent), name, padding=5))
+        for name, (sent, _) in cases.items()
+    ]
+    (episode,) = load(write_bag(tmp_path / "run", events), tmp_path / "store", RosBags())
+    for name, (_, expected) in cases.items():
+        np.testing.assert_array_equal(episode.read_frames(name, np.array([0]))[0], expected, err_msg=name)
+
+
+def _drop(part: str, first: float, last: float) -> Callable[[list[Event]], list[Event]]:
+    def without(events: list[Event]) -> list[Event]:
+        span = range(START + round(first * SECOND / 10), START + round(last * SECOND / 10))
+        return [event for event in events if not (part in event[1] and event[0] in span)]
+
+    return without
+
+
+def _add(*extra: Event) -> Callable[[list[Event]], list[Event]]:
+    return lambda events: [*events, *extra]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (_drop("joint", 0, 99), {"proprio": "/joint_states"}, "no topic '/joint_states' .*/front/image_raw"),
+        (
+            _add(),
+            {"cameras": {"front": "/joint_states"}},
+            "is sensor_msgs/msg/JointState, not sensor_msgs/msg/Im",
+        ),
+        (_add(), {"proprio": "/front/image_raw"}, "is sensor_msgs/msg/Image, not sensor_msgs/msg/JointState"),
+        (_drop("wrist", 3, 7), {}, r"nothing on '/wrist/image_raw/compressed' within 0.05 s of frame 5"),
+        (
+            _add((START + 2 * SECOND, "/front/image_raw", raw(START, np.zeros((6, 8, 3), np.uint8)))),
+            {},
+            "stamps of camera 'front' go back",
+        ),
+        (
+            _add(
+                (
+                    START + 2 * SECOND,
+                    "/front/image_raw",
+                    raw(START + 2 * SECOND, np.zeros((3, 8, 3), np.uint8)),
+                )
+            ),
+            {"cameras": {"front": "/front/image_raw"}},
+            r"camera 'front' changes its size from \(6, 8\) to \(3, 8\) at message 12",
+        ),
+        (
+            _add((START, "/depth/image", raw(START, np.zeros((6, 8, 2), np.uint8), "16UC1"))),
+            {"cameras": {"depth": "/depth/image"}},
+            "camera 'depth', message 0: images are '16UC1'",
+        ),
+        (
+            _add((START, "/episode_marker", text("begin"))),
+            {},
+            "marker 'begin' must be 'start: <instruction>'",
+        ),
+        (
+            _add((START, "/episode_marker", text("end: success"))),
+            {},
+            "marker 'end' .* comes before any 'start'",
+        ),
+        (_add((START, "/episode_marker", text("end: maybe"))), {}, "marker 'end: maybe' must be"),
+    ],
+)
+def test_refusals(
+    tmp_path: Path, change: Callable[[list[Event]], list[Event]], options: dict[str, Any], message: str
+) -> None:
+    path = write_bag(tmp_path / "run", change(Robot().events()))
+    with pytest.raises(DataError, match=message):
+        load(path, tmp_path / "store", RosBags(**options))
+    assert not (tmp_path / "store" / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_recording_that_was_cut_off_is_refused(tmp_path: Path, storage: StoragePlugin) -> None:
+    path = write_bag(tmp_path / "run", Robot().events(), storage)
+    (data,) = [file for file in path.iterdir() if file.suffix != ".yaml"]
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(DataError, match="run is no readable bag"):
+        load(path, tmp_path / "store")
+
+
+def test_a_folder_without_bags_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no bags found"):
+        RosBags().recordings(tmp_path)
+
+
+def test_the_command_and_its_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_bag(tmp_path / "run", Robot().events())
+    arguments = [
+        "import",
+        "source=rosbag",
+        f"path={path}",
+        f"out={tmp_path / 'store'}",
+        "fps=5",
+        "size=[3,4]",
+        "source.proprio=/joint_states",
+        "source.cameras={wrist: /wrist/image_raw/compressed}",
+        "source.instruction=stack the cubes",
+    ]
+    assert main(arguments) == 0
+    assert "1 imported" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "0 imported, 1 there before" in capsys.readouterr().out
+    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    assert episode.info.image_sizes == {"wrist": (3, 4)}
+    assert episode.info.length == 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_real_recording_through_a_bag(shared_data: Path, tmp_path: Path, packed: bool) -> None:
+    """Frames of clean_table into a bag and back: the same pixels, JPEG or PNG aside."""
+    videos = sorted((shared_data / "clean_table" / "episode_001").glob("*.mp4"))
+    if not videos:
+        pytest.skip("no clean_table here")
+    frames: dict[str, list[np.ndarray]] = {}
+    events: list[Event] = []
+    for video in videos:
+        with av.open(str(video)) as container:
+            images = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), 8)]
+        frames[video.stem] = images
+        for index, image in enumerate(images):
+            stamp_ns = START + round(index * SECOND / 30)
+            topic = f"/{video.stem}/image_raw" + ("/compressed" if packed else "")
+            message = compressed(stamp_ns, image) if packed else raw(stamp_ns, image)
+            events.append((stamp_ns + LATE, topic, message))
+    path = write_bag(tmp_path / "table", events, StoragePlugin.SQLITE3 if packed else StoragePlugin.MCAP)
+    (episode,) = load(path, tmp_path / "store", RosBags(instruction="clean the table"))
+    assert set(episode.info.cameras) == set(frames)
+    for camera, images in frames.items():
+        np.testing.assert_array_equal(episode.read_frames(camera, np.arange(8)), np.stack(images))
