@@ -52,6 +52,11 @@ class Quantity(Protocol):
         """How many units there are to draw from."""
         ...
 
+    @property
+    def block(self) -> int:
+        """Length of the runs of neighbors in which units are drawn: 1 for episodes, more for frames."""
+        ...
+
     def metric(self, rng: np.random.Generator) -> m.Metric:
         """The value with its bootstrap interval."""
         ...
@@ -107,6 +112,7 @@ class Pairs:
 
     agreement: Float64[np.ndarray, "n n"]
     ranked: Float64[np.ndarray, "n n"]
+    block: int = 1
 
     @property
     def count(self) -> int:
@@ -152,6 +158,11 @@ class Average:
     def count(self) -> int:
         """Units."""
         return self.parts[0].count
+
+    @property
+    def block(self) -> int:
+        """As of the parts."""
+        return self.parts[0].block
 
     def metric(self, rng: np.random.Generator) -> m.Metric:
         """The mean with its interval."""

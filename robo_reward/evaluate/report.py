@@ -1,21 +1,15 @@
 """The evaluation report: one self-contained HTML file with metrics, calibration and every episode.
 
-The page needs no network, no server and no framework: styles, scripts, numbers and JPEG frames are inlined,
-and its content security policy forbids it to load anything else. All text is data (JSON whose `<`, `>` and
-`&` are escaped), put into the page as text nodes: no name or instruction can become markup.
+See `robo_reward.evaluate.page` for what the page is made of.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import json
 import math
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +17,16 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from robo_reward.errors import DataError
+from robo_reward.evaluate.page import (
+    glossary,
+    json_tag,
+    metrics_json,
+    numbers,
+    read_asset,
+    scripts,
+    styles,
+    write_page,
+)
 from robo_reward.metrics import Metric
 
 __all__ = ["Report", "ReportEpisode", "write_report"]
@@ -99,59 +103,28 @@ def write_report(report: Report, path: Path) -> None:
     """
     for episode in report.episodes:
         _check_episode(episode)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(_page(report))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    fill: dict[str, Callable[[], Iterator[str]]] = {
+        "title": lambda: iter((html.escape(report.title),)),
+        "styles": lambda: styles(_STYLES),
+        "scripts": lambda: scripts(_SCRIPTS),
+        "data": lambda: _data(report),
+    }
+    write_page(path, read_asset("page.html"), fill)
 
-
-# --- the page ------------------------------------------------------------------------------------------
 
 _STYLES = ("page.css", "episodes.css")
 _SCRIPTS = ("dom.js", "summary.js", "chart.js", "views.js", "episodes.js")
 
 
-def _page(report: Report) -> Iterator[str]:
-    """The page in pieces, so that the frames of all episodes are never in memory twice."""
-    # Split first, fill later: text that is put in is never searched for places to fill.
-    pieces = re.split(r"\{\{(\w+)\}\}", _asset("page.html"))
-    fill: dict[str, Callable[[], Iterator[str]]] = {
-        "title": lambda: iter((html.escape(report.title),)),
-        "styles": lambda: (f"<style>\n{_asset(name)}</style>\n" for name in _STYLES),
-        "scripts": lambda: (f"<script>\n{_asset(name)}</script>\n" for name in _SCRIPTS),
-        "data": lambda: _data(report),
-    }
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            yield from fill[piece]()
-        else:
-            yield piece
-
-
-def _asset(name: str) -> str:
-    return (resources.files("robo_reward.evaluate") / "_report" / name).read_text(encoding="utf-8")
-
-
 def _data(report: Report) -> Iterator[str]:
     """The numbers in one script tag, and the frames of each episode in one of their own, read when shown."""
-    yield _json_tag("report-data", _report_json(report))
+    yield json_tag("report-data", _report_json(report))
     for i, episode in enumerate(report.episodes):
         frames = {
             camera: [base64.b64encode(jpeg).decode("ascii") for jpeg in jpegs]
             for camera, jpegs in episode.views.items()
         }
-        yield _json_tag(f"frames-{i}", frames)
-
-
-def _json_tag(name: str, value: Any) -> str:
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
+        yield json_tag(f"frames-{i}", frames)
 
 
 # --- data to JSON --------------------------------------------------------------------------------------
@@ -162,20 +135,16 @@ def _report_json(report: Report) -> dict[str, Any]:
     return {
         "title": report.title,
         "facts": list(report.facts.items()),
-        "glossary": json.loads(_asset("glossary.json")),
-        "metrics": _metrics_json(report.metrics),
-        "dropout": [[name, _metrics_json(group)] for name, group in report.dropout.items()],
-        "by_kind": [[name, _metrics_json(group)] for name, group in report.by_kind.items()],
+        "glossary": glossary(),
+        "metrics": metrics_json(report.metrics),
+        "dropout": [[name, metrics_json(group)] for name, group in report.dropout.items()],
+        "by_kind": [[name, metrics_json(group)] for name, group in report.by_kind.items()],
         "calibration": None
         if calibration is None
-        else {"nominal": _numbers(calibration[0]), "empirical": _numbers(calibration[1])},
+        else {"nominal": numbers(calibration[0]), "empirical": numbers(calibration[1])},
         "episodes": [_episode_json(episode) for episode in report.episodes],
         "notes": list(report.notes),
     }
-
-
-def _metrics_json(metrics: Mapping[str, Metric]) -> list[tuple[str, dict[str, float | int | None]]]:
-    return [(name, metric.to_json()) for name, metric in metrics.items()]
 
 
 def _episode_json(episode: ReportEpisode) -> dict[str, Any]:
@@ -188,14 +157,14 @@ def _episode_json(episode: ReportEpisode) -> dict[str, Any]:
         "kind": episode.kind,
         "outcome": episode.outcome,
         "instruction": episode.instruction,
-        "time": _numbers(episode.time_s - episode.time_s[0]),
-        "progress": _numbers(episode.progress),
-        "low": _numbers(episode.low),
-        "high": _numbers(episode.high),
+        "time": numbers(episode.time_s - episode.time_s[0]),
+        "progress": numbers(episode.progress),
+        "low": numbers(episode.low),
+        "high": numbers(episode.high),
         "stages": _runs([_name(episode.stage_names, index) for index in episode.stage.tolist()]),
-        "success": _numbers(episode.success_prob),
+        "success": numbers(episode.success_prob),
         "invalid": _runs(reasons),
-        "truth": None if episode.truth_progress is None else _numbers(episode.truth_progress),
+        "truth": None if episode.truth_progress is None else numbers(episode.truth_progress),
         "truth_stages": None
         if truth_stage is None
         else _runs([_name(episode.truth_stage_names, index) for index in truth_stage.tolist()]),
@@ -207,11 +176,6 @@ def _episode_json(episode: ReportEpisode) -> dict[str, Any]:
         "mae": None if episode.mae is None or not math.isfinite(episode.mae) else float(episode.mae),
         "cameras": list(episode.views),
     }
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """Four decimals are finer than any pixel of the page; what is not finite becomes null."""
-    return [round(value, 4) if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _name(names: Sequence[str], index: int) -> str:
