@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -27,6 +28,11 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
+
+from robo_reward_data.importers.base import Options
+from robo_reward_data.importers.rosbag import RosBags
+from robo_reward_data.importers.run import import_recordings
+from robo_reward_data.store import EpisodeStore
 
 SIZE = (48, 64)
 CAMERAS = ("left", "wrist")
@@ -211,6 +217,60 @@ while True:
     out.publish(JointState(position=[0.1, 0.0, 0.0, 0.5]))
     time.sleep(0.02)
 """
+
+
+def test_what_is_recorded_through_ros_imports_as_it_was(
+    start_process: StartProcess, listener: Listener, robot_env: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Robot, environment with markers, recorder, import: the episode store holds what the robot saw."""
+    start_robot(start_process)
+    topics = [f"/{name}/image_raw" for name in CAMERAS] + [
+        "/joint_states",
+        "/robot_command",
+        "/episode_marker",
+    ]
+    bag = tmp_path / "bag"
+    recorder = start_process(
+        "robo_reward_ros.bag_recorder",
+        parameters({"path": bag, "topics": f"[{', '.join(topics)}]", "storage": "sqlite3"}),
+    )
+    env = robot_env(
+        command_topic="robot_command",
+        marker_topic="episode_marker",
+        instruction="insert it",
+        reset_timeout_s=60.0,
+    )
+    wait_for(lambda: all(listener.node.count_subscribers(topic) >= 1 for topic in topics), 60)
+    wait_for(lambda: listener.node.count_subscribers("/joint_states") >= 2)
+    time.sleep(0.5)  # the recorder's match with the publishers is not to be seen from here
+    seen, commands = [], []
+    observation, _ = env.reset(seed=2)
+    for number in range(5):
+        seen.append(observation)
+        commands.append(np.array([0.1 * number, -0.1, 0.0, 1.0], np.float32))
+        observation, *_ = env.step(commands[-1])
+    seen.append(observation)
+    env.reset(seed=3)  # another start ends the episode
+    time.sleep(0.5)
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(timeout=20) == 0
+
+    importer = RosBags(proprio="/joint_states", actions="/robot_command")
+    result = import_recordings(
+        importer, bag, tmp_path / "store", Options(fps=None, size=None), skip_errors=True
+    )
+    assert "no actions on '/robot_command'" in result.left_out["bag-episode_001"]
+    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    assert episode.info.instruction == "insert it"
+    assert episode.info.cameras == CAMERAS
+    for camera in CAMERAS:
+        expected = np.stack([observation["images"][camera] for observation in seen])
+        np.testing.assert_array_equal(episode.read_frames(camera, np.arange(6)), expected)
+    proprio, actions = episode.read_proprio(), episode.read_actions()
+    assert proprio is not None
+    assert actions is not None
+    np.testing.assert_array_equal(proprio, np.stack([observation["proprio"] for observation in seen]))
+    np.testing.assert_allclose(actions[:5], np.stack(commands), atol=1e-7)
 
 
 def test_override_emergency_stop_and_bad_commands(

@@ -28,7 +28,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError, DataError, RoboRewardError
@@ -117,6 +117,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         observation_timeout_s: float = 2.0,
         reset_timeout_s: float = 30.0,
         reliable: bool = False,
+        marker_topic: str = "",
+        instruction: str = "",
         namespace: str = "",
         node_name: str = "robot_env",
     ) -> None:
@@ -145,6 +147,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             observation_timeout_s: how long to wait for an observation.
             reset_timeout_s: how long a reset may take.
             reliable: ask for reliable delivery; best effort matches every publisher.
+            marker_topic: std_msgs/String that tells a recorder where episodes start and end; "" for none.
+            instruction: of the task, for the start marker.
             namespace: before every relative topic.
             node_name: of the environment's node.
 
@@ -198,6 +202,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._subscribe(DiagnosticArray, status_topic, self._on_status, newest)
         sure = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
         self._command = self._node.create_publisher(JointState, command_topic, sure)
+        self._markers = self._node.create_publisher(String, marker_topic, sure) if marker_topic else None
+        self._instruction = instruction
         self._reset_client = self._client(Trigger, reset_service)
         self._success_client = self._client(Trigger, success_service)
         self._seed_client = self._client(SetParameters, seed_node and f"{seed_node}/set_parameters")
@@ -220,6 +226,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         before_ns = self._newest_ns()
         if seed is not None and self._seed_client is not None:
             self._set_seed(seed)
+        if self._lock_step:
+            self._mark(f"start: {self._instruction}")
         if self._reset_client is not None:
             answer = self._call(self._reset_client, Trigger.Request())
             if not answer.success:
@@ -228,6 +236,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if not self._lock_step:
             self._drain()
             before_ns = self._newest_ns()
+            self._mark(f"start: {self._instruction}")  # what the robot did to reset is no part of it
         self._applied.clear()
         found = self._wait(before_ns + 1, self._reset_timeout_s)
         if found is None:
@@ -255,12 +264,15 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         again = (lambda: self._command.publish(message)) if self._lock_step else None
         found = self._wait(target_ns, self._timeout_s, again)
         if found is None:
+            self._mark("end: truncated")
             info = self._facts(command)
             return self._copy(), 0.0, False, True, info | {"reason": self._silence(target_ns)}
         self._take(*found)
         success = self._ask_success()
         self._held = self._held + 1 if success else 0
         terminated = self._held >= self._hold
+        if terminated:
+            self._mark("end: success")
         return self._copy(), float(terminated), terminated, False, self._facts(command)
 
     def close(self) -> None:
@@ -279,6 +291,10 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _client(self, kind: Any, name: str) -> Any | None:
         return self._node.create_client(kind, name) if name else None
+
+    def _mark(self, text: str) -> None:
+        if self._markers is not None:
+            self._markers.publish(String(data=text))
 
     def _on_success(self, message: Bool) -> None:
         self._success = bool(message.data)

@@ -1,0 +1,136 @@
+"""The recorder: topics into a bag (MCAP or sqlite3) that `robo-reward import source=rosbag` reads.
+
+Works where `ros2 bag` is not installed. Messages are written as they come, undecoded. Episode markers are
+ordinary messages on a topic of the list (see `robo_reward_data.bags` for what they say).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from robo_reward.errors import ConfigError
+from robo_reward_ros.running import run_node
+
+__all__ = ["BagRecorder", "main"]
+
+_STORAGE = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+
+
+class BagRecorder(Node):
+    """Records topics from when their first publisher appears until `finish`."""
+
+    def __init__(
+        self, path: str = "", topics: Sequence[str] = (), storage: str = "mcap", **options: Any
+    ) -> None:
+        """Begin a bag. Arguments are the parameters' defaults; `options` go to rclpy's Node.
+
+        Args:
+            path: folder of the bag, which must not be there yet.
+            topics: what to record.
+            storage: mcap or sqlite3.
+
+        Raises:
+            ConfigError: no path or topics, a path that exists, or another storage.
+        """
+        super().__init__("bag_recorder", **options)
+        for name, default, text in (
+            ("path", path, "folder of the bag, which must not be there yet"),
+            ("topics", list(topics) or [""], "what to record"),
+            ("storage", storage, "mcap or sqlite3"),
+        ):
+            self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True))
+        self._wanted = [self.resolve_topic_name(topic) for topic in self._value("topics") if topic]
+        self._path = Path(str(self._value("path")))
+        if not self._wanted or not str(self._value("path")):
+            raise ConfigError("the recorder needs path:=FOLDER and topics:=[/a, /b]")
+        if self._value("storage") not in _STORAGE:
+            raise ConfigError(f"storage is '{self._value('storage')}': choose {' or '.join(_STORAGE)}")
+        try:
+            self._writer = Writer(self._path, version=9, storage_plugin=_STORAGE[self._value("storage")])
+            self._writer.open()
+        except (WriterError, OSError) as error:
+            raise ConfigError(f"cannot record into {self._path}: {error}") from error
+        self._types = get_typestore(Stores.ROS2_KILTED)
+        self._counts: dict[str, int] = {}
+        self._wall = Clock(clock_type=ClockType.SYSTEM_TIME)
+        self.create_timer(0.2, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._look()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Messages written so far by topic."""
+        return dict(self._counts)
+
+    def finish(self) -> None:
+        """Close the bag: without this it cannot be read."""
+        self._writer.close()
+        missing = [topic for topic in self._wanted if not self._counts.get(topic)]
+        if missing:
+            self.get_logger().warning(f"nothing came on {', '.join(missing)}")
+        self.get_logger().info(f"{sum(self._counts.values())} messages in {self._path}")
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _look(self) -> None:
+        """Subscribe to what has a publisher by now, and so a type."""
+        for topic in self._wanted:
+            infos = self.get_publishers_info_by_topic(topic)
+            if topic not in self._counts and infos:
+                self._record(topic, infos[0].topic_type)
+
+    def _record(self, topic: str, kind: str) -> None:
+        if kind not in self._types.types:
+            self._types.register(get_types_from_msg(_definition(kind), kind))
+        connection = self._writer.add_connection(topic, kind, typestore=self._types)
+        self._counts[topic] = 0
+
+        def write(data: bytes, info: dict[str, int]) -> None:
+            # When it came, not when this thread got to it: messages of several topics keep their order.
+            received_ns = info["received_timestamp"] or self._wall.now().nanoseconds
+            self._writer.write(connection, received_ns, data)
+            self._counts[topic] += 1
+
+        qos = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+        self.create_subscription(_message_class(kind), topic, write, qos, raw=True)
+
+
+def _message_class(kind: str) -> Any:
+    package, _, name = kind.split("/")
+    try:
+        return getattr(import_module(f"{package}.msg"), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot record {kind}: install the package '{package}', or leave the topic out"
+        ) from error
+
+
+def _definition(kind: str) -> str:
+    """The text of a message that is not one of ROS's own."""
+    package, _, name = kind.split("/")
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", sys.prefix).split(os.pathsep):
+        path = Path(prefix) / "share" / package / "msg" / f"{name}.msg"
+        if path.exists():
+            return path.read_text(encoding="utf-8")
+    raise ConfigError(f"cannot record {kind}: no {name}.msg of '{package}' on AMENT_PREFIX_PATH")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record until interrupted."""
+    return run_node(BagRecorder, arguments, BagRecorder.finish)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
