@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import save_checkpoint, write_atomic
 from robo_reward.clips import PixelTransform, TimelineTransform
 from robo_reward.errors import CheckpointError, ConfigError, DataError
@@ -22,7 +23,7 @@ from robo_reward.imports import instantiate
 from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
-from robo_reward.schema import EpisodeInfo
+from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import TrainConfig
@@ -30,10 +31,26 @@ from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Plan, make_fabric, progress_objective, train_loop
 from robo_reward.train.split import Split, make_split
 
-__all__ = ["run"]
+__all__ = ["Start", "run", "train_from"]
 
 _RUN_FILE = "train.json"
 _ROOM_BYTES = 200e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What training begins with.
+
+    configure   the model's config from the run's and the data (episodes and their proprioception)
+    build       its first weights
+    calibrate   the calibration of the trained model
+    origin      version of the model that it goes on from, "" for a new one
+    """
+
+    configure: Callable[[TrainConfig, Sequence[EpisodeInfo], Sequence[Any]], ModelConfig]
+    build: Callable[[ModelConfig, Sequence[Any], Split], ProgressModel]
+    calibrate: Callable[[ProgressModel, Sequence[EpisodeReader], Split], Calibration] = calibrate
+    origin: str = ""
 
 
 def run(config: TrainConfig) -> None:
@@ -43,10 +60,16 @@ def run(config: TrainConfig) -> None:
         DataError: a store that cannot be used.
         CheckpointError: `out` holds something else.
     """
+    train_from(config, Start(make_model_config, _new_model))
+
+
+def train_from(config: TrainConfig, start: Start) -> None:
+    """Train from a given start, calibrate, save; what is raised is as for `run`."""
     begin = time.monotonic()
     console = Console(stderr=True)
     folder = Path(config.out)
     readers, fingerprint = open_sources(config.reader, config.data)
+    fingerprint = f"{start.origin}+{fingerprint}" if start.origin else fingerprint
     # Launchers of several processes start this command again for each: the first one owns the folder.
     leader = os.environ.get("LOCAL_RANK", "0") == "0"
     if leader and is_finished(folder, config, fingerprint):
@@ -59,7 +82,7 @@ def run(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     infos = [reader.info for reader in readers]
     proprio = [reader.read_proprio() if config.proprio else None for reader in readers]
-    model_config = make_model_config(config, infos, proprio)
+    model_config = start.configure(config, infos, proprio)
     split = make_split(infos, config.holdout, config.seed)
     sampler = WindowSampler(
         readers,
@@ -71,8 +94,7 @@ def run(config: TrainConfig) -> None:
         cache_bytes=config.cache_gb * 1e9,
         proprio=proprio,
     )
-    model = ProgressModel(model_config)
-    _fit_proprio(model, proprio, split)
+    model = start.build(model_config, proprio, split)
     if fabric.is_global_zero:
         claim_folder(folder, config, fingerprint)
         _describe(console, infos, model, config)
@@ -82,7 +104,7 @@ def run(config: TrainConfig) -> None:
     trained = train_loop(config, model, sampler, fabric, folder, plan, objective)
     if not fabric.is_global_zero:
         return
-    calibration = calibrate(trained, readers, split)
+    calibration = start.calibrate(trained, readers, split)
     version = save_checkpoint(
         folder,
         trained,
@@ -90,6 +112,7 @@ def run(config: TrainConfig) -> None:
         {
             "data": config.data,
             "fingerprint": fingerprint,
+            "origin": start.origin,
             "seed": config.seed,
             "steps": plan.steps,
             "seconds": round(plan.elapsed, 1),
@@ -265,6 +288,12 @@ def _timeline(specs: Mapping[str, Any], model: ModelConfig) -> dict[str, Timelin
 
 def _transform(spec: Mapping[str, Any]) -> PixelTransform:
     return instantiate(spec)
+
+
+def _new_model(config: ModelConfig, proprio: Sequence[Any], split: Split) -> ProgressModel:
+    model = ProgressModel(config)
+    _fit_proprio(model, proprio, split)
+    return model
 
 
 def _fit_proprio(model: ProgressModel, proprio: Sequence[Any], split: Split) -> None:

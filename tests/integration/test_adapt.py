@@ -1,0 +1,148 @@
+"""A model learns one more task from one demonstration, and begins with all that it knew."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import robo_reward
+from robo_reward.adapt import grow, merge_tasks
+from robo_reward.checkpoint import load_checkpoint
+from robo_reward.cli.main import run_command
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.model.config import TaskConfig
+from robo_reward.schema import Episode
+from robo_reward.testing import toy_episode
+from robo_reward_data.store import EpisodeStore
+
+FAST = [
+    "augment=sim",
+    "network.encoder.channels=[8,8,16,16]",
+    "network.encoder.bottleneck=8",
+    "network.width=32",
+    "windows.frames=5",
+    "batch_size=6",
+    "threads=1",
+    "accelerator=cpu",
+    "precision=32-true",
+]
+NEW = "empty the bar"
+
+
+def emptied(index: int) -> Episode:
+    """The toy task played backwards: another task, seen by one known and one new camera."""
+    episode = toy_episode(index, length=18, cameras=("front", "top"), instruction=NEW)
+    info = episode.info
+    truth = info.truth
+    assert truth is not None
+    frames = {name: images[::-1].copy() for name, images in episode.frames.items()}
+    turned = replace(truth, stage=1 - truth.stage[::-1], tau=(1 - truth.tau[::-1]).astype(np.float32))
+    success = np.arange(info.length) == info.length - 1
+    return replace(
+        episode, frames=frames, info=replace(info, truth=turned, success=success, uid=f"{index:032x}")
+    )
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapt")
+    old = EpisodeStore.create(root / "old")
+    for index in range(6):
+        old.write(toy_episode(index, length=18, reach=0.6 if index % 3 == 2 else 1.0))
+    EpisodeStore.create(root / "demo").write(emptied(0))
+    EpisodeStore.create(root / "new").write(emptied(1))
+    run_command("train", [f"data={root / 'old'}", f"out={root / 'base'}", *FAST, "steps=60"])
+    return {name: root / name for name in ("old", "demo", "new", "base")}
+
+
+def mae(run: Path, store: Path) -> float:
+    """Mean absolute error of progress on the episodes of a store."""
+    model = robo_reward.load(run)
+    errors: list[float] = []
+    for reader in EpisodeStore.open(store).episodes:
+        stream = model.stream(reader.info.instruction)
+        truth = reader.info.truth
+        assert truth is not None
+        images = {c: reader.read_frames(c, np.arange(reader.info.length)) for c in reader.info.cameras}
+        for t, stamp in enumerate(reader.info.stamp_ns):
+            estimate = stream.push({name: rgb[t] for name, rgb in images.items()}, stamp_ns=int(stamp))
+            errors.append(abs(estimate.progress - (truth.stage[t] + truth.tau[t]) / 2))
+    return float(np.mean(errors))
+
+
+def adapt(stores: dict[str, Path], out: Path, *overrides: str) -> None:
+    options = ["batch_size=6", "threads=1", "accelerator=cpu", "precision=32-true", *overrides]
+    run_command("adapt", [f"model={stores['base']}", f"demos={stores['demo']}", f"out={out}", *options])
+
+
+@pytest.mark.slow
+def test_one_demonstration_teaches_a_new_task(stores: dict[str, Path], tmp_path: Path) -> None:
+    adapt(stores, tmp_path / "out", "steps=120", "lr=2e-3")
+    model = robo_reward.load(tmp_path / "out")
+    assert model.instructions == ("fill the bar", NEW)
+    assert model.cameras == ("front", "wrist", "top")
+    # The new episode and its noise were never seen; to a model of the old task it goes backwards.
+    before, after = mae(stores["base"], stores["new"]), mae(tmp_path / "out", stores["new"])
+    assert after < 0.15 < before
+    base = load_checkpoint(stores["base"])
+    meta = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert meta["training"]["origin"] == base.version
+    ours = load_checkpoint(tmp_path / "out").calibration
+    assert all(a >= b for a, b in zip(ours.quantiles, base.calibration.quantiles, strict=True))
+    assert ours.detector == base.calibration.detector
+
+
+def _grown(stores: dict[str, Path]) -> Any:
+    config = load_checkpoint(stores["base"]).model.config
+    new = TaskConfig((NEW,), ("a", "b", "c"), (0.2, 0.3, 0.5))
+    return replace(config, tasks=merge_tasks(config.tasks, [new]), cameras=(*config.cameras, "top"))
+
+
+def test_growing_changes_nothing_that_was_known(stores: dict[str, Path]) -> None:
+    base = load_checkpoint(stores["base"]).model
+    torch.manual_seed(9)
+    grown = grow(base, _grown(stores)).eval()
+    h = torch.randn(3, base.config.width)
+    task = torch.zeros(3, dtype=torch.long)
+    before, after = base.heads(h, task), grown.heads(h, task)
+    known = base.config.max_stages
+    torch.testing.assert_close(after.stage_logits[:, :known], before.stage_logits)
+    assert torch.isinf(after.stage_logits[:, known:]).all()
+    torch.testing.assert_close(after.tau_logits[:, :known], before.tau_logits)
+    torch.testing.assert_close(grown.embed_text(["fill the bar"]), base.embed_text(["fill the bar"]))
+    torch.testing.assert_close(grown.embed_text([NEW]), base.embed_text(["what?"]))
+    rgb = torch.randint(0, 256, (1, 2, *base.config.image_size, 3), dtype=torch.uint8)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    for names in (["front", "wrist"], ["front", "top"]):
+        found = [m.encode(rgb, m.camera_ids(names)[None], mask, rgb, mask) for m in (base, grown)]
+        torch.testing.assert_close(found[0], found[1])
+    with pytest.raises(ConfigError, match="only tasks and cameras may differ"):
+        grow(base, replace(base.config, width=64))
+
+
+def test_a_task_that_is_known_gets_new_texts_and_keeps_its_stages() -> None:
+    known = TaskConfig(("open", "pull"), ("a", "b"), (0.4, 0.6))
+    merged = merge_tasks([known], [TaskConfig(("pull", "tug"), ("x", "y"), (0.5, 0.5))])
+    assert merged == (replace(known, instructions=("open", "pull", "tug")),)
+    with pytest.raises(DataError, match="knows 'open' with 2 stages, the demonstrations have 1"):
+        merge_tasks([known], [TaskConfig(("open",), ("x",), (1.0,))])
+
+
+@pytest.mark.slow
+def test_it_resumes_and_refuses(stores: dict[str, Path], tmp_path: Path) -> None:
+    adapt(stores, tmp_path / "out", "steps=3")
+    first = load_checkpoint(tmp_path / "out").version
+    adapt(stores, tmp_path / "out", "steps=3")
+    assert load_checkpoint(tmp_path / "out").version == first
+    with pytest.raises(CheckpointError, match="is a run with other steps"):
+        adapt(stores, tmp_path / "out", "steps=4")
+    adapt(stores, tmp_path / "again", "steps=3")
+    assert load_checkpoint(tmp_path / "again").version == first
+    with pytest.raises(CheckpointError, match="no model at"):
+        run_command("adapt", [f"model={tmp_path / 'no'}", f"demos={stores['demo']}", f"out={tmp_path / 'x'}"])
