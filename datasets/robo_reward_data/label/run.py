@@ -75,6 +75,9 @@ def run(config: LabelConfig) -> None:
     identity = {**asked, "recipe": dataclasses.asdict(recipe)}
     target = root if config.out is None else Path(config.out).absolute()
     work = target.with_name(f".{target.name}.labelling")
+    if _is_done(config, target, identity):  # refuses before anything is written
+        sys.stdout.write(f"already labelled by this model, as asked: {target}\n")
+        return
     work.mkdir(parents=True, exist_ok=True)
     with lock(work / "lock"):
         if _is_done(config, target, identity):

@@ -140,6 +140,19 @@ class _Lane:
 _ARRAYS = ("progress", "std", "stage", "success_prob", "valid")
 
 
+def _memory(
+    model: ProgressModel, lanes: Sequence[_Lane], images: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is remembered of each lane's first images, for every one of its frames."""
+    anchors = torch.cat([lane.anchor for lane in lanes])
+    known = torch.ones(anchors.shape[:2], dtype=torch.bool, device=anchors.device)
+    each = torch.repeat_interleave(
+        torch.arange(len(lanes), device=anchors.device),
+        torch.tensor([len(rgb) for rgb in images], device=anchors.device),
+    )
+    return model.remember(anchors, known)[each], known[each]
+
+
 @torch.inference_mode()
 def _look(checkpoint: Checkpoint, lanes: Sequence[_Lane], chunk: int) -> None:
     """Show each lane its next frames and note what the model says of them."""
@@ -148,11 +161,10 @@ def _look(checkpoint: Checkpoint, lanes: Sequence[_Lane], chunk: int) -> None:
     if other := next((lane for lane in lanes if list(lane.episode.frames) != names), None):
         raise DataError(f"episode {other.episode.key} has cameras {list(other.episode.frames)}, not {names}")
     images = [lane.images(chunk) for lane in lanes]
-    anchors = [lane.anchor.expand_as(rgb) for lane, rgb in zip(lanes, images, strict=True)]
     rgb = torch.cat(images)
     mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=rgb.device)
     ids = model.camera_ids(names).expand(len(rgb), -1)
-    features = model.encode(rgb, ids, mask, torch.cat(anchors), mask)
+    features = model.encode(rgb, ids, mask, *_memory(model, lanes, images))
     states = model.fuse(features, ids, mask)[0].split([lane.fresh for lane in lanes])
     for lane, state in zip(lanes, states, strict=True):
         if lane.context is None:

@@ -1,14 +1,16 @@
 """RA-BC weights that LeRobot's own weighting arrives at, from a progress column made for it.
 
 LeRobot (0.6) weighs a sample by `p[min(t + chunk, end)] - p[t]`, read from any column `progress_<name>`.
-With the model's progress as p, a chunk that reaches past the end of an episode gets shorter and shorter, and a
-task that is done cannot progress: release and retreat weigh little or nothing. `robo_reward.rabc` mends both.
-Its deltas d determine a column q by
+With the model's progress as p, a chunk that reaches past the end of an episode gets shorter and shorter, and
+a task that is done cannot progress: release and retreat weigh little or nothing. `robo_reward.rabc` mends
+both. Its deltas d determine a column q by
 
     q[t] = q[min(t + chunk, end)] - d[t]
 
 from the end backwards, for which LeRobot's difference is d. q is no progress (it leaves [0, 1]); it is only
-for weighting with this chunk and kappa. One frame an episode cannot be told: the last, whose difference is 0.
+for weighting with this chunk and kappa. The last difference of an episode is always 0: where its end has full
+weight the last q is NaN, which LeRobot takes for full weight up to a chunk before it. Where it has not,
+LeRobot gives that one frame the weight of standing still.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def weigh_episodes(
 
 
 def _column(phi: Float64[np.ndarray, " t"], recipe: WeightRecipe) -> Float32[np.ndarray, " t"]:
-    """q of one episode; NaN where progress is."""
+    """q of one episode; NaN where progress is, and at an end of full weight."""
     length = len(phi)
     end = np.minimum(np.arange(length) + recipe.chunk, length - 1)
     done: Bool[np.ndarray, " t"] = phi[end] >= recipe.done
@@ -72,6 +74,8 @@ def _column(phi: Float64[np.ndarray, " t"], recipe: WeightRecipe) -> Float32[np.
         # Where the other end is unknown LeRobot sees no difference, whatever stands here.
         if not np.isnan(wanted) and not np.isnan(phi[t]):
             column[t] = wanted
+    if delta[-1] > recipe.kappa:
+        column[-1] = np.nan
     return column.astype(np.float32)
 
 

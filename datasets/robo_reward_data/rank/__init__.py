@@ -1,0 +1,1 @@
+"""Policy rollouts put in order by a model: which are best, which to keep, where the others went wrong."""
