@@ -76,6 +76,7 @@ def robot_env(ros_domain: int) -> Iterator[Callable[..., Any]]:
             "action_low": [-1.0] * 4,
             "action_high": [1.0] * 4,
             "lock_step": True,
+            "period_s": 0.0625,
             "seed_node": "/sim_robot",
         }
         made.append(RosRobotEnv(**(options | changes)))

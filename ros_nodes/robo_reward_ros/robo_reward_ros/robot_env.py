@@ -8,6 +8,7 @@ caller's thread: a learner that thinks for a while comes back to the newest ones
 
 from __future__ import annotations
 
+import copy
 import time
 from bisect import bisect_left
 from collections import deque
@@ -83,7 +84,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     Reward: 1 on the step that ends the episode in success, else 0.
     `terminated` once the robot has called the task done for `success_hold` observations in a row.
     `truncated` where the robot falls silent; `info["reason"]` says which topic and for how long, the
-    observation is the last one. A step limit is gymnasium's own (`TimeLimit`).
+    observation is the last one; and after `max_decisions`.
 
     `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock, and after
     a step `intervention` (a human acted during it), `applied_action` f32[a] (what the robot was told last,
@@ -109,10 +110,11 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         success_topic: str = "success",
         success_service: str = "",
         success_hold: int = 2,
+        max_decisions: int = 0,
         reset_service: str = "reset",
         seed_node: str = "",
         lock_step: bool = False,
-        period_s: float = 0.0,
+        period_s: float = 0.1,
         slop_s: float = 0.03,
         observation_timeout_s: float = 2.0,
         reset_timeout_s: float = 30.0,
@@ -125,7 +127,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Connect; the robot need not be there before `reset`.
 
         Args:
-            cameras: topic of each camera by its name; one that ends in /compressed has CompressedImage.
+            cameras: topic of each camera by its name; one that ends in /compressed has CompressedImage. With
+                {} the observation has no `images`.
             image_size: (height, width) of the observation's images; others are resized.
             proprio_low: smallest value of each joint; its length is that of `proprio`.
             proprio_high: largest value of each joint.
@@ -138,11 +141,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             success_topic: std_msgs/Bool, "" where there is none.
             success_service: std_srvs/Trigger, asked at every step in place of the topic; "" for none.
             success_hold: observations for which success must last.
+            max_decisions: steps of an episode; 0 for no limit.
             reset_service: std_srvs/Trigger, answers when a new episode may begin; "" for none.
             seed_node: a node whose parameter `seed` is set by `reset(seed=...)`; "" for none.
             lock_step: the robot waits for commands, and shows its first observation before it has answered
                 the reset.
-            period_s: least time between two observations, by their stamps; 0 takes every one.
+            period_s: time between two observations, by their stamps.
             slop_s: largest difference between the stamps of one observation.
             observation_timeout_s: how long to wait for an observation.
             reset_timeout_s: how long a reset may take.
@@ -155,19 +159,20 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         Raises:
             ConfigError: bounds or cameras that do not fit.
         """
-        if not cameras:
-            raise ConfigError("cameras is empty: name at least one, as {front: /front/image_raw}")
+        if not period_s > slop_s >= 0:
+            raise ConfigError(f"period_s {period_s} must be more than slop_s {slop_s}, which is 0 or more")
         if len(proprio_low) != len(proprio_high) or len(action_low) != len(action_high):
             raise ConfigError("the low and high bounds of proprio, and those of the action, must pair up")
         self._size = (int(image_size[0]), int(image_size[1]))
         self._hold, self._lock_step = int(success_hold), lock_step
+        self._max_decisions, self._decisions = int(max_decisions), 0
         self._period_ns, self._slop_ns = round(period_s * 1e9), round(slop_s * 1e9)
         self._timeout_s, self._reset_timeout_s = float(observation_timeout_s), float(reset_timeout_s)
         image = spaces.Box(0, 255, (*self._size, 3), np.uint8)
         proprio = spaces.Box(np.array(proprio_low, np.float32), np.array(proprio_high, np.float32))
-        self.observation_space = spaces.Dict(
-            {"images": spaces.Dict(dict.fromkeys(cameras, image)), "proprio": proprio}
-        )
+        cameras = dict(cameras)
+        views = {"images": spaces.Dict(dict.fromkeys(cameras, image))} if cameras else {}
+        self.observation_space = spaces.Dict({**views, "proprio": proprio})
         self.action_space = spaces.Box(np.array(action_low, np.float32), np.array(action_high, np.float32))
         self._proprio = proprio
 
@@ -209,6 +214,11 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._seed_client = self._client(SetParameters, seed_node and f"{seed_node}/set_parameters")
 
     @property
+    def decision_ns(self) -> int:
+        """Nominal time between two observations, in nanoseconds."""
+        return self._period_ns
+
+    @property
     def stamp_ns(self) -> int:
         """Stamp of the last observation, by the robot's clock."""
         return self._last_ns
@@ -232,7 +242,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             answer = self._call(self._reset_client, Trigger.Request())
             if not answer.success:
                 raise RobotError(f"{self._reset_client.srv_name} refused: {answer.message}")
-        self._success, self._held, self._last = False, 0, None
+        self._success, self._held, self._decisions, self._last = False, 0, 0, None
         if not self._lock_step:
             self._drain()
             before_ns = self._newest_ns()
@@ -259,7 +269,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._drain()
         self._applied.clear()
         self._command.publish(message)
-        target_ns = self._last_ns + max(1, self._period_ns - self._slop_ns)
+        target_ns = self._last_ns + self._period_ns - self._slop_ns
         # A robot in lock-step waits for an answer that may have been lost: it is sent again.
         again = (lambda: self._command.publish(message)) if self._lock_step else None
         found = self._wait(target_ns, self._timeout_s, again)
@@ -273,7 +283,11 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         terminated = self._held >= self._hold
         if terminated:
             self._mark("end: success")
-        return self._copy(), float(terminated), terminated, False, self._facts(command)
+        self._decisions += 1
+        truncated = not terminated and self._decisions == self._max_decisions
+        if truncated:
+            self._mark("end: truncated")
+        return self._copy(), float(terminated), terminated, truncated, self._facts(command)
 
     def close(self) -> None:
         """Disconnect."""
@@ -333,13 +347,11 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 repeat_at = now + _REPEAT_S
 
     def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
-        first, *rest = self._cameras
-        reference = self._cameras[first]
-        for stamp_ns, image in zip(reversed(reference.stamps), reversed(reference.messages), strict=True):
+        reference = next(iter(self._cameras.values()), self._joints)
+        for stamp_ns in reversed(reference.stamps):
             if stamp_ns < target_ns:
                 return None
-            images = {first: image}
-            images |= {name: self._cameras[name].nearest(stamp_ns, self._slop_ns) for name in rest}
+            images = {name: stream.nearest(stamp_ns, self._slop_ns) for name, stream in self._cameras.items()}
             joints = self._joints.nearest(stamp_ns, self._slop_ns)
             if joints is not None and all(message is not None for message in images.values()):
                 return stamp_ns, images, joints
@@ -352,10 +364,9 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 f"'{self._joints.topic}' has positions {values.tolist()}: "
                 f"{self._proprio.shape[0]} finite numbers were configured"
             )
-        self._last = {
-            "images": {name: self._picture(name, message) for name, message in images.items()},
-            "proprio": np.clip(values, self._proprio.low, self._proprio.high),
-        }
+        pictures = {name: self._picture(name, message) for name, message in images.items()}
+        views = {"images": pictures} if pictures else {}
+        self._last = {**views, "proprio": np.clip(values, self._proprio.low, self._proprio.high)}
         self._last_ns = stamp_ns
 
     def _picture(self, name: str, message: Any) -> np.ndarray:
@@ -369,8 +380,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _copy(self) -> dict[str, Any]:
         assert self._last is not None
-        images = {name: image.copy() for name, image in self._last["images"].items()}
-        return {"images": images, "proprio": self._last["proprio"].copy()}
+        return copy.deepcopy(self._last)
 
     def _facts(self, command: np.ndarray) -> dict[str, Any]:
         applied = np.asarray(command, np.float32)
