@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +64,19 @@ def test_quitting_at_high_progress_earns_nothing() -> None:
     assert paid[-1] == -slow[-2]
     paid[-1] += 2.0  # the task reward pays success
     assert float(0.98 ** np.arange(100) @ paid) == pytest.approx(2 * 0.98**99)
+
+
+def test_the_terminal_potential_is_zero_and_a_truncated_one_is_kept() -> None:
+    paid = {}
+    for how in ("terminated", "truncated"):
+        shaper = Shaper(discount=0.9)
+        shaper.start(0.2)
+        paid[how] = shaper.push(0.8, **{how: True})
+        assert not shaper.started
+    assert (paid["terminated"].discount, paid["terminated"].next_potential) == (0.0, 0.0)
+    assert paid["terminated"].shaping == -0.2
+    assert (paid["truncated"].discount, paid["truncated"].next_potential) == (0.9, 0.8)
+    assert paid["truncated"].shaping == pytest.approx(0.9 * 0.8 - 0.2)
 
 
 def test_a_gap_is_settled_after_it() -> None:
@@ -171,3 +186,11 @@ def test_misuse_is_named() -> None:
         Faded(0.3, 0.3)
     with pytest.raises(ConfigError, match="does not take these arguments"):
         ShapingConfig(potential={"_target_": "robo_reward.shaping.Gated", "width": 1}).build()
+
+
+def test_weights_rules_and_shaping_need_no_torch() -> None:
+    code = (
+        "import sys, robo_reward.shaping, robo_reward.rabc, robo_reward.abort; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
