@@ -59,9 +59,8 @@ def chunk_deltas(progress: Float[np.ndarray, " t"], chunk: int) -> Float64[np.nd
     if not len(progress):
         raise DataError("an episode without frames has no progress")
     phi = np.asarray(progress, np.float64)
-    start = np.minimum(np.arange(len(phi)), max(len(phi) - 1 - chunk, 0))
-    end = np.minimum(start + chunk, len(phi) - 1)
-    return phi[end] - phi[start]
+    start = _starts(len(phi), chunk)
+    return phi[np.minimum(start + chunk, len(phi) - 1)] - phi[start]
 
 
 def fit_statistics(
@@ -132,11 +131,17 @@ def advantage_weights(
     if not (temperature > 0 and cap > 0):
         raise ConfigError(f"temperature={temperature}, cap={cap}: both must be positive")
     phi = np.asarray(progress, np.float64)
-    known = np.nan_to_num(phi)
-    value = np.asarray(statistics.value)[_bin(known, len(statistics.value))]
+    # At the end of the episode too, a chunk is compared with those that begin where it does.
+    begin = np.nan_to_num(phi[_starts(len(phi), statistics.chunk)])
+    value = np.asarray(statistics.value)[_bin(begin, len(statistics.value))]
     advantage = chunk_deltas(phi, statistics.chunk) - value
     scaled = advantage / (temperature * (statistics.std + _EPS))
-    return np.where(np.isnan(phi), np.nan, np.exp(np.minimum(scaled, np.log(cap))))
+    return np.exp(np.minimum(scaled, np.log(cap)))
+
+
+def _starts(length: int, chunk: int) -> np.ndarray:
+    """The first frame of each frame's chunk: its own, or that of the episode's last whole chunk."""
+    return np.minimum(np.arange(length), max(length - 1 - chunk, 0))
 
 
 def _bin(progress: Float64[np.ndarray, " n"], bins: int) -> np.ndarray:

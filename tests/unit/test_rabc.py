@@ -64,6 +64,13 @@ def test_advantage_is_against_what_others_do_from_there() -> None:
     assert advantage_weights(fast, statistics, temperature=0.01).max() == pytest.approx(20.0)
 
 
+def test_the_tail_is_compared_with_chunks_that_begin_where_its_own_does() -> None:
+    fast, stuck = np.linspace(0, 1, 5), np.r_[np.linspace(0, 1, 3), np.ones(4)]
+    statistics = fit_statistics([fast, fast, stuck], chunk=2, bins=2)
+    weights = advantage_weights(fast, statistics)
+    np.testing.assert_array_equal(weights[2:], np.full(3, weights[2]))
+
+
 def test_what_is_unknown_has_no_weight() -> None:
     statistics = ChunkStatistics(chunk=1, mean=0.1, std=0.1, value=(0.1,))
     progress = np.array([0.0, NAN, 0.3, 0.4])
