@@ -92,12 +92,10 @@ class Bag:
                 f"{purpose}: topic '{topic}' in {self.path} is {there[topic]}, not {' or '.join(types)}"
             )
 
-    def raw(self, start_ns: int, end_ns: int, without: str | None) -> Iterator[tuple[str, bytes]]:
-        """Topic and bytes of every message in a span but those of one topic, in order of receipt."""
-        wanted = [connection for connection in self._reader.connections if connection.topic != without]
-        if wanted:
-            for connection, _, data in self._reader.messages(wanted, start=start_ns, stop=end_ns):
-                yield connection.topic, bytes(data)
+    def everything(self, start_ns: int, end_ns: int) -> Iterator[tuple[str, int, bytes]]:
+        """Topic, time of receipt and bytes of every message in a span, in order of receipt."""
+        for connection, received_ns, data in self._reader.messages(start=start_ns, stop=end_ns):
+            yield connection.topic, received_ns, bytes(data)
 
     def messages(self, topic: str, start_ns: int, end_ns: int) -> Iterator[Message]:
         """The messages of a topic in a span, in order of receipt.

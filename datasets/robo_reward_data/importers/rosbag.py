@@ -115,8 +115,9 @@ class BagEpisode:
     def _uid(self) -> str:
         digest = hashlib.sha256()
         with open_bag(self.path) as bag:
-            for topic, data in bag.raw(self.marked.start_ns, self.marked.end_ns, self.importer.markers):
-                digest.update(topic.encode() + b"\0" + data)
+            for topic, _, data in bag.everything(self.marked.start_ns, self.marked.end_ns):
+                if topic != self.importer.markers:
+                    digest.update(topic.encode() + b"\0" + data)
         return digest.hexdigest()
 
     def labels(self) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.bag_player import message_class
 from robo_reward_ros.running import run_node
 
 __all__ = ["BagRecorder", "main"]
@@ -104,17 +104,7 @@ class BagRecorder(Node):
             self._counts[topic] += 1
 
         qos = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-        self.create_subscription(_message_class(kind), topic, write, qos, raw=True)
-
-
-def _message_class(kind: str) -> Any:
-    package, _, name = kind.split("/")
-    try:
-        return getattr(import_module(f"{package}.msg"), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(
-            f"cannot record {kind}: install the package '{package}', or leave the topic out"
-        ) from error
+        self.create_subscription(message_class(kind), topic, write, qos, raw=True)
 
 
 def _definition(kind: str) -> str:

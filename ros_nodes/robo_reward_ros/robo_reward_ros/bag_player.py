@@ -1,0 +1,132 @@
+"""The player: a bag's messages onto their topics again, in their own time. Works without `ros2 bag`.
+
+Messages go out as they were recorded, undecoded, so their stamps are those of the recording: nodes that look
+at the time need `publish_clock` here and `use_sim_time` there. Ends when the bag does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rosgraph_msgs.msg import Clock as ClockMsg
+
+from robo_reward.errors import ConfigError
+from robo_reward_data.bags import open_bag
+from robo_reward_ros.running import run_node
+
+__all__ = ["BagPlayer", "main", "message_class"]
+
+_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
+
+class BagPlayer(Node):
+    """Plays one bag; its parameters are described where they are declared."""
+
+    def __init__(self, **options: Any) -> None:
+        """Open the bag and announce its topics; `options` go to rclpy's Node.
+
+        Raises:
+            ConfigError: no path, or topics of a type that is not installed.
+            DataError: no bag there, or a damaged one.
+        """
+        super().__init__("bag_player", **options)
+        positive = [FloatingPointRange(from_value=0.001, to_value=1000.0, step=0.0)]
+        for name, default, text, more in (
+            ("path", "", "folder of the bag", {}),
+            ("topics", [""], "those to play; empty: all", {}),
+            ("rate", 1.0, "times faster than it was recorded", {"floating_point_range": positive}),
+            ("publish_clock", True, "publish the time of the recording on /clock", {}),
+            ("wait_s", 30.0, "how long to wait until every image topic has a subscriber, seconds", {}),
+        ):
+            self.declare_parameter(
+                name, default, ParameterDescriptor(description=text, read_only=True, **more)
+            )
+        if not self._value("path"):
+            raise ConfigError("the player needs path:=FOLDER")
+        self._bag_path = Path(str(self._value("path")))
+        wanted = [str(topic) for topic in self._value("topics") if topic]
+        with open_bag(self._bag_path) as bag:
+            kinds = {topic: kind for topic, kind in bag.topics.items() if topic in (wanted or bag.topics)}
+            if missing := [topic for topic in wanted if topic not in kinds]:
+                raise ConfigError(f"{self._bag_path} has no '{missing[0]}': it has {', '.join(bag.topics)}")
+        qos = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
+        self._outputs = {
+            topic: self.create_publisher(message_class(kind), topic, qos) for topic, kind in kinds.items()
+        }
+        self._images = [topic for topic, kind in kinds.items() if kind in _IMAGES]
+        sure = QoSProfile(depth=10, durability=QoSDurabilityPolicy.VOLATILE)
+        self._ticks = (
+            self.create_publisher(ClockMsg, "/clock", sure) if self._value("publish_clock") else None
+        )
+        # Once the executor spins: what waits for subscribers must not keep the constructor.
+        self._start = self.create_timer(0.01, self._play, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _play(self) -> None:
+        self._start.cancel()
+        self._wait_for_subscribers()
+        rate, began = float(self._value("rate")), time.monotonic()
+        with open_bag(self._bag_path) as bag:
+            start_ns, end_ns = bag.span_ns
+            for topic, received_ns, data in bag.everything(start_ns, end_ns):
+                if topic not in self._outputs:
+                    continue
+                ahead = (received_ns - start_ns) / 1e9 / rate - (time.monotonic() - began)
+                if ahead > 0:
+                    time.sleep(ahead)
+                if self._ticks is not None:
+                    seconds, nanoseconds = divmod(received_ns, 10**9)
+                    message = ClockMsg()
+                    message.clock.sec, message.clock.nanosec = seconds, nanoseconds
+                    self._ticks.publish(message)
+                self._outputs[topic].publish(data)
+        self.get_logger().info(f"the end of {self._bag_path}")
+        for publisher in self._outputs.values():
+            # Reliable messages that are still on their way would be lost with the publisher.
+            publisher.wait_for_all_acked()
+        raise KeyboardInterrupt
+
+    def _wait_for_subscribers(self) -> None:
+        until = time.monotonic() + float(self._value("wait_s"))
+        while lonely := [
+            topic for topic in self._images if not self._outputs[topic].get_subscription_count()
+        ]:
+            if time.monotonic() > until:
+                self.get_logger().warning(f"nobody subscribes to {', '.join(lonely)}: playing all the same")
+                return
+            time.sleep(0.05)
+
+
+def message_class(kind: str) -> Any:
+    """The Python class of a message type such as `sensor_msgs/msg/Image`.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    package, _, name = kind.split("/")
+    try:
+        return getattr(import_module(f"{package}.msg"), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(
+            f"no type {kind} here: install the package '{package}', or leave the topic out"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play to the end, or until interrupted."""
+    return run_node(BagPlayer, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

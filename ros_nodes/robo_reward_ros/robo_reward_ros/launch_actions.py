@@ -1,0 +1,60 @@
+"""A plan as actions of ROS 2's `launch`: needs a ROS installation, which has that package (PyPI has not)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
+from launch.substitutions import LaunchConfiguration
+
+from robo_reward_ros.launch_plan import Plan
+
+__all__ = ["actions", "description"]
+
+
+def description(make: Callable[..., Plan], arguments: Mapping[str, tuple[Any, str]]) -> LaunchDescription:
+    """What a launch file returns: declared arguments, and the plan that they make.
+
+    Args:
+        make: a function of `robo_reward_ros.launch_plan`.
+        arguments: by name the default (None: required, "": leave it to `make`) and what it is.
+    """
+    declared = [
+        DeclareLaunchArgument(name, default_value=None if default is None else str(default), description=text)
+        for name, (default, text) in arguments.items()
+    ]
+
+    def build(context: Any) -> list[ExecuteProcess]:
+        given = {name: LaunchConfiguration(name).perform(context) for name in arguments}
+        kinds = {name: type(default) for name, (default, _) in arguments.items()}
+        return actions(
+            make(**{name: _typed(value, kinds[name]) for name, value in given.items() if value != ""})
+        )
+
+    return LaunchDescription([*declared, OpaqueFunction(function=build)])
+
+
+def actions(plan: Plan) -> list[ExecuteProcess]:
+    """One action for each process of a plan, the same command line as without `ros2 launch`."""
+    return [
+        ExecuteProcess(
+            cmd=process.command(plan.namespace),
+            name=process.name,
+            additional_env=dict(plan.environment),
+            output="screen",
+            respawn=process.respawn,
+            respawn_delay=1.0,
+            **({"on_exit": Shutdown(reason=f"{process.name} ended")} if process.essential else {}),
+        )
+        for process in plan.processes
+    ]
+
+
+def _typed(value: str, kind: type) -> Any:
+    if kind is bool:
+        return value.lower() in ("true", "1")
+    if kind is tuple:
+        return tuple(value.split())
+    return float(value) if kind is float else value

@@ -1,0 +1,141 @@
+"""The `launch` command: a plan's processes without `ros2 launch`, watched, and ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+from robo_reward.errors import RoboRewardError
+from robo_reward.imports import instantiate
+from robo_reward_ros.launch_plan import Plan, Process
+
+__all__ = ["LaunchConfig", "LaunchError", "run", "run_plan"]
+
+_GRACE_S = 8.0
+_RESPAWN_S = 1.0
+
+
+class LaunchError(RoboRewardError):
+    """A process of a launch that failed."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """The keys of `configs/launch.yaml`, which says what each means."""
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+def run(config: LaunchConfig) -> None:
+    """Run the plan of a config, or print its commands.
+
+    Raises:
+        LaunchError: a process that everything depends on has failed.
+        ConfigError: the plan's arguments do not fit.
+    """
+    plan: Plan = instantiate(config.plan)
+    if config.dry_run:
+        for process in plan.processes:
+            sys.stdout.write(" ".join(process.command(plan.namespace)) + "\n")
+        return
+    run_plan(plan)
+
+
+def run_plan(plan: Plan) -> None:
+    """Start every process, pass their output on line by line, and end all when an essential one ends.
+
+    The others are asked with SIGINT, last started first, and killed after some seconds.
+
+    Raises:
+        LaunchError: the essential process that ended first has failed.
+    """
+    environment = {**os.environ, **plan.environment}
+    running: list[_Running] = []
+    try:
+        for process in plan.processes:
+            one = _Running(process, plan.namespace, environment)
+            running.append(one)  # at once: where the next one does not start, this one has to end
+        ended = _watch(running)
+    finally:
+        for one in reversed(running):
+            one.end()
+    if ended.status:
+        raise LaunchError(f"'{ended.process.name}' ended with status {ended.status}: see its output above")
+
+
+def _watch(running: list[_Running]) -> _Running:
+    """Wait for an essential process to end; start others again where they ask for it."""
+    while True:
+        for one in running:
+            if one.status is None:
+                continue
+            if one.process.essential:
+                return one
+            if one.process.respawn and one.status:
+                one.start_again()
+        time.sleep(0.05)
+
+
+class _Running:
+    """A process of the plan while it runs."""
+
+    def __init__(self, process: Process, namespace: str, environment: Mapping[str, str]) -> None:
+        self.process = process
+        self._command = process.command(namespace)
+        self._environment = environment
+        self._again_at = 0.0
+        self._start()
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, or None while it runs."""
+        return self._popen.poll()
+
+    def start_again(self) -> None:
+        """Start it again a second after it has ended."""
+        now = time.monotonic()
+        if not self._again_at:
+            self._again_at = now + _RESPAWN_S
+            sys.stderr.write(f"[{self.process.name}] ended with status {self.status}: starting it again\n")
+        elif now >= self._again_at:
+            self._again_at = 0.0
+            self._start()
+
+    def end(self) -> None:
+        """Ask it to end, and make it."""
+        if self.status is None:
+            self._popen.send_signal(signal.SIGINT)
+        try:
+            self._popen.wait(timeout=_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        self._reader.join()
+
+    def _start(self) -> None:
+        # A group of its own: Ctrl-C reaches the launch alone, which then ends the processes in order.
+        self._popen = subprocess.Popen(
+            self._command,
+            env=dict(self._environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        pipe = cast("IO[bytes]", self._popen.stdout)
+        self._reader = threading.Thread(target=_pass_on, args=(self.process.name, pipe), daemon=True)
+        self._reader.start()
+
+
+def _pass_on(name: str, pipe: IO[bytes]) -> None:
+    with pipe:
+        for line in pipe:
+            sys.stdout.write(f"[{name}] {line.decode(errors='replace')}")
+            sys.stdout.flush()
