@@ -1,0 +1,176 @@
+"""Launch plans: the processes they start, their files and the command that runs them. Needs no ROS."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from robo_reward.errors import ConfigError
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_reward_ros"))
+
+from robo_reward.cli.main import main
+from robo_reward_ros.launch_plan import (
+    Plan,
+    Process,
+    params_file,
+    replay_plan,
+    reward_plan,
+    sim_improve_plan,
+)
+from robo_reward_ros.launching import LaunchError, run_plan
+
+
+@pytest.fixture(autouse=True)
+def _no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AMENT_PREFIX_PATH", "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_reward_node_has_its_cameras_and_model(repo: Path) -> None:
+    plan = reward_plan("runs/drawer", namespace="arm", use_sim_time=True)
+    (node,) = plan.processes
+    assert (node.essential, node.respawn) == (False, True)
+    assert node.command(plan.namespace)[1:] == [
+        *("-m", "robo_reward_ros.reward_node", "--ros-args", "-r", "__node:=reward", "-r", "__ns:=/arm"),
+        *("--params-file", str(repo / "launch/params/reward.yaml")),
+        *("-p", 'model:="runs/drawer"', "-p", "use_sim_time:=true"),
+    ]
+    assert plan.environment["FASTDDS_DEFAULT_PROFILES_FILE"].endswith("fastdds_large_images.xml")
+
+
+def test_a_profile_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "mine.xml")
+    assert reward_plan("run").environment == {}
+
+
+def test_the_improvement_stands_behind_the_safety_node() -> None:
+    plan = sim_improve_plan("demos", "out", overrides=["rollouts=3"])
+    assert [process.name for process in plan.processes] == ["sim_robot", "safety", "improve"]
+    assert all(process.essential for process in plan.processes)
+    assert plan.processes[-1].command()[2:] == [
+        *("robo_reward.cli.main", "improve", "robot=simulated", "demos=demos", "out=out", "rollouts=3"),
+    ]
+    with_model = sim_improve_plan("demos", "out", model="run")
+    assert [process.name for process in with_model.processes] == ["sim_robot", "safety", "reward", "improve"]
+    assert "model=run" in with_model.processes[-1].arguments
+
+
+def test_a_replay_ends_with_its_bag(tmp_path: Path) -> None:
+    reward, player = replay_plan(tmp_path, "run", rate=2.0).processes
+    assert (reward.essential, player.essential) == (False, True)
+    assert reward.parameters["use_sim_time"] is True
+    assert player.parameters["rate"] == 2.0
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no parameter file"):
+        reward_plan("run", params=tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="no bag"):
+        replay_plan(tmp_path / "missing", "run")
+    with pytest.raises(ConfigError, match="rate is 0"):
+        replay_plan(tmp_path, "run", rate=0)
+    with pytest.raises(ConfigError, match=r"no parameter file 'other\.yaml' in"):
+        params_file("other.yaml")
+
+
+def test_an_installed_bringup_wins_over_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "share/robo_reward_bringup/params/reward.yaml"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("/**: {ros__parameters: {cameras: [front]}}")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
+    assert params_file("reward.yaml") == installed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["reward.yaml", "reward_simulated.yaml", "sim_robot.yaml", "safety_simulated.yaml", "safety_arm.yaml"],
+)
+def test_every_parameter_file_reads_and_explains_itself(name: str) -> None:
+    path = params_file(name)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert yaml.safe_load(text)["/**"]["ros__parameters"]
+
+
+def test_layouts_read(repo: Path) -> None:
+    layout = json.loads((repo / "launch/config/reward.foxglove.json").read_text(encoding="utf-8"))
+    assert set(_leaves(layout["layout"])) == set(layout["configById"])
+    rviz = yaml.safe_load((repo / "launch/config/reward.rviz").read_text(encoding="utf-8"))
+    assert rviz["Visualization Manager"]["Displays"]
+
+
+def _leaves(node: Any) -> list[str]:
+    return [node] if isinstance(node, str) else [*_leaves(node["first"]), *_leaves(node["second"])]
+
+
+@pytest.mark.parametrize("name", ["reward", "replay", "sim_improve"])
+def test_launch_files_build_their_plan(repo: Path, name: str) -> None:
+    launch = pytest.importorskip("launch.actions", reason="ROS 2's launch is not on PyPI")
+    module = runpy.run_path(str(repo / "launch" / f"{name}.launch.py"))
+    entities = module["generate_launch_description"]().entities
+    declared = [entity.name for entity in entities if isinstance(entity, launch.DeclareLaunchArgument)]
+    assert "model" in declared
+    assert any(isinstance(entity, launch.OpaqueFunction) for entity in entities)
+
+
+def test_the_command_shows_what_it_would_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "plan=sim_improve", "plan.demos=d", "plan.out=o", "dry_run=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("-m ")[1].split()[0] for line in lines] == [
+        "robo_reward_ros.sim_robot_node",
+        "robo_reward_ros.safety_node",
+        "robo_reward.cli.main",
+    ]
+
+
+def _script(tmp_path: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return name
+
+
+def test_everything_ends_with_the_essential_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiter = _script(
+        tmp_path,
+        "waiter",
+        "import time\nprint('up', flush=True)\ntry:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('asked', flush=True)\n",
+        monkeypatch,
+    )
+    failing = _script(tmp_path, "failing", "import time\ntime.sleep(1)\nraise SystemExit(3)\n", monkeypatch)
+    plan = Plan((Process("waits", waiter, is_node=False), Process("fails", failing, is_node=False)))
+    with pytest.raises(LaunchError, match="'fails' ended with status 3"):
+        run_plan(plan)
+    assert capsys.readouterr().out.splitlines() == ["[waits] up", "[waits] asked"]
+
+
+def test_a_node_that_is_killed_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dies = _script(
+        tmp_path,
+        "dies",
+        f"import os, signal\nprint('up', flush=True)\nos.kill(os.getpid(), {signal.SIGKILL})\n",
+        monkeypatch,
+    )
+    ends = _script(tmp_path, "ends", "import time\ntime.sleep(3)\n", monkeypatch)
+    plan = Plan(
+        (
+            Process("node", dies, is_node=False, essential=False, respawn=True),
+            Process("job", ends, is_node=False),
+        )
+    )
+    run_plan(plan)
+    output = capsys.readouterr()
+    assert output.out.count("[node] up") >= 2
+    assert "[node] ended with status -9: starting it again" in output.err
