@@ -1,0 +1,1 @@
+"""Several reward models on the same episodes in one run."""

@@ -1,0 +1,278 @@
+"""Relative progress between two moments, and progress read out of it in five ways (arXiv 2512.23703).
+
+    hop(p, q) = (Phi_q - Phi_p) / (1 - Phi_p)   if Phi_q >= Phi_p,   else   (Phi_q - Phi_p) / Phi_p
+
+One hop model; from its hops `h`, with `Phi_prev` the running estimate:
+
+    incremental  Phi_I = Phi_prev + (1 - Phi_prev) h, or Phi_prev + Phi_prev h where h < 0
+    forward      Phi_F = hop(first, now)
+    backward     Phi_B = 1 + hop(goal, now)
+    mean         (Phi_I + Phi_F + Phi_B) / 3
+    gate         Phi = Phi_prev + w / 2 (m - Phi_prev + Phi_I - Phi_prev),  m = (Phi_F + Phi_B) / 2,
+                 w = exp(-20 d^2),  d = |Phi_F - Phi_B| / (m + eps)
+
+Phi_F and Phi_B are clamped to [0, 1] (as published they reach -1 and 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robo_reward.clips import Timeline, Track
+from robo_reward.compare.goals import GoalPictures, keep_goals
+from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
+from robo_reward.compare.networks import (
+    EpisodeEncoder,
+    Network,
+    Windows,
+    as_numpy,
+    fit_network,
+    masked_mean,
+    window_states,
+)
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.labels import apply_hop, hop, label_episode, task_progress
+from robo_reward.model.config import ModelConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.schema import EpisodeReader
+from robo_reward.train.loop import Objective
+from robo_reward.train.loss import TensorBatch, true_progress, two_hot
+from robo_reward.train.run import make_tasks
+
+__all__ = ["READOUTS", "HopModel", "HopPairs", "read_out"]
+
+READOUTS = ("incremental", "forward", "backward", "mean", "gate")
+_HOP_BINS, _GAP_BINS = 25, 4
+_PAIRS_PER_EPISODE = 2000
+_EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class HopPairs:
+    """Windows of pairs (start, end) of one episode, drawn evenly over hop value and time gap.
+
+    cells   i64[n, 4]: (cell, episode, start, end), sorted by cell; a cell is a bin of hop value and of gap
+    zeros   share of pairs that are one frame shown twice
+    """
+
+    cells: Int64[np.ndarray, "n 4"]
+    zeros: float = 0.05
+
+    @classmethod
+    def of(cls, progress: Sequence[Float32[np.ndarray, " _t"]], seed: int, zeros: float = 0.05) -> HopPairs:
+        """The cells of episodes with this true progress (NaN where unknown).
+
+        Long episodes are thinned to some thousands of their pairs.
+
+        Raises:
+            DataError: no episode has two frames with known progress.
+        """
+        rng = np.random.default_rng([seed, 0x40B5])
+        rows: list[Int64[np.ndarray, "m 4"]] = []
+        for episode, phi in enumerate(progress):
+            known = np.flatnonzero(np.isfinite(phi))
+            if len(known) < 2:
+                continue
+            start, end = (known[rng.integers(0, len(known), _PAIRS_PER_EPISODE)] for _ in range(2))
+            apart = start != end
+            start, end = start[apart], end[apart]
+            value = hop(phi[start].astype(np.float64), phi[end].astype(np.float64))
+            across = ((value + 1) / 2 * _HOP_BINS).astype(np.int64).clip(0, _HOP_BINS - 1)
+            gap = (_GAP_BINS * np.abs(end - start) // (known[-1] - known[0] + 1)).clip(0, _GAP_BINS - 1)
+            rows.append(
+                np.stack([across * _GAP_BINS + gap, np.full(len(start), episode), start, end], axis=1)
+            )
+        if not rows:
+            raise DataError("no training episode has two frames with known progress: nothing to compare")
+        table = np.concatenate(rows)
+        return cls(table[np.argsort(table[:, 0], kind="stable")], zeros)
+
+    def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
+        """Pairs in place of the window's frames; the anchor is the start of their episode."""
+        names, starts = np.unique(self.cells[:, 0], return_index=True)
+        edges = np.append(starts, len(self.cells))
+        cell = int(rng.integers(len(names)))
+        _, episode, *pair = self.cells[rng.integers(edges[cell], edges[cell + 1])].tolist()
+        frames = [*pair]
+        own = self.cells[self.cells[:, 1] == episode]
+        names = np.unique(own[:, 0])
+        while len(frames) < max(len(line.frame), 2):
+            rows = own[own[:, 0] == rng.choice(names)]
+            frames += rows[rng.integers(len(rows)), 2:].tolist()
+        for at in range(0, len(frames), 2):
+            if rng.random() < self.zeros:
+                frames[at + 1] = frames[at]
+        return replace(
+            line,
+            episode=np.full(len(frames), episode, dtype=np.int64),
+            frame=np.array(frames, dtype=np.int64),
+            time_s=np.arange(len(frames), dtype=np.float64),
+            first=(episode, 0) if line.first is not None else None,
+        )
+
+
+class HopModel:
+    """A hop model with one of five readouts. All readouts with the same other options share one model.
+
+    Args:
+        readout: incremental, forward, backward, mean or gate.
+        interval: frames between the two moments of an incremental hop.
+        goals: pictures of the goal to compare with, of as many training successes.
+    """
+
+    causal = True
+
+    def __init__(self, readout: str = "mean", interval: int = 4, goals: int = 3) -> None:
+        """Nothing is learned yet.
+
+        Raises:
+            ConfigError: a readout that does not exist, or an interval or number of goals below 1.
+        """
+        if readout not in READOUTS:
+            raise ConfigError(f"readout='{readout}': choose one of {', '.join(READOUTS)}")
+        if min(interval, goals) < 1:
+            raise ConfigError(f"interval={interval} and goals={goals} must be 1 or more")
+        self._readout, self._interval, self._goals = readout, interval, goals
+        self._encoder: EpisodeEncoder | None = None
+        self._network: Network | None = None
+        self._pictures: GoalPictures | None = None
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Options of the model, not of its readout."""
+        return {"method": "hop", "goals": self._goals}
+
+    def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
+        """Train on every labelled episode, successes and failures."""
+        tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
+        weights = {task.instructions[0]: task.stage_weights for task in tasks}
+        labelled = [r for r in data.train if label_episode(r.info) is not None]
+        pairs = HopPairs.of([_truth(r, weights[r.info.instruction]) for r in labelled], seed)
+        # An even number of frames: every window is whole pairs. Anchors are their episode's own first frame.
+        options = data.options.windows
+        options = replace(
+            options, frames=options.frames + options.frames % 2, goal_share=0.5, anchor_random=0.0
+        )
+        windows = Windows(options, {"pairs": pairs}, data.options.batch_size)
+        network = fit_network(
+            _network, Objective(_terms, {"hop": 1.0}), labelled, windows, data, budget, seed, workdir
+        )
+        keep_goals(workdir, labelled, network.backbone.config, self._goals, seed)
+        self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=True)
+        self._pictures = GoalPictures(self._encoder, workdir)
+
+    @torch.inference_mode()
+    def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
+        """The readout's progress at every frame."""
+        assert self._network is not None
+        assert self._encoder is not None
+        assert self._pictures is not None
+        encoder, backbone = self._encoder, self._network.backbone
+        task = encoder.task(reader)
+        state, live = encoder.states(reader, cameras)
+        text = backbone.embed_text([reader.info.instruction]).expand_as(state)
+        before = np.maximum((np.arange(len(state)) - 1) // self._interval * self._interval, 0)
+        steps = _hops(self._network, state[torch.from_numpy(before)], state, text)
+        forward = _hops(self._network, state[:1].expand_as(state), state, text)
+        goals = self._pictures.states(task, reader, cameras)
+        back = [_hops(self._network, goal[None].expand_as(state), state, text) for goal in goals]
+        backward = 1.0 + torch.stack(back).mean(dim=0)
+        progress = read_out(self._readout, as_numpy(steps), before, as_numpy(forward), as_numpy(backward))
+        return MethodPrediction(np.where(live.cpu(), progress, np.nan).astype(np.float32))
+
+
+def read_out(
+    readout: str,
+    steps: Float32[np.ndarray, " t"],
+    before: Int64[np.ndarray, " t"],
+    forward: Float32[np.ndarray, " t"],
+    backward: Float32[np.ndarray, " t"],
+) -> Float64[np.ndarray, " t"]:
+    """Progress in [0, 1] from hops.
+
+    Args:
+        readout: one of READOUTS.
+        steps: hop from frame `before[t]` (earlier than t) to frame t; that of frame 0 is not used.
+        before: frame whose estimate is Phi_prev.
+        forward, backward: Phi_F and Phi_B before they are clamped.
+    """
+    ahead, behind = np.clip(forward, 0, 1).astype(np.float64), np.clip(backward, 0, 1).astype(np.float64)
+    middle = (ahead + behind) / 2
+    fused = {"forward": ahead, "backward": behind}
+    if readout in fused:
+        return fused[readout]
+    trust = np.exp(-20.0 * (np.abs(ahead - behind) / (middle + _EPS)) ** 2)
+    progress = np.zeros(len(steps))
+    if readout == "mean":
+        progress[0] = (ahead[0] + behind[0]) / 3
+    for t in range(1, len(steps)):
+        last = progress[before[t]]
+        onward = float(apply_hop(progress[before[t], None], steps[t, None].astype(np.float64))[0])
+        progress[t] = {
+            "incremental": onward,
+            "mean": (onward + ahead[t] + behind[t]) / 3,
+            "gate": last + trust[t] / 2 * (middle[t] - last + onward - last),
+        }[readout]
+    return np.clip(progress, 0, 1)
+
+
+def _truth(reader: EpisodeReader, weights: Sequence[float]) -> Float32[np.ndarray, " t"]:
+    label = label_episode(reader.info)
+    assert label is not None
+    progress = task_progress(
+        np.where(label.valid, label.stage, 0), label.tau, np.array(weights, dtype=np.float32)
+    )
+    return np.where(label.valid, progress, np.nan).astype(np.float32)
+
+
+def _network(config: ModelConfig) -> Network:
+    bins = config.hop_bins
+    head = nn.Sequential(nn.Linear(4 * config.width, config.width), nn.SiLU(), nn.Linear(config.width, bins))
+    return Network(ProgressModel(config), {"hop": head})
+
+
+def _logits(network: Network, start: Tensor, end: Tensor, text: Tensor) -> Tensor:
+    return network.heads["hop"](torch.cat([start, end, end - start, text], dim=-1)).float()
+
+
+def _hops(network: Network, start: Tensor, end: Tensor, text: Tensor) -> Tensor:
+    """Expected hops f32[t]."""
+    return (_logits(network, start, end, text).softmax(dim=-1) * network.backbone.hop_values).sum(dim=-1)
+
+
+def _terms(network: Network, batch: TensorBatch, _seed: int) -> dict[str, Tensor]:
+    """Cross-entropy to the two-hot hop of every pair, and from the goal to every frame."""
+    backbone = network.backbone
+    state, context, live = window_states(backbone, batch, anchored=True)
+    count = live.shape[1]
+    goal, seen_goal = state[:, count + 1], batch.mask[:, :, count + 1].any(dim=1)
+    moments, truth = state[:, :count], true_progress(backbone, batch)
+    counted = live & batch.labelled
+    text = context.text[:, None]
+    start, end = moments[:, 0::2], moments[:, 1::2]
+    pairs = _hop_loss(network, start, end, text, truth[:, 0::2], truth[:, 1::2])
+    back = _hop_loss(network, goal[:, None].expand_as(moments), moments, text, torch.ones_like(truth), truth)
+    loss = torch.cat([pairs, back], dim=1)
+    mask = torch.cat([counted[:, 0::2] & counted[:, 1::2], counted & seen_goal[:, None]], dim=1)
+    return {"hop": masked_mean(loss, mask)}
+
+
+def _hop_loss(
+    network: Network, start: Tensor, end: Tensor, text: Tensor, start_phi: Tensor, end_phi: Tensor
+) -> Tensor:
+    change = end_phi - start_phi
+    room = torch.where(change >= 0, 1.0 - start_phi, start_phi).clamp(min=1e-6)
+    target = two_hot((change / room).clamp(-1, 1), network.backbone.hop_values)
+    logits = _logits(network, start, end, text.expand_as(start))
+    return functional.cross_entropy(logits.flatten(0, 1), target.flatten(0, 1), reduction="none").view_as(
+        change
+    )

@@ -1,0 +1,121 @@
+"""This package's progress model, trained by `robo-reward train`, or a run that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robo_reward.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
+from robo_reward.errors import CheckpointError
+from robo_reward.offline import EncodedEpisode, encode_episode, estimate_episode
+from robo_reward.schema import EpisodeReader
+from robo_reward.stream import Stream
+from robo_reward.train.calibrate import calibrate
+from robo_reward.train.config import HoldoutConfig
+from robo_reward.train.run import run as train
+from robo_reward.train.split import Split
+
+__all__ = ["Ours"]
+
+
+class Ours:
+    """The progress model as users train and run it.
+
+    Args:
+        run: a RUN folder of `robo-reward train` to judge instead of training one. Its own training and
+            calibration episodes may not be among those that it is judged on.
+    """
+
+    causal = True
+
+    def __init__(self, run: str | None = None) -> None:
+        """Nothing is loaded yet."""
+        self._run = run
+        self._checkpoint: Checkpoint | None = None
+        self._last: tuple[EpisodeReader, EncodedEpisode] | None = None
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The run, or nothing: all else is in the shared options."""
+        return {"method": "ours", "run": self._run}
+
+    def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
+        """Train with the real pipeline, calibration included; a killed run goes on.
+
+        Raises:
+            CheckpointError: a `run` that cannot be loaded.
+        """
+        if self._run is not None:
+            self._checkpoint = load_checkpoint(self._run, _device(data))
+            return
+        folder = workdir / "run"
+        holdout = data.options.holdout if data.held_out else HoldoutConfig(calibration=0.0, test=0.0)
+        train(
+            replace(
+                data.options,
+                out=str(folder),
+                steps=budget.steps,
+                minutes=budget.minutes,
+                seed=seed,
+                holdout=holdout,
+                resume=True,
+            )
+        )
+        self._checkpoint = load_checkpoint(folder, _device(data))
+        if not data.held_out and not self._checkpoint.calibration.fitted:
+            self._calibrate(data, folder)
+
+    def seen(self) -> frozenset[str]:
+        """The uids of the episodes that the model was trained or calibrated on."""
+        assert self._checkpoint is not None
+        return frozenset(
+            uid
+            for uid, parts in self._checkpoint.training.get("split", {}).items()
+            if parts.get("train") or parts.get("calibration")
+        )
+
+    def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
+        """What a stream would say, frame by frame."""
+        assert self._checkpoint is not None
+        model = self._checkpoint.model
+        if self._last is None or self._last[0] is not reader:
+            self._last = (reader, encode_episode(model, reader))
+        found = estimate_episode(model, self._last[1], self._checkpoint.calibration, cameras=cameras)
+        return MethodPrediction(
+            progress=found.progress,
+            std=found.raw_std,
+            success_prob=found.success_prob,
+            stage=found.stage,
+            reason=next((reason for reason in found.reason if reason), ""),
+        )
+
+    def stream(self, instruction: str) -> Stream:
+        """A live stream, as a robot would use it."""
+        assert self._checkpoint is not None
+        return Stream(self._checkpoint, instruction)
+
+    def _calibrate(self, data: TrainingData, folder: Path) -> None:
+        """Calibrate on episodes of another store, and keep that."""
+        assert self._checkpoint is not None
+        kept = data.calibration
+        everything = tuple(np.ones(r.info.length, dtype=np.bool_) for r in kept)
+        nothing = tuple(~mask for mask in everything)
+        split = Split(train=nothing, calibration=everything, test=nothing)
+        model, training = self._checkpoint.model, dict(self._checkpoint.training)
+        training["split"] = {**training["split"], **split.to_json([r.info for r in kept])}
+        calibration = calibrate(model, kept, split)
+        if not calibration.fitted:
+            raise CheckpointError(
+                f"no calibration could be fitted for '{folder}': its episodes have no labels"
+            )
+        save_checkpoint(folder, model, calibration, training)
+        self._checkpoint = load_checkpoint(folder, _device(data))
+
+
+def _device(data: TrainingData) -> str:
+    return "cuda" if data.options.accelerator in ("gpu", "cuda") else "cpu"

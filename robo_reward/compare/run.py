@@ -1,0 +1,383 @@
+"""`robo-reward compare`: several reward models on the same episodes in one run."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from robo_reward.checkpoint import write_atomic
+from robo_reward.compare.cost import Cost, measure_cost
+from robo_reward.compare.judge import Judged, judge, load_judged, save_judged
+from robo_reward.compare.method import Budget, Method, TrainingData
+from robo_reward.compare.ours import Ours
+from robo_reward.compare.report import write_comparison
+from robo_reward.compare.results import episode_results, fit_calibration, truths
+from robo_reward.compare.split import check_disjoint, hold_out
+from robo_reward.compare.summary import (
+    comparison_json,
+    loss_notes,
+    terminal_table,
+    validity_notes,
+    write_predictions,
+)
+from robo_reward.compare.table import compare_methods
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.imports import instantiate
+from robo_reward.metrics import Metric
+from robo_reward.schema import EpisodeReader
+from robo_reward.sources import open_sources
+from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
+from robo_reward.train.run import make_tasks
+
+__all__ = ["CompareConfig", "run"]
+
+_FILES = {"metrics.json", "predictions.parquet", "report.html", "methods", "predictions", "costs"}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """See `configs/compare.yaml` for what each key means."""
+
+    train: Any
+    test: Any
+    out: str
+    calibration: Any = None
+    methods: dict[str, Any] = field(default_factory=dict)
+    reference: str = "ours"
+    steps: int | None = None
+    minutes: float | None = 5.0
+    fitted: str | None = None
+    seed: int = 0
+    samples: int = 1000
+    curves: int = 8
+    costs: bool = True
+    cost_frames: int = 60
+    threads: int | None = None
+    device: str = "cpu"
+    overwrite: bool = False
+    batch_size: int = 12
+    image_size: tuple[int, int] | None = None
+    cameras: tuple[str, ...] | None = None
+    stage_weights: str = "equal"
+    cache_gb: float = 4.0
+    precision: str = "auto"
+    network: dict[str, Any] = field(default_factory=dict)
+    timeline: dict[str, Any] = field(default_factory=dict)
+    pixels: dict[str, Any] = field(default_factory=dict)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    reader: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared.
+
+        Raises:
+            ConfigError: naming the key and what it may be.
+        """
+        if not self.methods:
+            raise ConfigError("no method to compare: method=[ours,...]")
+        if self.reference not in self.methods:
+            raise ConfigError(
+                f"reference='{self.reference}' is not among the methods: {', '.join(self.methods)}"
+            )
+        if self.steps is None and self.minutes is None:
+            raise ConfigError("compare needs minutes=... or steps=... for the methods that train")
+        if self.samples < 100:
+            raise ConfigError(f"samples={self.samples}: an interval needs 100 resamples or more")
+        if self.holdout.test or not 0 < self.holdout.calibration < 1:
+            raise ConfigError(
+                f"holdout.calibration={self.holdout.calibration}, holdout.test={self.holdout.test}: "
+                "a comparison keeps a share for calibration, and brings its test episodes as test=STORE"
+            )
+
+
+@dataclass(frozen=True)
+class _Episodes:
+    """The data of a comparison."""
+
+    data: TrainingData
+    test: tuple[EpisodeReader, ...]
+    test_fingerprint: str
+
+
+def run(config: CompareConfig) -> None:
+    """Fit, judge and measure every method; write `metrics.json`, `predictions.parquet` and `report.html`.
+
+    Raises:
+        CheckpointError: `out` holds something else.
+        DataError: stores that overlap or cannot be used.
+    """
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    console, errors = Console(), Console(stderr=True)
+    methods = {name: instantiate(spec) for name, spec in config.methods.items()}
+    for name, method in methods.items():
+        if not isinstance(method, Method):
+            raise ConfigError(f"method '{name}' is a {type(method).__name__}, which lacks part of Method")
+    episodes = _open(config)
+    folder = _claim(Path(config.out), config.overwrite)
+    budget = Budget(config.steps, None if config.steps is not None else config.minutes)
+    tasks = {
+        text: task
+        for task in make_tasks([r.info for r in episodes.data.train], config.stage_weights)
+        for text in task.instructions
+    }
+    calibration_truth = truths(tasks, episodes.data.calibration)
+    test_truth = truths(tasks, episodes.test)
+    results, judged, calibrations, costs = {}, {}, {}, {}
+    seconds: dict[str, float] = {}
+    for place, (name, method) in enumerate(methods.items(), 1):
+        workdir = _workdir(config, method, episodes.data, budget)
+        errors.print(f"[bold]{place}/{len(methods)} {name}[/bold]: fit")
+        seconds[name] = _fit(method, episodes, budget, config.seed, workdir)
+        kept = _judge_all(name, method, episodes, folder, workdir.name, config.seed, errors)
+        calibrations[name] = fit_calibration(kept[0], episodes.data.calibration, calibration_truth)
+        judged[name] = kept[1]
+        results[name] = episode_results(kept[1], episodes.test, test_truth, calibrations[name])
+        if config.costs:
+            spec = config.methods[name]
+            costs[name] = _costs(config, name, spec, episodes, budget, workdir, folder)
+    comparison = compare_methods(
+        results, judged, calibrations, costs, config.reference, config.samples, config.seed
+    )
+    notes = _notes(episodes, methods) + validity_notes(comparison) + loss_notes(comparison)
+    facts = _facts(config, episodes)
+    write_predictions(folder / "predictions.parquet", comparison)
+    write_comparison(
+        comparison,
+        facts,
+        notes,
+        config.curves,
+        {n: m.causal for n, m in methods.items()},
+        folder / "report.html",
+    )
+    body = comparison_json(comparison, facts, notes, seconds)
+    write_atomic(folder / "metrics.json", json.dumps(body, indent=1).encode())
+    console.print(terminal_table(comparison))
+    for note in notes:
+        console.print(f"note: {note}")
+    console.print(f"report: {folder / 'report.html'}")
+
+
+# --- data ----------------------------------------------------------------------------------------------
+
+
+def _open(config: CompareConfig) -> _Episodes:
+    train, fingerprint = open_sources(config.reader, config.train)
+    test, test_fingerprint = open_sources(config.reader, config.test)
+    parts = {"train": train, "test": test}
+    calibration: tuple[EpisodeReader, ...] = ()
+    if config.calibration is not None:
+        own, mark = open_sources(config.reader, config.calibration)
+        parts["calibration"], calibration, fingerprint = own, tuple(own), f"{fingerprint}/{mark}"
+    check_disjoint(parts)
+    fitting: tuple[EpisodeReader, ...] = tuple(train)
+    if config.calibration is None:
+        fitting, calibration = hold_out(train, config.holdout, config.seed)
+    return _Episodes(
+        TrainingData(fitting, calibration, _options(config), config.calibration is None, fingerprint),
+        tuple(test),
+        test_fingerprint,
+    )
+
+
+def _options(config: CompareConfig) -> TrainConfig:
+    """What all methods that train share, as `robo-reward train` would be told it."""
+    return TrainConfig(
+        data=config.train,
+        out=config.out,
+        minutes=config.minutes,
+        steps=config.steps,
+        seed=config.seed,
+        network=config.network,
+        reader=config.reader,
+        timeline=config.timeline,
+        pixels=config.pixels,
+        windows=config.windows,
+        optimizer=config.optimizer,
+        holdout=config.holdout,
+        stage_weights=config.stage_weights,
+        image_size=config.image_size,
+        cameras=config.cameras,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        accelerator="gpu" if config.device.startswith("cuda") else "cpu",
+        threads=config.threads,
+        cache_gb=config.cache_gb,
+    )
+
+
+def _claim(folder: Path, overwrite: bool) -> Path:
+    if folder.is_dir():
+        present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if strangers := sorted(present - _FILES):
+            raise CheckpointError(f"'{folder}' holds other files ({strangers[0]}): choose another out=")
+        if "metrics.json" in present and not overwrite:
+            raise CheckpointError(
+                f"'{folder}' holds a comparison: overwrite=true measures again (what was fitted and "
+                "predicted there is used), or choose another out="
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# --- methods -------------------------------------------------------------------------------------------
+
+
+def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: Budget) -> Path:
+    """Where a method keeps what it learned: named by all that it depends on, so that nothing is mixed up."""
+    options = {
+        key: value
+        for key, value in vars(data.options).items()
+        if key not in ("out", "data", "threads", "cache_gb", "accelerator", "reader")
+    }
+    depends = {
+        "recipe": dict(method.recipe),
+        "budget": [budget.steps, budget.minutes],
+        "seed": config.seed,
+        "data": data.fingerprint,
+        "options": options,
+    }
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
+    name = str(method.recipe.get("method", type(method).__name__))
+    return Path(config.fitted or Path(config.out) / "methods") / f"{name}-{digest}"
+
+
+def _plain(value: Any) -> Any:
+    return vars(value)
+
+
+def _fit(method: Method, episodes: _Episodes, budget: Budget, seed: int, workdir: Path) -> float:
+    begin = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
+    method.fit(episodes.data, budget, seed, workdir)
+    if isinstance(method, Ours):
+        _check_unseen(method, episodes)
+    return time.monotonic() - begin
+
+
+def _check_unseen(method: Ours, episodes: _Episodes) -> None:
+    """A run that was brought along may have learned from other stores than this comparison's."""
+    seen = method.seen()
+    for reader in episodes.test:
+        if reader.info.uid in seen:
+            raise DataError(
+                f"the run has learned from {reader.info.name} (recording {reader.info.uid}), "
+                "which is in test: judge it on other episodes"
+            )
+
+
+def _judge_all(
+    name: str,
+    method: Method,
+    episodes: _Episodes,
+    folder: Path,
+    fitted: str,
+    seed: int,
+    console: Console,
+) -> tuple[list[Judged], list[Judged]]:
+    """Predictions on calibration and test episodes; from disk where they are there."""
+    mark = hashlib.sha256(f"{fitted} {episodes.test_fingerprint} {seed}".encode()).hexdigest()[:12]
+    paths = [folder / "predictions" / f"{name}-{part}-{mark}.npz" for part in ("calibration", "test")]
+    if all(path.is_file() for path in paths):
+        return load_judged(paths[0]), load_judged(paths[1])
+    wrong = _wrong_instructions(episodes, seed)
+    work = [(r, None, False) for r in episodes.data.calibration]
+    work += [(r, text, True) for r, text in zip(episodes.test, wrong, strict=True)]
+    shown = track(work, f"  {name}: judge", console=console, disable=not console.is_terminal)
+    done = [judge(method, name, reader, text, whole) for reader, text, whole in shown]
+    split = len(episodes.data.calibration)
+    save_judged(paths[0], done[:split])
+    save_judged(paths[1], done[split:])
+    return done[:split], done[split:]
+
+
+def _wrong_instructions(episodes: _Episodes, seed: int) -> list[str | None]:
+    """Another task's instruction for each test episode, the same for every method."""
+    texts = list(dict.fromkeys(r.info.instruction for r in episodes.data.train))
+    rng = np.random.default_rng([seed, 0xBAD])
+    chosen: list[str | None] = []
+    for reader in episodes.test:
+        others = [text for text in texts if text != reader.info.instruction]
+        chosen.append(str(rng.choice(others)) if others else None)
+    return chosen
+
+
+def _costs(
+    config: CompareConfig,
+    name: str,
+    spec: Mapping[str, Any],
+    episodes: _Episodes,
+    budget: Budget,
+    workdir: Path,
+    folder: Path,
+) -> dict[str, Metric]:
+    """Latency and memory, measured once."""
+    path = folder / "costs" / f"{name}-{workdir.name}.json"
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        cost = Cost(tuple(stored["latency_ms"]), float(stored["peak_mib"] or math.nan))
+    else:
+        reader = max(episodes.test, key=lambda r: r.info.length)
+        cost = measure_cost(
+            spec, episodes.data, budget, config.seed, workdir, reader, config.cost_frames, config.threads
+        )
+        peak = cost.peak_mib if math.isfinite(cost.peak_mib) else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"latency_ms": cost.latency_ms, "peak_mib": peak}).encode())
+    p50, p99 = np.percentile(cost.latency_ms, [50, 99])
+    count = len(cost.latency_ms)
+    return {
+        "latency_ms_p50": Metric.exact(float(p50), count),
+        "latency_ms_p99": Metric.exact(float(p99), count),
+        "peak_mib": Metric.exact(cost.peak_mib, 1),
+    }
+
+
+def _facts(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
+    budget = f"{config.steps} steps" if config.steps is not None else f"{config.minutes} minutes"
+    chosen = ",".join(config.methods)
+    return {
+        "train": f"{_names(config.train)}: {len(episodes.data.train)} episodes",
+        "calibration": f"{len(episodes.data.calibration)} episodes",
+        "test": f"{_names(config.test)}: {len(episodes.test)} episodes, "
+        f"{sum(r.info.length for r in episodes.test)} frames",
+        "budget": f"{budget} each, seed {config.seed}",
+        "command": f"robo-reward compare train={_names(config.train)} test={_names(config.test)} "
+        f"out={config.out} method=[{chosen}]",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _names(data: Any) -> str:
+    return str(data) if isinstance(data, str) else "[" + ",".join(str(path) for path in data) + "]"
+
+
+def _notes(episodes: _Episodes, methods: Mapping[str, Method]) -> list[str]:
+    notes: list[str] = []
+    if episodes.data.held_out:
+        notes.append(
+            "calibration episodes are kept back from the training stores, whole, the same for every method"
+        )
+    for name, method in methods.items():
+        if not method.causal:
+            notes.append(f"{name} looks ahead: its estimates use later frames")
+        if isinstance(method, Ours) and method.recipe["run"]:
+            notes.append(
+                f"{name} is a run trained before, on its own data and budget: {method.recipe['run']}"
+            )
+    return notes
