@@ -1,1 +1,1 @@
-"""ROS 2 nodes around `robo_reward`: rewards from cameras, a robot as an environment, a simulated robot, safety."""
+"""ROS 2 nodes around `robo_reward`: rewards from cameras, a robot as an environment, safety."""

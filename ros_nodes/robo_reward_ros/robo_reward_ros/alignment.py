@@ -1,0 +1,209 @@
+"""Sets of images that belong together, by their stamps, from cameras of which any may die. Pure Python.
+
+One camera is the reference: each of its frames opens a set, which is ready as soon as every camera that is
+waited for has a frame within the tolerance, or at the deadline, whatever there is. A camera that has fallen
+silent, or that keeps coming too late, is not waited for. When the reference falls silent the next living
+camera takes over. Sets come in the order of their stamps. A frame may be in several: where cameras differ
+in rate, a tolerance of the slowest one's period keeps it in all of them.
+
+Two clocks, both integer nanoseconds: stamps say what belongs together; the arrival times that are passed in
+are of a steady clock and say who is alive. There is no lock and no callback here: sets are returned.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+__all__ = ["AlignedSet", "Aligner", "AlignerSettings", "CameraState"]
+
+_MISSES = 3  # sets without it until a camera that still sends is no longer waited for
+_OVERDUE = 2.5  # frame periods of silence until a camera counts as silent
+_INTERVALS = 8  # arrivals that its period is estimated from
+_BUFFER = 8  # frames kept of each camera: images are large
+
+
+@dataclass(frozen=True, slots=True)
+class AlignerSettings:
+    """How long to wait for whom. All in nanoseconds.
+
+    tolerance_ns  frames whose stamps differ by no more than this belong together
+    wait_ns       how long a set waits, from the arrival of its first frame; choose less than a frame period
+    timeout_ns    a camera silent for this long is dead, whatever its rate
+    jump_ns       the reference's stamp going back by more, or ahead of its arrival by more, is a jump
+    """
+
+    tolerance_ns: int = 25_000_000
+    wait_ns: int = 15_000_000
+    timeout_ns: int = 300_000_000
+    jump_ns: int = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedSet[T]:
+    """Frames of one moment.
+
+    frames     stamp and frame by camera, in the order of the cameras
+    stamp_ns   of the reference's frame
+    missing    cameras that have no frame in it
+    arrived_ns when its first frame came
+    generation counts the restarts: stamps of two generations cannot be compared
+    reset      why this generation began, "" for the first
+    """
+
+    frames: Mapping[str, tuple[int, T]]
+    stamp_ns: int
+    reference: str
+    missing: tuple[str, ...]
+    arrived_ns: int
+    generation: int = 0
+    reset: str = ""
+
+
+@dataclass(slots=True)
+class CameraState[T]:
+    """What is known of one camera. `stale` counts frames whose stamp did not advance."""
+
+    frames: deque[tuple[int, T]] = field(default_factory=lambda: deque(maxlen=_BUFFER))
+    arrivals: deque[int] = field(default_factory=lambda: deque(maxlen=_INTERVALS + 1))
+    stamp_ns: int | None = None
+    received: int = 0
+    stale: int = 0
+    misses: int = 0
+
+    @property
+    def period_ns(self) -> int | None:
+        """Median time between arrivals, or None before the third frame."""
+        if len(self.arrivals) < 3:
+            return None
+        gaps = sorted(b - a for a, b in pairwise(self.arrivals))
+        return gaps[len(gaps) // 2]
+
+    def silent(self, now_ns: int, timeout_ns: int, grace_ns: int) -> bool:
+        """Whether its next frame is overdue."""
+        if not self.arrivals:
+            return True
+        period = self.period_ns
+        limit = timeout_ns if period is None else min(timeout_ns, int(_OVERDUE * period) + grace_ns)
+        return now_ns - self.arrivals[-1] > limit
+
+
+class Aligner[T]:
+    """Makes sets of the frames of several cameras; see the module."""
+
+    def __init__(self, cameras: Sequence[str], settings: AlignerSettings | None = None) -> None:
+        """Align these cameras; the first living one, in this order, is the reference."""
+        self.settings = settings or AlignerSettings()
+        self.cameras: dict[str, CameraState[T]] = {name: CameraState() for name in cameras}
+        self._pending: tuple[str, int, int] | None = None  # reference, stamp, deadline
+        self._arrived = 0
+        self._done: tuple[int, int] | None = None  # stamp and deadline of the newest set that was given out
+        self._generation, self._reset = 0, ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a set is waiting for its deadline: call `tick` then."""
+        return self._pending is not None
+
+    def reference(self, now_ns: int) -> str | None:
+        """The camera whose frames open sets, or None while all are silent."""
+        return next((name for name in self.cameras if not self._silent(name, now_ns)), None)
+
+    def silent(self, camera: str, now_ns: int) -> bool:
+        """Whether a camera's next frame is overdue."""
+        return self._silent(camera, now_ns)
+
+    def restart(self, reason: str) -> None:
+        """Forget frames and stamps, and begin a new generation of sets."""
+        for state in self.cameras.values():
+            state.frames.clear()
+            state.stamp_ns = None
+        self._pending = self._done = None
+        self._generation += 1
+        self._reset = reason
+
+    def add(self, camera: str, stamp_ns: int, frame: T, now_ns: int) -> list[AlignedSet[T]]:
+        """Take in a frame that arrived at `now_ns`; returns the sets that are ready, oldest first."""
+        state = self.cameras[camera]
+        jumped = self._note_jump(camera, stamp_ns, now_ns)
+        state.arrivals.append(now_ns)
+        state.received += 1
+        if not jumped and state.stamp_ns is not None and stamp_ns <= state.stamp_ns:
+            state.stale += 1
+            return self.tick(now_ns)
+        state.stamp_ns = stamp_ns
+        state.frames.append((stamp_ns, frame))
+        ready: list[AlignedSet[T]] = []
+        if camera == self.reference(now_ns) and self._is_new(stamp_ns):
+            ready += self._close()
+            self._pending = (camera, stamp_ns, now_ns + self.settings.wait_ns)
+            self._arrived = now_ns
+        elif self._done is not None and now_ns <= self._done[1] and self._fits(stamp_ns, self._done[0]):
+            state.misses = 0  # it would have been in time: wait for it again
+        return ready + self.tick(now_ns)
+
+    def tick(self, now_ns: int) -> list[AlignedSet[T]]:
+        """The set that is complete, or whose deadline has passed."""
+        if self._pending is None:
+            return []
+        _, stamp, deadline = self._pending
+        waited_for = [
+            name
+            for name, state in self.cameras.items()
+            if state.misses < _MISSES and not self._silent(name, now_ns)
+        ]
+        complete = all(self._match(name, stamp) is not None for name in waited_for)
+        return self._close() if complete or now_ns >= deadline else []
+
+    def _close(self) -> list[AlignedSet[T]]:
+        if self._pending is None:
+            return []
+        reference, stamp, deadline = self._pending
+        frames: dict[str, tuple[int, T]] = {}
+        for name, state in self.cameras.items():
+            found = self._match(name, stamp)
+            if found is None:
+                state.misses += 1
+                continue
+            state.misses = 0
+            frames[name] = found
+            while state.frames and state.frames[0][0] < found[0]:
+                state.frames.popleft()
+        missing = tuple(name for name in self.cameras if name not in frames)
+        made = AlignedSet(frames, stamp, reference, missing, self._arrived, self._generation, self._reset)
+        self._pending, self._done = None, (stamp, deadline)
+        return [made]
+
+    def _match(self, camera: str, stamp_ns: int) -> tuple[int, T] | None:
+        """The frame nearest to a stamp, within the tolerance."""
+        near = [entry for entry in self.cameras[camera].frames if self._fits(entry[0], stamp_ns)]
+        return min(near, key=lambda entry: abs(entry[0] - stamp_ns), default=None)
+
+    def _fits(self, stamp_ns: int, other_ns: int) -> bool:
+        return abs(stamp_ns - other_ns) <= self.settings.tolerance_ns
+
+    def _is_new(self, stamp_ns: int) -> bool:
+        """Whether a frame may open a set: after a change of reference it may belong to one that is out."""
+        newest = self._pending[1] if self._pending else self._done[0] if self._done else None
+        return newest is None or stamp_ns > newest
+
+    def _silent(self, camera: str, now_ns: int) -> bool:
+        return self.cameras[camera].silent(now_ns, self.settings.timeout_ns, self.settings.wait_ns)
+
+    def _note_jump(self, camera: str, stamp_ns: int, now_ns: int) -> bool:
+        """Whether this frame's clock jumped; a jump of the reference's clock starts everything anew."""
+        state = self.cameras[camera]
+        if state.stamp_ns is None:
+            return False
+        step = stamp_ns - state.stamp_ns
+        elapsed = now_ns - state.arrivals[-1]
+        if -self.settings.jump_ns <= step <= elapsed + self.settings.jump_ns:
+            return False
+        state.frames.clear()
+        alive = self.reference(now_ns)
+        if alive in (None, camera):
+            way = "back" if step < 0 else "ahead"
+            self.restart(f"stamps of camera '{camera}' jumped {way} by {abs(step) * 1e-9:.3f} s")
+        return True

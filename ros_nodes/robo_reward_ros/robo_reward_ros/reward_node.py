@@ -1,0 +1,500 @@
+"""The reward node: camera topics in, progress and shaped rewards out. A lifecycle node.
+
+Publishes `estimate` (robo_reward_msgs/ProgressEstimate) all the time; `shaped_reward`
+(robo_reward_msgs/ShapedReward) and `reward` (std_msgs/Float64; NaN where not valid) inside an episode;
+`overlay` (sensor_msgs/Image) where someone looks; `/diagnostics`. Services `start_episode`, `end_episode`,
+`set_model`. Images are taken in and aligned in the executor's thread; a thread of its own turns the newest
+set into an estimate. What arrives while that one is busy waits, and is dropped for what comes next.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Bool, Float64, Header
+
+import robo_reward
+import robo_reward_msgs.msg
+from robo_reward.errors import ConfigError, RoboRewardError
+from robo_reward.schema import ProgressEstimate
+from robo_reward_data.ros_images import image_to_rgb
+from robo_reward_msgs.srv import EndEpisode, SetModel, StartEpisode
+from robo_reward_ros import parameters
+from robo_reward_ros.alignment import AlignedSet, Aligner
+from robo_reward_ros.cameras import Camera
+from robo_reward_ros.episode import Ending, EpisodeJudge, Moment, Pacer, Payment
+from robo_reward_ros.health import Timings
+from robo_reward_ros.overlay import Overlay
+from robo_reward_ros.running import run_node
+from robo_reward_ros.to_msg import (
+    estimate_msg,
+    image_msg,
+    reward_msg,
+    shaped_msg,
+    stamp_msg,
+    status_msg,
+)
+from robo_reward_ros.worker import LatestWins
+
+__all__ = ["RewardNode", "main"]
+
+_SURE = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+_HEALTH_S = 0.5
+_ENDINGS = {
+    EndEpisode.Request.SUCCESS: Ending.SUCCESS,
+    EndEpisode.Request.FAILURE: Ending.FAILURE,
+    EndEpisode.Request.TRUNCATED: Ending.TRUNCATED,
+}
+_DONE, _REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class RewardNode(LifecycleNode):
+    """Hosts a model; its parameters are described in `robo_reward_ros.parameters`."""
+
+    def __init__(self, **options: Any) -> None:
+        """Declare parameters; configure and activate where `autostart` says so.
+
+        Args:
+            options: of rclpy's node (context, namespace, parameter_overrides).
+
+        Raises:
+            ConfigError: parameters, or a model, that cannot be used, with `autostart`.
+        """
+        super().__init__("reward", **options)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._configured = self._running = False
+        self._why = ""
+        parameters.declare(self)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+        if self.get_parameter("autostart").value:
+            for transition in (self.trigger_configure, self.trigger_activate):
+                if transition() != _DONE:
+                    raise ConfigError(self._why)
+
+    # --- lifecycle ---------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the parameters, load the model, offer topics and services."""
+        return self._attempt(self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe the cameras and start judging."""
+        return self._attempt(self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End what runs: an episode is truncated."""
+        return self._attempt(self._deactivate)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of the model, the topics and the services."""
+        return self._attempt(self._clean_up)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop from whatever state."""
+        return self._attempt(self.stop)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured."""
+        return self._attempt(self.stop)
+
+    def stop(self) -> None:
+        """Deactivate and clean up, as far as there is something to."""
+        if self._running:
+            self._deactivate()
+        if self._configured:
+            self._clean_up()
+
+    def _attempt(self, step: Callable[[], None]) -> TransitionCallbackReturn:
+        """rclpy swallows what a transition raises: say it, and stay in the state before."""
+        try:
+            step()
+        except RoboRewardError as error:
+            self._why = " ".join(str(error).split())
+            self.get_logger().error(self._why)
+            return _REFUSED
+        except Exception as error:
+            self._why = f"{type(error).__name__}: {error}"
+            self.get_logger().error(self._why)
+            raise
+        return _DONE
+
+    def _configure(self) -> None:
+        self._settings = parameters.read(self)
+        self._judge = self._load(self._settings.model)
+        self._estimates = self.create_publisher(robo_reward_msgs.msg.ProgressEstimate, "estimate", _SURE)
+        self._shaped = self.create_publisher(robo_reward_msgs.msg.ShapedReward, "shaped_reward", _SURE)
+        self._rewards = self.create_publisher(Float64, "reward", _SURE)
+        self._overlays = self.create_publisher(Image, "overlay", QoSProfile(depth=1))
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", _SURE)
+        self._service_handles = [
+            self.create_service(StartEpisode, "start_episode", self._on_start),
+            self.create_service(EndEpisode, "end_episode", self._on_end),
+            self.create_service(SetModel, "set_model", self._on_set_model),
+        ]
+        self._configured = True
+
+    def _activate(self) -> None:
+        settings = self._settings
+        self._aligner: Aligner[Any] = Aligner([camera.name for camera in settings.cameras], settings.aligner)
+        self._pacer, self._overlay = Pacer(settings.rate_hz), Overlay()
+        self._latency, self._inference = Timings(), Timings()
+        self._decisions = self._invalid = 0
+        self._last_set_ns = self._now()
+        self._overlay_due = 0
+        self._success_ns: int | None = None
+        self._worker: LatestWins[tuple[AlignedSet[Any], int]] = LatestWins(
+            self._work, self._work_failed, "inference"
+        )
+        self._cameras = {
+            camera.name: Camera(self, camera, self._now, self._on_image) for camera in settings.cameras
+        }
+        self._success = (
+            self.create_subscription(Bool, "success", self._on_success, _SURE)
+            if settings.success_source == "topic"
+            else None
+        )
+        self._deadline = self.create_timer(
+            max(settings.wait_s, 0.001), self._on_deadline, clock=self._steady, autostart=False
+        )
+        self._health = self.create_timer(_HEALTH_S, self._on_health, clock=self._steady)
+        self._jumps = self.get_clock().create_jump_callback(
+            JumpThreshold(
+                min_forward=Duration(seconds=settings.jump_s),
+                min_backward=Duration(nanoseconds=-1),
+                on_clock_change=True,
+            ),
+            post_callback=self._on_clock_jump,
+        )
+        self._running = True
+        self.get_logger().info(
+            f"judging with {', '.join(self._cameras)}; model {self._model.version}, device {self._device}"
+        )
+
+    def _deactivate(self) -> None:
+        self._running = False
+        if self._judge.episode_id:
+            self._publish_end(self._judge.end(Ending.TRUNCATED, self._end_ns()).payment)
+        self._worker.close()
+        self._jumps.unregister()
+        for timer in (self._deadline, self._health):
+            self.destroy_timer(timer)
+        for camera in self._cameras.values():
+            camera.close()
+        if self._success is not None:
+            self.destroy_subscription(self._success)
+
+    def _clean_up(self) -> None:
+        self._configured = False
+        for service in self._service_handles:
+            self.destroy_service(service)
+        for publisher in (self._estimates, self._shaped, self._rewards, self._overlays, self._diagnostics):
+            self.destroy_publisher(publisher)
+        del self._judge, self._model
+
+    def _load(self, path: str) -> EpisodeJudge:
+        """A judge with the model at `path`, which has been run once: the first decision is not a slow one."""
+        import torch
+
+        settings = self._settings
+        if not path:
+            raise ConfigError("no model: set the parameter model to a run folder of robo-reward train")
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        model = robo_reward.load(path, device=device)
+        judge = EpisodeJudge(
+            model,
+            settings.shaper,
+            settings.rewards,
+            settings.instruction or None,
+            detector_ends=settings.success_source == "detector",
+        )
+        names = [camera.model_name for camera in settings.cameras]
+        model.stream(instruction=settings.instruction or None).push(
+            {name: np.zeros((96, 96, 3), np.uint8) for name in names}, stamp_ns=1
+        )
+        known = getattr(model, "cameras", ())
+        if strangers := [name for name in names if known and name not in known]:
+            self.get_logger().warning(
+                f"the model was trained with cameras {', '.join(known)}, not with {', '.join(strangers)}: "
+                "say what it calls them with camera.<name>.model_name"
+            )
+        self._model, self._device = model, device
+        return judge
+
+    # --- parameters --------------------------------------------------------------------------------------
+
+    def _check_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
+        why = parameters.check(self, {change.name: change.value for change in changes}, self._configured)
+        return SetParametersResult(successful=not why, reason=why)
+
+    def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
+        if not self._configured or not any(change.name in parameters.LIVE for change in changes):
+            return
+        self._settings = parameters.read(self)
+        self._judge.settle(self._settings.shaper, self._settings.rewards)
+        if self._running:
+            self._aligner.settings = self._settings.aligner
+            self._pacer.rate_hz = self._settings.rate_hz
+
+    # --- images ------------------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return time.monotonic_ns()
+
+    def _on_image(self, camera: str, stamp: int, message: Any, now: int) -> None:
+        if self._settings.drop_frozen and self._cameras[camera].frozen(self._settings.frozen_after_s):
+            return
+        self._take(self._aligner.add(camera, stamp, message, now))
+        if self._aligner.pending and self._deadline.is_canceled():
+            self._deadline.reset()
+
+    def _on_deadline(self) -> None:
+        self._take(self._aligner.tick(self._now()))
+        if not self._aligner.pending:
+            self._deadline.cancel()
+
+    def _on_clock_jump(self, jump: TimeJump) -> None:
+        seconds = jump.delta.nanoseconds * 1e-9
+        self._aligner.restart(f"the ROS clock jumped by {seconds:+.3f} s")
+
+    def _on_success(self, message: Bool) -> None:
+        self._success_ns = self._now() if message.data else None
+
+    def _take(self, ready: list[AlignedSet[Any]]) -> None:
+        for images in ready:
+            self._last_set_ns = self._now()
+            if self._pacer.accept(images.stamp_ns):
+                self._worker.offer((images, self._judge.epoch))
+
+    # --- decisions, in the worker's thread ---------------------------------------------------------------
+
+    def _work(self, item: tuple[AlignedSet[Any], int]) -> None:
+        images, epoch = item
+        began = self._now()
+        pixels: dict[str, Any] = {}
+        missing, problems = list(images.missing), list[str]()
+        for name, (_, message) in images.frames.items():
+            camera = self._cameras[name]
+            try:
+                pixels[camera.settings.model_name] = camera.decode(message)
+                camera.problem = ""
+            except RoboRewardError as error:
+                camera.problem = str(error)
+                problems.append(str(error))
+                missing.append(name)
+        reported = self._success_ns
+        moment = self._judge.push(
+            pixels,
+            images.stamp_ns,
+            epoch=epoch,
+            generation=images.generation,
+            reset=images.reset,
+            robot_success=reported is not None and images.arrived_ns >= reported,
+            problems="; ".join(problems),
+        )
+        if moment is None:
+            return
+        self._publish(moment, images.reference, missing)
+        self._inference.add((self._now() - began) * 1e-6)
+        self._latency.add((self.get_clock().now().nanoseconds - images.stamp_ns) * 1e-6)
+        self._decisions += 1
+        self._invalid += not moment.estimate.valid
+        self._draw(moment, pixels, images)
+
+    def _work_failed(self, error: Exception) -> None:
+        self.get_logger().error(f"a decision failed: {type(error).__name__}: {error}")
+
+    def _publish(self, moment: Moment, frame_id: str, missing: Sequence[str]) -> None:
+        if moment.payment is not None:
+            self._pay(moment.payment, frame_id)
+        self._estimates.publish(estimate_msg(moment, frame_id, missing))
+
+    def _pay(self, payment: Payment, frame_id: str) -> None:
+        self._rewards.publish(reward_msg(payment))
+        self._shaped.publish(shaped_msg(payment, frame_id))
+
+    def _draw(self, moment: Moment, pixels: dict[str, Any], images: AlignedSet[Any]) -> None:
+        if not self._overlays.get_subscription_count():
+            self._overlay.clear()
+            return
+        self._overlay.note(moment)
+        now = self._now()
+        if now >= self._overlay_due:
+            self._overlay_due = now + int(1e9 / self._settings.overlay_rate_hz)
+            drawn = self._overlay.draw(moment, pixels, self._settings.overlay_height)
+            self._overlays.publish(image_msg(drawn, images.stamp_ns, images.reference))
+
+    # --- services ----------------------------------------------------------------------------------------
+
+    def _on_start(
+        self, request: StartEpisode.Request, response: StartEpisode.Response
+    ) -> StartEpisode.Response:
+        try:
+            if not self._running:
+                raise ConfigError("the node is not active: activate it first")
+            self._success_ns = None
+            episode = str(request.episode_id) or f"episode_{time.time_ns()}"
+            self._judge.start(episode, self._instruction(request), self._goal(request))
+        except RoboRewardError as error:
+            response.success, response.message = False, str(error)
+            return response
+        response.success, response.episode_id = True, episode
+        return response
+
+    def _instruction(self, request: StartEpisode.Request) -> str:
+        """What to judge: the instruction, which must be of the task where one is named."""
+        known = tuple(getattr(self._model, "instructions", ()))
+        if request.task and request.task not in known:
+            raise ConfigError(
+                f"the model has no task '{request.task}': it knows {', '.join(map(repr, known))}"
+            )
+        return str(request.instruction or request.task)
+
+    def _goal(self, request: StartEpisode.Request) -> dict[str, Any] | None:
+        if not len(request.goal_image.data):
+            return None
+        camera = request.goal_image.header.frame_id or self._settings.cameras[0].name
+        if camera not in self._cameras:
+            raise ConfigError(
+                f"the goal image is of camera '{camera}', this node has {', '.join(self._cameras)}"
+            )
+        pixels = image_to_rgb(request.goal_image, "goal image")
+        return {self._cameras[camera].settings.model_name: pixels}
+
+    def _on_end(self, request: EndEpisode.Request, response: EndEpisode.Response) -> EndEpisode.Response:
+        try:
+            if not self._running:
+                raise ConfigError("the node is not active: no episode is running")
+            if request.outcome not in _ENDINGS:
+                raise ConfigError(f"outcome is {request.outcome}: 1 is success, 2 failure, 3 truncated")
+            summary = self._judge.end(_ENDINGS[request.outcome], self._end_ns(), str(request.episode_id))
+        except RoboRewardError as error:
+            response.success, response.message = False, str(error)
+            return response
+        self._publish_end(summary.payment)
+        response.success, response.episode_id = True, summary.episode_id
+        response.rewards, response.total_value = int(summary.rewards), float(summary.total_value)
+        return response
+
+    def _end_ns(self) -> int | None:
+        """The stamp of now, on the clock of the images: theirs, and the time since."""
+        last = self._judge.last_stamp_ns
+        return None if last is None else last + self._now() - self._last_set_ns
+
+    def _publish_end(self, payment: Payment | None) -> None:
+        if payment is not None:
+            self._pay(payment, "")
+
+    def _on_set_model(self, request: SetModel.Request, response: SetModel.Response) -> SetModel.Response:
+        try:
+            if self._judge.episode_id:
+                raise ConfigError(f"episode '{self._judge.episode_id}' is running: end it first")
+            self._judge = self._load(str(request.path))
+        except RoboRewardError as error:
+            response.success, response.message = False, str(error)
+            response.model_version = str(self._model.version)
+            return response
+        response.success, response.model_version = True, str(self._model.version)
+        return response
+
+    # --- health ------------------------------------------------------------------------------------------
+
+    def _on_health(self) -> None:
+        for camera in self._cameras.values():
+            camera.look_after()
+        silence = (self._now() - self._last_set_ns) * 1e-9
+        if silence > max(self._settings.camera_timeout_s, _HEALTH_S):
+            self._say_blind(silence)
+        self._diagnostics.publish(self._status())
+
+    def _say_blind(self, silence: float) -> None:
+        """No camera sees anything: that is published, too."""
+        cameras = ", ".join(f"{name} {camera.silent_s:.1f} s" for name, camera in self._cameras.items())
+        nan = float("nan")
+        estimate = ProgressEstimate(
+            stage_probs=np.full(max(1, len(self._judge.stage_names)), nan, np.float32),
+            tau=nan,
+            progress=nan,
+            std=nan,
+            interval=(nan, nan),
+            success_prob=nan,
+            per_view={},
+            valid=False,
+            reason=f"no image for {silence:.1f} s (silent: {cameras})",
+            stamp_ns=max(0, self.get_clock().now().nanoseconds),
+            model_version=self._model.version,
+        )
+        moment = Moment(estimate, "", False, self._judge.episode_id, None)
+        self._estimates.publish(estimate_msg(moment, "", list(self._cameras)))
+
+    def _status(self) -> DiagnosticArray:
+        name = self.get_fully_qualified_name().lstrip("/")
+        worst, statuses = "", list[DiagnosticStatus]()
+        for camera in self._cameras.values():
+            well, text = camera.state(self._settings.frozen_after_s)
+            worst = worst or ("" if well else f"{camera.settings.name}: {text}")
+            level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
+            label = f"{name}: camera {camera.settings.name}"
+            statuses.append(status_msg(label, level, text, self._camera_values(camera)))
+        level = DiagnosticStatus.WARN if worst else DiagnosticStatus.OK
+        statuses.insert(0, status_msg(f"{name}: rewards", level, worst or "ok", self._values()))
+        now = stamp_msg(self.get_clock().now().nanoseconds)
+        return DiagnosticArray(header=Header(stamp=now), status=statuses)
+
+    def _values(self) -> dict[str, object]:
+        offered, dropped = self._worker.offered, self._worker.dropped
+        return {
+            "episode": self._judge.episode_id or "none",
+            "model": self._model.version,
+            "device": self._device,
+            "decisions": self._decisions,
+            "decisions that were invalid": self._invalid,
+            "rate (Hz)": f"{self._latency.rate_hz:.1f}",
+            "stamp to reward p50 (ms)": f"{self._latency.quantile(0.5):.1f}",
+            "stamp to reward p99 (ms)": f"{self._latency.quantile(0.99):.1f}",
+            "decision p50 (ms)": f"{self._inference.quantile(0.5):.1f}",
+            "decision p99 (ms)": f"{self._inference.quantile(0.99):.1f}",
+            "offered": offered,
+            "dropped": dropped,
+            "reference camera": self._aligner.reference(self._now()) or "none",
+            **self._judge.gate(),
+        }
+
+    def _camera_values(self, camera: Camera) -> dict[str, object]:
+        aligned = self._aligner.cameras[camera.settings.name]
+        return {
+            "received": camera.received,
+            "rate (Hz)": f"{camera.rate_hz:.1f}",
+            "silent (s)": f"{camera.silent_s:.2f}",
+            "unchanged (s)": f"{camera.unchanged_s:.2f}",
+            "reliability": "reliable" if camera.reliable else "best_effort",
+            "lost, by DDS": camera.lost,
+            "without a stamp": camera.unstamped,
+            "stamp did not advance": aligned.stale,
+            "sets without it, in a row": aligned.misses,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the node; `arguments` as of a command line."""
+    return run_node(RewardNode, arguments, RewardNode.stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
