@@ -1,12 +1,12 @@
 """Stages found without labels: ordered change points that all demonstrations of a task share. NumPy only.
 
-An episode is a sequence of feature vectors x_t. The model is a left-to-right hidden semi-Markov model whose
-stages follow straight lines in feature space: in stage i, from frame s to frame e (exclusive),
+An episode is a sequence of feature vectors x_t. The model is a left-to-right hidden semi-Markov model with
+Gaussian stages of free length: for frame t of stage i, which lasts from frame s to e (exclusive) of T frames,
 
-    x_t ~ N(a_i + b_i tau_t, diag(v_i)),     tau_t = (t - s + 1/2) / (e - s),     log (e-s)/T ~ N(m_i, d_i)
+    x_t ~ N(a_i, diag(v_i)),          log((e - s) / T) ~ N(m_i, d_i^2)
 
-so a stage may last longer in one episode than in another, but looks the same at the same share of it. That
-demonstrations share their steps, in order, is the idea of Unsupervised Perceptual Rewards (Sermanet et al.,
+so a stage may last longer in one episode than in another, but looks the same. That demonstrations share their
+steps, in order, is the idea of Unsupervised Perceptual Rewards (Sermanet et al.,
 arXiv 1612.06699). The segmentation of each episode given the model is exact (dynamic programming over all
 pairs s < e); model and segmentations are improved in turn (hard expectation maximization), from several
 starts.
@@ -32,7 +32,7 @@ __all__ = [
     "segment",
 ]
 
-_SHORTEST = 2  # frames in a stage: fewer leave no line to fit
+_SHORTEST = 2  # frames in a stage: fewer have no variance
 _VARIANCE_FLOOR = 0.02  # of a feature whose scale is about 1: keeps a still feature from deciding everything
 _LEAST_SPREAD = 0.3  # of a stage's log share of the episode: demonstrators differ, also where few were seen
 _MOST_ROUNDS = 30
@@ -46,12 +46,11 @@ Boundaries = list[Int64[np.ndarray, " n"]]
 class StageModel:
     """What k stages look like.
 
-    start, slope, variance     f64[k, d]: the line a + b tau of each stage and the variance around it
+    mean, variance             f64[k, d]: of each feature
     share_mean, share_spread   f64[k]: mean and deviation of the log share of the episode that a stage takes
     """
 
-    start: Float64[np.ndarray, "k d"]
-    slope: Float64[np.ndarray, "k d"]
+    mean: Float64[np.ndarray, "k d"]
     variance: Float64[np.ndarray, "k d"]
     share_mean: Float64[np.ndarray, " k"]
     share_spread: Float64[np.ndarray, " k"]
@@ -59,7 +58,7 @@ class StageModel:
     @property
     def stages(self) -> int:
         """Number of stages k."""
-        return len(self.start)
+        return len(self.mean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +158,28 @@ def boundary_stability(
 
 
 def choose_stage_count(
-    fits: Sequence[StageFit], stability: Sequence[Float64[np.ndarray, " n"]], least: float = 0.8
+    fits: Sequence[StageFit],
+    stability: Sequence[Float64[np.ndarray, " n"]],
+    least_gain: float = 0.1,
+    least_stability: float = 0.8,
 ) -> int:
-    """The index of the fit to keep: the most stages of which every boundary is stable.
+    """The index of the fit to keep: as many stages as pay for themselves and come out again.
 
-    More stages always fit better; what they must do is come out again from other demonstrations.
+    More stages always fit better. The number rises while one more gains `least_gain` nats for each frame and
+    feature; frames follow each other too closely to be counted as samples, as an information criterion would.
+    Of the numbers up to there, the largest whose every boundary is stable is kept.
 
     Args:
-        fits: By rising number of stages.
+        fits: For one stage, two, three and so on, of the same sequences.
         stability: `boundary_stability` of each.
-        least: The least stability of a boundary.
+        least_gain: What a further stage must gain, in nats for each frame and feature.
+        least_stability: The least stability of a boundary, in [0, 1].
     """
-    stable = [index for index, score in enumerate(stability) if np.min(score, initial=1.0) >= least]
-    return max(stable, key=lambda index: fits[index].model.stages, default=0)
+    values = sum(int(b[-1]) for b in fits[0].boundaries) * fits[0].model.mean.shape[1]
+    paying = 0
+    while paying + 1 < len(fits) and fits[paying].cost - fits[paying + 1].cost >= least_gain * values:
+        paying += 1
+    return max(i for i in range(paying + 1) if i == 0 or np.min(stability[i]) >= least_stability)
 
 
 def boundary_matches(
@@ -220,21 +228,14 @@ def _climb(sequences: Sequences, boundaries: Boundaries) -> StageFit:
 def _estimate(sequences: Sequences, boundaries: Boundaries) -> StageModel:
     """The model that fits given segmentations best."""
     stages = len(boundaries[0]) - 1
-    lines: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for stage in range(stages):
-        spans = [(int(b[stage]), int(b[stage + 1])) for b in boundaries]
-        x = np.concatenate([sequence[s:e] for sequence, (s, e) in zip(sequences, spans, strict=True)])
-        tau = np.concatenate([(np.arange(e - s) + 0.5) / (e - s) for s, e in spans])
-        centered = tau - tau.mean()
-        slope = centered @ x / (centered @ centered)
-        start = x.mean(axis=0) - slope * tau.mean()
-        residual = x - start - tau[:, None] * slope
-        lines.append((start, slope, np.maximum((residual**2).mean(axis=0), _VARIANCE_FLOOR)))
+    spans = [
+        np.concatenate([x[b[i] : b[i + 1]] for x, b in zip(sequences, boundaries, strict=True)])
+        for i in range(stages)
+    ]
     shares = np.log([np.diff(b) / b[-1] for b in boundaries])
     return StageModel(
-        start=np.array([line[0] for line in lines]),
-        slope=np.array([line[1] for line in lines]),
-        variance=np.array([line[2] for line in lines]),
+        mean=np.array([x.mean(axis=0) for x in spans]),
+        variance=np.array([np.maximum(x.var(axis=0), _VARIANCE_FLOOR) for x in spans]),
         share_mean=shares.mean(axis=0),
         share_spread=np.maximum(shares.std(axis=0), _LEAST_SPREAD),
     )
@@ -243,26 +244,14 @@ def _estimate(sequences: Sequences, boundaries: Boundaries) -> StageModel:
 def _stage_costs(
     model: StageModel, stage: int, sequence: Float64[np.ndarray, "t d"]
 ) -> Float64[np.ndarray, "s e"]:
-    """Cost of every span (s, e) as this stage, infinite where it is too short: f64[t+1, t+1].
-
-    Expanding the square leaves sums over the span of |x|^2, x.a, x.b and t x.b (each weighted by 1/v): four
-    differences of running sums, whatever the span.
-    """
-    a, b, precision = model.start[stage], model.slope[stage], 1 / model.variance[stage]
-    time = np.arange(len(sequence)) + 0.5
-    along = (sequence * precision) @ b
-    running = [
-        np.concatenate([[0.0], np.cumsum(values)])
-        for values in ((sequence**2) @ precision - 2 * (sequence * precision) @ a, along, time * along)
-    ]
-    fixed, moved, moved_time = (r[None, :] - r[:, None] for r in running)
+    """Cost of every span (s, e) as this stage, infinite where it is too short: f64[t+1, t+1]."""
+    variance = model.variance[stage]
+    surprise = ((sequence - model.mean[stage]) ** 2 / variance).sum(axis=1) + np.log(variance).sum()
+    running = np.concatenate([[0.0], np.cumsum(surprise)])
     place = np.arange(len(sequence) + 1)
     length = place[None, :] - place[:, None]
     n = np.maximum(length, 1).astype(np.float64)
-    square = n / 3 - 1 / (12 * n)  # sum of tau^2 over n frames
-    constant = a @ (a * precision) + np.log(model.variance[stage]).sum()
-    cost = fixed - 2 * (moved_time - place[:, None] * moved) / n
-    cost += n * constant + n * (a @ (b * precision)) + square * (b @ (b * precision))
+    cost = running[None, :] - running[:, None]
     share = (np.log(n / len(sequence)) - model.share_mean[stage]) / model.share_spread[stage]
     cost += share**2 + 2 * np.log(model.share_spread[stage])
     return np.where(length >= _SHORTEST, 0.5 * cost, np.inf)

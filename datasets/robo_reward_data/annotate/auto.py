@@ -1,0 +1,125 @@
+"""Stages of a task found in its demonstrations, and how far they can be relied on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from robo_reward.errors import DataError
+from robo_reward.schema import EpisodeReader
+from robo_reward.stages import (
+    StageFit,
+    boundary_stability,
+    choose_stage_count,
+    fit_stages,
+    segment,
+)
+from robo_reward_data.annotate.features import Moments, stage_features
+
+__all__ = ["FoundStages", "StageSettings", "find_stages"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """How stages are looked for; `configs/annotate.yaml` says what each key means."""
+
+    stages: int | None = None
+    most_stages: int = 6
+    least_gain: float = 0.1
+    least_stability: float = 0.8
+    lead: float = 0.03
+    starts: int = 4
+    resamples: int = 6
+    fit_episodes: int = 30
+    most_frames: int = 160
+    proprio: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundStages:
+    """The stages of one task.
+
+    boundaries  i64[k+1] for each episode, from 0 to its length
+    stability   f64[k-1], in [0, 1]: how often each inner boundary comes out again from other demonstrations
+    considered  by number of stages, the least stability of their boundaries
+    """
+
+    boundaries: tuple[Int64[np.ndarray, " n"], ...]
+    stability: Float64[np.ndarray, " n"]
+    considered: dict[int, float]
+
+
+def find_stages(readers: Sequence[EpisodeReader], settings: StageSettings, model: Any = None) -> FoundStages:
+    """The stages that demonstrations of one task share.
+
+    Args:
+        readers: The demonstrations, of the same cameras; two or more, from start to success.
+        settings: How to look.
+        model: A loaded reward model whose embedding is looked at too, or None.
+
+    Raises:
+        DataError: too few demonstrations, different cameras, or episodes too short for the stages asked for.
+    """
+    _check(readers)
+    rng = np.random.default_rng(settings.seed)
+    moments = stage_features(readers, settings.most_frames, model, settings.proprio)
+    sequences = [moment.features for moment in moments]
+    some = np.unique(
+        np.linspace(0, len(sequences) - 1, min(len(sequences), settings.fit_episodes)).astype(int)
+    )
+    fitted = [sequences[i] for i in some]
+    most = min(settings.most_stages, min(len(x) for x in fitted) // 3)
+    counts = range(1, max(most, 1) + 1) if settings.stages is None else (settings.stages,)
+    fits: list[StageFit] = []
+    scores: list[Float64[np.ndarray, " n"]] = []
+    for count in counts:
+        fits.append(fit_stages(fitted, count, rng, settings.starts))
+        scores.append(boundary_stability(fitted, fits[-1], rng, settings.resamples))
+    kept = (
+        choose_stage_count(fits, scores, settings.least_gain, settings.least_stability)
+        if settings.stages is None
+        else 0
+    )
+    boundaries = [
+        _in_frames(segment(fits[kept].model, m.features)[0], m, r, settings.lead)
+        for m, r in zip(moments, readers, strict=True)
+    ]
+    considered = {
+        fit.model.stages: float(np.min(s, initial=1.0)) for fit, s in zip(fits, scores, strict=True)
+    }
+    return FoundStages(tuple(boundaries), scores[kept], considered)
+
+
+def _check(readers: Sequence[EpisodeReader]) -> None:
+    if len(readers) < 2:
+        raise DataError(
+            f"stages are what demonstrations share, and there are {len(readers)}: give two or more that "
+            "succeed, or mark them by hand with mode=web"
+        )
+    first = readers[0].info
+    for reader in readers[1:]:
+        if reader.info.cameras != first.cameras:
+            raise DataError(
+                f"episode '{reader.info.name}' has cameras {list(reader.info.cameras)}, '{first.name}' has "
+                f"{list(first.cameras)}: stages are found in episodes of the same cameras"
+            )
+
+
+def _in_frames(
+    boundaries: Int64[np.ndarray, " n"], moments: Moments, reader: EpisodeReader, lead: float
+) -> Int64[np.ndarray, " n"]:
+    """Boundaries over the thinned frames as frames of the episode, inner ones `lead` of its length earlier.
+
+    A stage is told from the one before by motion that is under way: it began a little before.
+    """
+    length = reader.info.length
+    frames = np.append(moments.frames, length)[boundaries]
+    frames[1:-1] -= round(lead * length)
+    for index in range(1, len(frames) - 1):
+        frames[index] = max(frames[index], frames[index - 1] + 1)
+    return frames.astype(np.int64)
