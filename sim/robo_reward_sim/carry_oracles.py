@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from robo_reward_sim.motions import HAMMER_FACE
-from robo_reward_sim.oracles import box_distance, chain, finger_opening, ramp
+from robo_reward_sim.oracles import box_distance, chain, finger_opening, ramp, staying
 
 __all__ = [
     "CarryOracle",
@@ -89,10 +89,10 @@ def _taken(now: CarryScene, grip: Grip) -> float:
 
 def push_potential(now: CarryScene, first: CarryScene, done: float = 0.05) -> float:
     """Potential in [0, 2] of pushing a puck: reach it, push it to within `done` meters of the goal."""
-    reach, around = _reach(now, first, PUSH_GRIP)
+    reach, _ = _reach(now, first, PUSH_GRIP)
     left = max(float(np.linalg.norm(first.part - first.goal)) - done, 0.03)
     push = ramp(float(np.linalg.norm(now.part - now.goal)) - done, left, 0.0)
-    return chain((reach, push), (around,))
+    return staying(reach, push, last=1)
 
 
 def pick_place_potential(now: CarryScene, first: CarryScene, done: float = 0.07) -> float:
@@ -152,9 +152,9 @@ def hammer_potential(now: CarryScene, first: CarryScene) -> float:
     """Potential in [0, 4] of driving a nail: reach the hammer, grasp it, align its face, drive the nail.
 
     `part` is the hammer's face and `goal` the head of the nail.
-    A face at the nail is in the air, so it is held, whatever the fingers look like; and a nail that is in
-    stays in. So the way through reach and grasp and the face at the nail are alternatives, of which the
-    further one counts: a hammer that turns or slips in the hand while it drives the nail is no step back.
+    A face at the nail is in the air, so it is held, whatever the fingers look like: a hammer that turns or
+    slips in the hand is no step back. And a nail that is in stays in, whatever drove it and whatever becomes
+    of the hammer. A potential without these two takes back what was won in the blow that wins it.
     """
     reach, around = _reach(now, first, HAMMER_GRIP)
     grasp = _grasp(now, HAMMER_GRIP, _taken(now, HAMMER_GRIP))
@@ -163,7 +163,7 @@ def hammer_potential(now: CarryScene, first: CarryScene) -> float:
     way = _way_to_nail(now.part, now.goal)
     align = ramp(way, max(_way_to_nail(raised, first.goal), 0.05), 0.0)
     held = chain((reach, grasp, align), (around, ramp(grasp, 0.8, 1.0)))
-    return max(held, ramp(way, 0.05, 0.0) * (3.0 + now.depth))
+    return staying(max(held, 3.0 * ramp(way, 0.05, 0.0)), now.depth, last=3)
 
 
 def _way_to_nail(face: Float64[np.ndarray, " 3"], nail: Float64[np.ndarray, " 3"]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from robo_reward_sim.oracles import chain, ramp
+from robo_reward_sim.oracles import ramp, staying
 
 __all__ = [
     "ContactOracle",
@@ -19,14 +19,12 @@ __all__ = [
     "door_angle_left",
 ]
 
-_FADE = 0.04  # a hand this far out of the contact's zone does not act on the object, in meters
-
 
 def contact_potential(distance: float, first_distance: float, left: float, first_left: float) -> float:
     """Potential in [0, 2]: reach, move.
 
     reach  the finger tips come into the zone from which the hand acts on the object
-    move   the object covers what was left to success at first; it counts while the hand is near
+    move   the object covers what was left to success at first; it stays where it is when the hand goes
 
     Args:
         distance: of the finger tips from that zone now, in meters; `first_distance` at first.
@@ -34,7 +32,7 @@ def contact_potential(distance: float, first_distance: float, left: float, first
     """
     reach = max(1.0 - distance / max(first_distance, 0.03), 0.0)
     move = ramp(left, max(first_left, 1e-3), 0.0)
-    return chain((reach, move), (ramp(distance, _FADE, 0.0),))
+    return staying(reach, move, last=1)
 
 
 def approach_distance(
@@ -59,7 +57,7 @@ class ContactOracle:
         self,
         contact: tuple[float, float, float],
         half: tuple[float, float, float],
-        left: Callable[[Any], Callable[[Any], float]],
+        left: Callable[[Any], float],
         above: float = 0.0,
     ) -> None:
         """Describe the task.
@@ -67,16 +65,15 @@ class ContactOracle:
         Args:
             contact: middle of the zone in which the finger tips act on the object, relative to it, in meters.
             half: half the extent of that box, in meters. A hand that drags a handle slides along it.
-            left: from the scene at the first moment, a function that tells what is left to success.
+            left: what is left to success, in meters or radians, 0 or less once done.
             above: height over that box, in meters, up to which a hand that is aside may rise at no loss:
                 it has to come from above, so it has that much to go down anyway.
         """
-        self._contact, self._half, self._make_left = np.array(contact), np.array(half), left
+        self._contact, self._half, self._left = np.array(contact), np.array(half), left
         self._above = above
 
     def begin(self, sim: Any) -> None:
         """Remember how far everything was at first."""
-        self._left = self._make_left(sim)
         self._first = (self._distance(sim), self._left(sim))
 
     def potential(self, sim: Any) -> float:
@@ -88,36 +85,24 @@ class ContactOracle:
         return approach_distance(offset, self._half, self._above)
 
 
-def distance_left(done: float) -> Callable[[Any], Callable[[Any], float]]:
+def distance_left(sim: Any, *, done: float) -> float:
     """Meters from the object to its goal, less the radius `done` within which the simulator is content."""
-    return lambda _: lambda sim: float(np.linalg.norm(sim._get_pos_objects() - sim._target_pos)) - done
+    return float(np.linalg.norm(sim._get_pos_objects() - sim._target_pos)) - done
 
 
-def distance_along(axis: int, done: float) -> Callable[[Any], Callable[[Any], float]]:
+def distance_along(sim: Any, *, axis: int, done: float) -> float:
     """The same along one axis of the world."""
-    return lambda _: lambda sim: abs(float(sim._get_pos_objects()[axis] - sim._target_pos[axis])) - done
+    return abs(float(sim._get_pos_objects()[axis] - sim._target_pos[axis])) - done
 
 
-def door_angle_left(done: float) -> Callable[[Any], Callable[[Any], float]]:
+def door_angle_left(sim: Any, *, done: float) -> float:
     """Radians through which the door has yet to swing until its handle is within `done` meters along x.
 
     The handle moves on an arc: along x it stands nearly still at first, so the distance that the simulator
     looks at says little about how far the door is open. The angle says it evenly.
     """
-
-    def begin(sim: Any) -> Callable[[Any], float]:
-        hinge = sim.data.joint("doorjoint").xanchor[:2].copy()
-        handle = sim._get_pos_objects()[:2] - hinge
-        angles = np.linspace(0.0, np.pi, 2001)
-        x = hinge[0] + _turned(handle, angles)
-        goal = float(angles[np.argmax(x <= sim._target_pos[0] + done)])
-        return lambda now: goal + float(now.data.joint("doorjoint").qpos[0])
-
-    return begin
-
-
-def _turned(
-    handle: Float64[np.ndarray, " 2"], angles: Float64[np.ndarray, " n"]
-) -> Float64[np.ndarray, " n"]:
-    """x of the handle after the door has swung open by each of the angles."""
-    return np.cos(angles) * handle[0] + np.sin(angles) * handle[1]
+    hinge = sim.data.joint("doorjoint").xanchor
+    arm = (sim._get_pos_objects() - hinge)[:2]
+    goal = (float(sim._target_pos[0]) + done - float(hinge[0])) / float(np.linalg.norm(arm))
+    # Opening, the handle turns clockwise as seen from above: from its angle now to -arccos(goal).
+    return float(np.arccos(np.clip(goal, -1.0, 1.0)) + np.arctan2(arm[1], arm[0]))

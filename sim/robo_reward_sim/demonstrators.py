@@ -16,6 +16,7 @@ from jaxtyping import Float32, Float64
 from robo_reward.errors import ConfigError
 from robo_reward_sim.experts import Expert
 from robo_reward_sim.oracles import OracleReading
+from robo_reward_sim.tasks import SimTask
 
 __all__ = ["DEMONSTRATORS", "Demonstrator", "EpisodePlan", "Moment", "demonstrator"]
 
@@ -47,8 +48,8 @@ class EpisodePlan:
 class Demonstrator(Protocol):
     """A way to act; makes a plan for each episode."""
 
-    def __call__(self, expert: Expert, rng: np.random.Generator) -> EpisodePlan:
-        """A plan that departs from what `expert` would do, drawn from `rng`."""
+    def __call__(self, task: SimTask, rng: np.random.Generator) -> EpisodePlan:
+        """A plan for `task`, that departs from what its expert would do, drawn from `rng`."""
         ...
 
 
@@ -63,14 +64,16 @@ def demonstrator(kind: str) -> Demonstrator:
     return DEMONSTRATORS[kind]
 
 
-def expert_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def expert_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, at a speed of its own."""
+    expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
     return EpisodePlan(lambda moment: _paced(expert, moment, pace), {"pace": pace}, success=True)
 
 
-def noisy_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def noisy_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert with Gaussian noise of deviation 0.3 to 0.6 on every action."""
+    expert = task.expert()
     sigma = float(rng.uniform(0.3, 0.6))
 
     def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
@@ -81,8 +84,9 @@ def noisy_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, {"sigma": sigma})
 
 
-def suboptimal_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def suboptimal_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert with one to three detours, and pauses in which nothing moves for 5 to 15 decisions."""
+    expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
     starts = sorted(
         int(start) for start in rng.choice(np.arange(3, 24), int(rng.integers(2, 4)), replace=False)
@@ -103,8 +107,9 @@ def suboptimal_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, facts, success=True)
 
 
-def fail_retry_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def fail_retry_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, that opens its fingers midway, moves off empty-handed, and tries again."""
+    expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
     at = float(rng.uniform(0.3, 0.8))
     away = np.append(rng.uniform(-0.6, 0.6, 2), rng.uniform(0.2, 0.8))
@@ -123,8 +128,9 @@ def fail_retry_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, {"pace": pace, "failed_at": at, "decisions": len(script)}, success=True)
 
 
-def near_miss_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def near_miss_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert up to just before success; then it hovers, backs off, or misses the goal to one side."""
+    expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
     how = str(rng.choice(("hover", "retreat", "aside")))
     stop_at = float(rng.uniform(0.72, 0.92))
@@ -155,8 +161,9 @@ def near_miss_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, {"pace": pace, "how": how, "stop_at": stop_at}, success=False)
 
 
-def random_tail_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def random_tail_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, and from a random moment on random actions that last a few decisions each."""
+    expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
     start, length = int(rng.integers(2, 28)), int(rng.integers(12, 25))
     action = np.zeros(4)
@@ -174,14 +181,27 @@ def random_tail_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, {"pace": pace, "start": start})
 
 
-def aborted_plan(expert: Expert, rng: np.random.Generator) -> EpisodePlan:
+def aborted_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, that stops somewhere on the way."""
+    expert = task.expert()
     pace, stop_at = float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.1, 0.85))
 
     def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
         return None if moment.truth.progress >= stop_at else _paced(expert, moment, pace)
 
     return EpisodePlan(act, {"pace": pace, "stop_at": stop_at}, success=False)
+
+
+def wrong_task_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
+    """Something else, done well in the same scene, while the instruction is the task's own."""
+    pace, decisions = float(rng.uniform(0.7, 1.0)), int(rng.integers(20, 41))
+    wrong = task.wrong[int(rng.integers(len(task.wrong)))]
+    expert = wrong.expert()
+
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
+        return None if moment.decision >= decisions else _paced(expert, moment, pace)
+
+    return EpisodePlan(act, {"pace": pace, "pursued": wrong.instruction}, success=False)
 
 
 DEMONSTRATORS: Mapping[str, Demonstrator] = {
@@ -192,6 +212,7 @@ DEMONSTRATORS: Mapping[str, Demonstrator] = {
     "near_miss": near_miss_plan,
     "random_tail": random_tail_plan,
     "aborted": aborted_plan,
+    "wrong_task": wrong_task_plan,
 }
 """Every demonstrator by the kind of episode that it makes."""
 

@@ -6,6 +6,7 @@ import copy
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -18,7 +19,9 @@ from robo_reward.errors import ConfigError
 from robo_reward_sim.gl import choose_backend
 from robo_reward_sim.oracles import OracleReading, reading
 from robo_reward_sim.rendering import CAMERAS, FixedCamera, FreeCamera, SceneRenderer
-from robo_reward_sim.tasks import TASKS
+from robo_reward_sim.states import SimState, restore, save
+from robo_reward_sim.tasks import TASKS, SimTask
+from robo_reward_sim.variation import Look, Variation, look_of
 
 __all__ = ["ManipulationEnv", "named_cameras"]
 
@@ -27,7 +30,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A Meta-World task as a robot would meet it: camera images and its own joints, no object state.
 
     Observation: `images`, u8[h, w, 3] by camera name, and `proprio`, f32[4]: the position of the end effector
-    in meters and the opening of the gripper in [0, 1].
+    in meters and the opening of the gripper in [0, 1]. Without cameras there are no images, and nothing is
+    rendered. Only where asked for by `privileged_observation`: `privileged`, f32[39], the true state.
     Action: f32[4] in [-1, 1], three displacements of the end effector and the grip (-1 opens, 1 closes),
     repeated over `action_repeat` control steps of 12.5 ms.
     Reward: 1 on the decision that ends the episode in success, else 0.
@@ -37,6 +41,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     `info["success"]` says whether the task is done now.
 
     The truth is apart: `env.unwrapped.oracle()` and `env.unwrapped.privileged_state()`.
+    `get_state()` and `set_state(...)` save and restore a moment exactly; `reset(options={"state": ...})`
+    begins an episode there.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 16}
@@ -50,6 +56,9 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         success_hold: int = 2,
         privileged_info: bool = False,
         render_mode: str | None = None,
+        privileged_observation: bool = False,
+        flat: bool = False,
+        variation: Variation | None = None,
     ) -> None:
         """Build the simulated scene.
 
@@ -62,6 +71,11 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             success_hold: decisions for which the task must stay done before the episode ends.
             privileged_info: put the truth into `info` too, as `oracle` and `privileged_state`.
             render_mode: None, or "rgb_array" for `render()`.
+            privileged_observation: put the true state into the observation, for learners that need no pixels.
+            flat: name images `images/left` and so on at the top of the observation instead of in a
+                dictionary of their own, for libraries that know no nested spaces (Stable-Baselines3).
+            variation: how much the look of the scene varies from episode to episode; None: not at all. The
+                scene itself is the one that the same seed gives without.
 
         Raises:
             ConfigError: no such task or camera, or a number that is out of range.
@@ -75,25 +89,36 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 "must be 1 or more"
             )
         self.task = TASKS[task]
-        self.cameras = named_cameras(cameras)
+        self.cameras = named_cameras(cameras, self.task)
+        self.variation = variation or Variation()
+        self.look: Look | None = None
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.render_mode = render_mode
         self._repeat, self._hold, self._privileged = action_repeat, success_hold, privileged_info
-        self._sim = _make_simulator(self.task.metaworld, rendered=bool(self.cameras))
+        rendered = bool(self.cameras) or render_mode is not None
+        self._sim = _make_simulator(self.task.metaworld, rendered=rendered)
         self._start = (self._sim.model.body_pos.copy(), self._sim.model.site_pos.copy())
         self._oracle = self.task.oracle()
         self._renderer: SceneRenderer | None = None
         self._images: dict[str, np.ndarray] = {}
         self._held = 0
-        self._success = False
+        self._truth = OracleReading(0, 0.0, False, 0.0)
 
-        image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
+        self._flat, self._observes_truth = flat, privileged_observation
         self._low = np.array((-2.0, -2.0, -2.0, 0.0), np.float32)
         self._high = np.array((2.0, 2.0, 2.0, 1.0), np.float32)
-        proprio = spaces.Box(self._low, self._high)
-        views = {"images": spaces.Dict(dict.fromkeys(self.cameras, image))} if self.cameras else {}
-        self.observation_space = spaces.Dict({**views, "proprio": proprio})
+        self.observation_space = self._space()
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    def _space(self) -> spaces.Dict:
+        image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
+        parts: dict[str, spaces.Space[Any]] = {"proprio": spaces.Box(self._low, self._high)}
+        if self._observes_truth:
+            parts["privileged"] = spaces.Box(-_FAR, _FAR, (39,), np.float32)
+        if self._flat:
+            return spaces.Dict({**{f"images/{name}": image for name in self.cameras}, **parts})
+        views = {"images": spaces.Dict(dict.fromkeys(self.cameras, image))} if self.cameras else {}
+        return spaces.Dict({**views, **parts})
 
     @property
     def decision_ns(self) -> int:
@@ -103,18 +128,30 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin an episode; `seed` fixes everything in it, the places of goal and objects included."""
+        """Begin an episode; `seed` fixes everything in it, the places of goal and objects included.
+
+        With `options={"state": state}`, from `get_state()`, it begins at that moment instead.
+        """
         super().reset(seed=seed, options=options)
+        if options is not None and "state" in options:
+            generator = self.np_random.bit_generator.state
+            restored = self.set_state(options["state"])
+            self.np_random.bit_generator.state = generator  # later episodes are as varied as ever
+            return restored
         sim = self._sim
         # A task moves bodies of the model at reset. Put them back first: the hand settles among them, and
         # what the last episode left there must not reach into this one.
         sim.model.body_pos[:], sim.model.site_pos[:] = self._start
-        sim.seed(int(self.np_random.integers(2**31)))
+        scene = int(self.np_random.integers(2**31))
+        sim.seed(scene)
         sim.reset()
         self._state = self._settled_state()
         self._clear_warnings()
         self._oracle.begin(sim)
-        self._held, self._success = 0, False
+        self._held = 0
+        self._truth = self._read(success=False, before=0)
+        # Seeded by the scene, not drawn from the generator: variation changes no scene.
+        self._wear(look_of(self.variation, scene, sim))
         return self._observe(), self._info(physics_error=False)
 
     def step(
@@ -127,25 +164,61 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             state, _, _, _, facts = self._sim.step(command)
             success = bool(facts["success"])
             if self._physics_failed(state):
-                self._success = False
+                self._truth = replace(self._truth, success=False)
                 return copy.deepcopy(self._last), 0.0, False, True, self._info(physics_error=True)
-        self._state, self._success = state, success
-        self._held = self._held + 1 if self._success else 0
+        self._state = state
+        self._truth = self._read(success=success, before=self._truth.stage)
+        self._held = self._held + 1 if success else 0
         done = self._held >= self._hold
         return self._observe(), float(done), done, False, self._info(physics_error=False)
 
     def oracle(self) -> OracleReading:
         """The true stage and progress of this moment."""
-        return reading(self._oracle.potential(self._sim), len(self.task.stage_names), self._success)
+        return self._truth
+
+    def get_state(self) -> SimState:
+        """This moment: physics, scene, episode, look, and random generators. It can be pickled.
+
+        Step limits of wrappers are not part of it.
+        """
+        episode = {name: copy.deepcopy(getattr(self, name)) for name in _EPISODE_FIELDS}
+        generator = copy.deepcopy(self.np_random)
+        return SimState(self.task.name, save(self._sim), {**episode, "generator": generator})
+
+    def set_state(self, state: SimState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Go back to a moment of an environment of the same task: the same actions lead to the same images.
+
+        Returns:
+            What `reset` returns: the observation and info of that moment.
+
+        Raises:
+            ConfigError: the state is of another task.
+        """
+        if state.task != self.task.name:
+            raise ConfigError(f"a state of task '{state.task}' cannot be restored in '{self.task.name}'")
+        restore(self._sim, state.scene)
+        for name in _EPISODE_FIELDS:
+            setattr(self, name, copy.deepcopy(state.episode[name]))
+        self.np_random = copy.deepcopy(state.episode["generator"])
+        self._clear_warnings()
+        self._wear(self.look)
+        return self._observe(), self._info(physics_error=False)
 
     def privileged_state(self) -> Float64[np.ndarray, " 39"]:
         """Meta-World's whole observation of this moment: hand, objects, the step before, and the goal."""
         return self._state.copy()
 
     def render(self) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The views of this moment side by side, or None without a render mode."""
-        if self.render_mode != "rgb_array" or not self._images:
+        """The views of this moment side by side, or None without a render mode.
+
+        Where the observation has no cameras, one view is rendered for this call only.
+        """
+        if self.render_mode != "rgb_array":
             return None
+        if not self.cameras:
+            self._renderer = self._renderer or self._make_renderer(named_cameras(("right",), self.task))
+            self._renderer.dress(self.look)
+            return self._renderer.render(self._sim.data)["right"]
         return np.concatenate(list(self._images.values()), axis=1)
 
     def close(self) -> None:
@@ -162,20 +235,34 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._sim._prev_obs = now
         return np.concatenate((now, now, self._sim._get_pos_goal()))
 
-    def _observe(self) -> dict[str, Any]:
+    def _read(self, *, success: bool, before: int) -> OracleReading:
+        potential = self._oracle.potential(self._sim)
+        return reading(potential, len(self.task.stage_names), success, before)
+
+    def _wear(self, look: Look | None) -> None:
+        self.look = look
         if self.cameras and self._renderer is None:
-            self._renderer = SceneRenderer(
-                self._sim.model, self.cameras, self.image_size, show_sites=self.task.show_sites
-            )
-        if self._renderer is not None:
+            self._renderer = self._make_renderer(self.cameras)
+        if self.cameras and self._renderer is not None:
+            self._renderer.dress(look)
+
+    def _make_renderer(self, cameras: Mapping[str, FreeCamera | FixedCamera]) -> SceneRenderer:
+        return SceneRenderer(self._sim.model, cameras, self.image_size, show_sites=self.task.show_sites)
+
+    def _observe(self) -> dict[str, Any]:
+        if self.cameras and self._renderer is not None:
             self._images = self._renderer.render(self._sim.data)
-        proprio = np.clip(self._state[:4], self._low, self._high).astype(np.float32)
-        views = {"images": dict(self._images)} if self.cameras else {}
-        self._last = {**views, "proprio": proprio}
+        parts = {"proprio": np.clip(self._state[:4], self._low, self._high).astype(np.float32)}
+        if self._observes_truth:
+            parts["privileged"] = np.clip(self._state, -_FAR, _FAR).astype(np.float32)
+        views: dict[str, Any] = {"images": dict(self._images)} if self.cameras else {}
+        if self._flat:
+            views = {f"images/{name}": image for name, image in self._images.items()}
+        self._last = {**views, **parts}
         return self._last
 
     def _info(self, *, physics_error: bool) -> dict[str, Any]:
-        info: dict[str, Any] = {"success": self._success, "physics_error": physics_error}
+        info: dict[str, Any] = {"success": self._truth.success, "physics_error": physics_error}
         if self._privileged:
             info |= {"oracle": self.oracle(), "privileged_state": self.privileged_state()}
         return info
@@ -189,13 +276,15 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         return not np.isfinite(state).all() or any(self._sim.data.warning[kind].number for kind in _UNSTABLE)
 
 
+_EPISODE_FIELDS = ("_state", "_truth", "_held", "_oracle", "look")
+_FAR = 5.0  # meters; nothing that matters is further away
 _UNSTABLE = (4, 5, 6)  # mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC
 
 
 def named_cameras(
-    cameras: Sequence[str] | Mapping[str, FreeCamera | FixedCamera],
+    cameras: Sequence[str] | Mapping[str, FreeCamera | FixedCamera], task: SimTask | None = None
 ) -> dict[str, FreeCamera | FixedCamera]:
-    """Cameras by the names that their images get.
+    """Cameras by the names that their images get; a task may have better places for those that have a name.
 
     Raises:
         ConfigError: a name that is not in `robo_reward_sim.rendering.CAMERAS`.
@@ -207,7 +296,8 @@ def named_cameras(
         raise ConfigError(
             f"no camera '{unknown[0]}': choose from {', '.join(CAMERAS)}, or give FreeCamera(...)"
         )
-    return {name: CAMERAS[name] for name in cameras}
+    places = CAMERAS if task is None else {**CAMERAS, **task.cameras}
+    return {name: places[name] for name in cameras}
 
 
 def _make_simulator(name: str, *, rendered: bool) -> Any:

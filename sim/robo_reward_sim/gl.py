@@ -51,15 +51,27 @@ def create_context(width: int, height: int) -> Any:
         GraphicsError: the backend is there but gives no context (a missing driver, most often).
     """
     backend = choose_backend()
+    if _used_by and _used_by[0] != os.getpid():
+        # It would hang: the driver's threads and locks do not survive a fork.
+        raise GraphicsError(
+            "this process was forked from one that had rendered already: start it with the 'spawn' or "
+            "'forkserver' method, such as gymnasium.make_vec(..., vector_kwargs={'context': 'spawn'})"
+        )
     try:
         # The backend's own module, not mujoco.GLContext: that one was fixed when mujoco was first imported,
         # perhaps by other code and before the choice was made.
-        return import_module(f"mujoco.{backend}").GLContext(width, height)
+        context = import_module(f"mujoco.{backend}").GLContext(width, height)
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise GraphicsError(
             f"MUJOCO_GL={backend} gives no OpenGL context ({_brief(error)}): {_INSTALL}, "
             "or set MUJOCO_GL to another of egl, osmesa"
         ) from error
+    if not _used_by:
+        _used_by.append(os.getpid())
+    return context
+
+
+_used_by: list[int] = []  # the process that made the first context
 
 
 def require_graphics() -> None:

@@ -23,7 +23,7 @@ def live_episode(env_id: str, kind: str, seed: int) -> Iterator[LiveMoment]:
     base = env.unwrapped
     try:
         rng = np.random.default_rng(seed)
-        plan = demonstrator(kind)(base.task.expert(), rng)
+        plan = demonstrator(kind)(base.task, rng)
         observation, _ = env.reset(seed=int(rng.integers(2**31)))
         last, over, step = np.zeros(4, np.float32), False, 0
         while True:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from robo_reward_sim.experts import CarryExpert, ContactExpert, Expert, Point, State, limited
+from robo_reward_sim.experts import CarryExpert, ContactExpert, Expert, Point, State, Vector, limited
 
 __all__ = [
+    "HAMMER_FACE",
     "assemble",
+    "carry_hammer",
+    "carry_peg",
+    "carry_puck",
+    "carry_ring",
+    "close_window",
     "hammer",
+    "hover_over",
     "open_door",
     "open_drawer",
     "open_window",
     "pick_place",
     "press",
+    "press_top",
     "push",
+    "push_door_shut",
+    "push_shut",
     "shelf",
 ]
 
@@ -124,6 +136,68 @@ def hammer() -> Expert:
         return np.array((way[0], 0.045, way[2]))
 
     return CarryExpert((-0.035, 0.0, 0.025), held=0.60, path=path)
+
+
+def press_top() -> Expert:
+    """Press on the top of the box instead of its button."""
+    contact = np.array((0.0, 0.16, 0.16))
+    return ContactExpert(lambda _: contact, _UP, lambda _: np.array((0.0, 0.0, -0.01)), grip=1.0)
+
+
+def push_shut() -> Expert:
+    """Push what should be pulled: the drawer, by its bar."""
+    contact = np.array((0.0, -0.05, _FINGERS))
+    return ContactExpert(lambda _: contact, _FRONT, lambda _: np.array((0.0, 0.02, 0.0)), grip=1.0)
+
+
+def push_door_shut() -> Expert:
+    """Push against the door, beside its handle."""
+    contact = np.array((-0.10, -0.01, _FINGERS))
+    return ContactExpert(lambda _: contact, _FRONT, lambda _: np.array((0.0, 0.02, 0.0)), grip=1.0)
+
+
+def close_window() -> Expert:
+    """Push the handle of the window to the left, where it is already."""
+    contact = np.array((0.07, 0.0, _FINGERS))
+    return ContactExpert(lambda _: contact, _FRONT, lambda _: np.array((-0.02, 0.0, 0.0)), grip=1.0)
+
+
+def hover_over() -> Expert:
+    """Hold the hand still above the object."""
+    contact = np.array((0.0, 0.0, 0.20))
+    return ContactExpert(lambda _: contact, _UP, lambda _: np.zeros(3), grip=-1.0)
+
+
+def carry_peg(place: Vector) -> Expert:
+    """Carry the peg to `place`, in meters."""
+    return CarryExpert((0.0, 0.0, 0.024), held=0.36, path=_to(place))
+
+
+def carry_puck(place: Vector) -> Expert:
+    """Carry the puck, or the block, to `place`, in meters."""
+    return CarryExpert((0.0, 0.0, 0.03), held=0.56, path=_to(place))
+
+
+def carry_ring(place: Vector) -> Expert:
+    """Carry the ring to `place`, in meters."""
+    return CarryExpert((-0.01, 0.0, 0.03), held=0.58, path=_to(place))
+
+
+def carry_hammer(place: Vector) -> Expert:
+    """Carry the hammer to `place`, in meters."""
+    return CarryExpert((-0.035, 0.0, 0.025), held=0.60, path=_to(place))
+
+
+def _to(place: Vector) -> Callable[[State], Point]:
+    """Lift what lies on the table, and go to a place."""
+    target = np.array(place)
+
+    def path(state: State) -> Point:
+        way = target - state[4:7]
+        far = float(np.hypot(*way[:2])) > 0.03
+        return _lift() if state[6] < 0.06 and far else limited(way, 0.035)
+
+    return path
 
 
 HAMMER_FACE = np.array((0.16, 0.072, 0.0))

@@ -26,6 +26,7 @@ __all__ = [
     "peg_potential",
     "ramp",
     "reading",
+    "staying",
 ]
 
 
@@ -57,13 +58,26 @@ class StageOracle(Protocol):
         ...
 
 
-def reading(potential: float, stages: int, success: bool) -> OracleReading:
-    """The potential, in [0, stages], as a stage and the progress within it."""
+def reading(potential: float, stages: int, success: bool, before: int = 0) -> OracleReading:
+    """The potential, in [0, stages], as a stage and the progress within it.
+
+    Args:
+        potential: of the scene.
+        stages: how many there are.
+        success: the simulator calls the task done.
+        before: the stage of the moment before. A potential that has slipped back below its beginning by
+            less than 0.02 stays in it, with tau 0, so that a hand that trembles there makes no stage flicker.
+    """
     if success:
         return OracleReading(stage=stages - 1, tau=1.0, success=True, progress=1.0)
     value = min(max(potential, 0.0), float(stages))
+    if 0.0 < before - value < _TREMBLE:
+        value = float(before)
     stage = min(int(value), stages - 1)
     return OracleReading(stage=stage, tau=value - stage, success=False, progress=value / stages)
+
+
+_TREMBLE = 0.02
 
 
 def chain(terms: Sequence[float], gates: Sequence[float]) -> float:
@@ -76,6 +90,20 @@ def chain(terms: Sequence[float], gates: Sequence[float]) -> float:
         open_ *= gate
         total += open_ * term
     return total
+
+
+def staying(way: float, done: float, last: int) -> float:
+    """Potential in [0, last + 1] of a task whose last stage leaves something that stays: a drawer stays open.
+
+    The way to it counts only as far as there is something left to do. So at `done` 0 this is `way`, at the
+    end of the way `last + done`, and at `done` 1 it is `last + 1` wherever the hand may be.
+
+    Args:
+        way: how far the stages before the last are done, in [0, last].
+        done: how far the last stage is done, in [0, 1].
+        last: index of the last stage.
+    """
+    return last + done - (last - way) * (1.0 - done)
 
 
 def ramp(value: float, zero_at: float, one_at: float) -> float:

@@ -10,9 +10,7 @@ from jaxtyping import Float32
 
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeReader
-from robo_reward_sim.demonstrators import demonstrator
 from robo_reward_sim.envs import ManipulationEnv
-from robo_reward_sim.experts import Expert
 
 __all__ = ["privileged_demonstration"]
 
@@ -22,7 +20,7 @@ def privileged_demonstration(
 ) -> Float32[np.ndarray, "t 39"]:
     """The privileged state at every moment of an episode that `robo-reward record` wrote.
 
-    The seed of its reset follows from its series, index and attempt; its actions are in the store. Only for
+    The seed of its reset and its actions are in the store. Only for
     comparisons with privileged arms: no learned reward may see this.
 
     Raises:
@@ -30,15 +28,16 @@ def privileged_demonstration(
     """
     base = env.unwrapped
     source = reader.info.source
-    if not isinstance(base, ManipulationEnv) or source.get("env") != base.task.env_id:
+    if (
+        not isinstance(base, ManipulationEnv)
+        or source.get("env") != base.task.env_id
+        or "reset_seed" not in source
+    ):
         raise DataError(f"{reader.info.name} was not recorded in this environment: it has no simulator state")
     actions, proprio = reader.read_actions(), reader.read_proprio()
     assert actions is not None
     assert proprio is not None
-    expert: Expert = base.task.expert()
-    rng = np.random.default_rng((source["seed"], source["index"], source["attempt"]))
-    demonstrator(reader.info.kind)(expert, rng)  # draws what the recording drew before it reset
-    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    observation, _ = env.reset(seed=int(source["reset_seed"]))
     states, seen = [base.privileged_state()], [observation["proprio"]]
     for action in actions[:-1]:
         observation, *_ = env.step(action)
@@ -47,7 +46,7 @@ def privileged_demonstration(
     apart = float(np.abs(np.stack(seen) - proprio).max())
     if apart > 1e-3:
         raise DataError(
-            f"{reader.info.name} comes out differently when it is lived again (by {apart:.3g} in its joints): "
-            "record it with this version"
+            f"{reader.info.name} comes out differently when it is lived again (by {apart:.3g} in its "
+            "joints): record it with this version"
         )
     return np.stack(states).astype(np.float32)

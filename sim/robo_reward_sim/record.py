@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from robo_reward_sim.envs import named_cameras
 from robo_reward_sim.gl import require_graphics
 from robo_reward_sim.rollout import demonstrate, episode_uid
 from robo_reward_sim.tasks import TASKS
+from robo_reward_sim.variation import Variation
 
 __all__ = ["DEFAULT_MIX", "RecordConfig", "kinds_of", "record"]
 
@@ -33,8 +34,9 @@ DEFAULT_MIX: Mapping[str, float] = {
     "suboptimal": 0.1,
     "fail_retry": 0.1,
     "near_miss": 0.1,
-    "random_tail": 0.1,
+    "random_tail": 0.05,
     "aborted": 0.05,
+    "wrong_task": 0.05,
 }
 """Share of each kind of episode where the config names no mix."""
 
@@ -54,6 +56,7 @@ class RecordConfig:
     image_size: list[int] = field(default_factory=lambda: [84, 84])
     action_repeat: int = 5
     max_decisions: int = 80
+    variation: Variation = field(default_factory=Variation)
     workers: int | None = None
     writer: str = "robo_reward_data.store.EpisodeStore"
 
@@ -192,6 +195,7 @@ def _make_env(config: RecordConfig) -> gymnasium.Env[Any, Any]:
         cameras=tuple(config.cameras),
         image_size=(config.image_size[0], config.image_size[1]),
         action_repeat=config.action_repeat,
+        variation=config.variation,
     )
 
 
@@ -226,6 +230,7 @@ def _options(config: RecordConfig) -> dict[str, Any]:
         "image_size": list(config.image_size),
         "action_repeat": config.action_repeat,
         "max_decisions": config.max_decisions,
+        "variation": asdict(config.variation),
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from robo_reward_sim.gl import create_context
+from robo_reward_sim.variation import Bystander, Look, Paint, bystanders, jitter_camera
 
 __all__ = ["CAMERAS", "FixedCamera", "FreeCamera", "SceneRenderer", "cluster_vertices"]
 
@@ -78,7 +79,10 @@ class SceneRenderer:
         self._mujoco = mujoco
         self._size = image_size
         self._model = _render_copy(model, cell_m, image_size, show_sites)
+        self._cameras = dict(cameras)
         self._views = {name: self._view(camera) for name, camera in cameras.items()}
+        self._paint: Paint | None = None
+        self._bystanders: list[Bystander] = []
         self._gl = create_context(image_size[1], image_size[0])
         # Registered only now: the GL module, imported by the line above, has an exit hook of its own that
         # ends the display, and exit hooks run last in, first out.
@@ -94,6 +98,22 @@ class SceneRenderer:
         self._option.sitegroup[_SHOWN_GROUP] = 1
         self._rect = mujoco.MjrRect(0, 0, image_size[1], image_size[0])
         _open_renderers.add(self)
+
+    def dress(self, look: Look | None) -> None:
+        """Draw the scene in another look from now on, or with None in its own."""
+        if look is None and self._paint is None:
+            return
+        if self._paint is None:
+            self._paint = Paint(self._model)
+        self._gl.make_current()
+        for texture in self._paint.apply(look):
+            self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
+        self._views = {name: self._view(camera) for name, camera in self._cameras.items()}
+        self._bystanders = [] if look is None else bystanders(look)
+        if look is not None:
+            for index, (name, camera) in enumerate(self._cameras.items()):
+                if isinstance(camera, FreeCamera):
+                    jitter_camera(look, index, self._views[name])
 
     def render(self, data: Any) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """Images by camera name, of the scene in `data` (an MjData of the model given at construction).
@@ -112,6 +132,7 @@ class SceneRenderer:
                 mujoco.mjv_updateCamera(self._model, data, view, self._scene)
             else:
                 mujoco.mjv_updateScene(self._model, data, self._option, None, view, everything, self._scene)
+                self._add_bystanders()
             mujoco.mjr_render(self._rect, self._scene, self._context)
             upside_down = np.empty((*self._size, 3), np.uint8)
             mujoco.mjr_readPixels(upside_down, None, self._rect, self._context)
@@ -128,6 +149,11 @@ class SceneRenderer:
         self._context.free()
         self._gl.free()
         self._gl = None
+
+    def _add_bystanders(self) -> None:
+        for item in self._bystanders:
+            item.draw(self._scene.geoms[self._scene.ngeom])
+            self._scene.ngeom += 1
 
     def _view(self, camera: FreeCamera | FixedCamera) -> Any:
         mujoco = self._mujoco

@@ -50,7 +50,8 @@ def rollout(
         An episode with one frame more than decisions: the last frame shows what the last action led to, and
         its own action is zero. Stamps are simulated time from 0. `boundaries` are known where the episode
         succeeds and passes through every stage in order. An episode that the physics breaks off ends with its
-        last good frame; `source["physics_error"]` says so.
+        last good frame; `source["physics_error"]` says so. `source["reset_seed"]` is `seed`, and
+        `source["look"]` what the scene looks like where that varies.
     """
     base = _manipulation(env)
     observation, _ = env.reset(seed=seed)
@@ -71,7 +72,9 @@ def rollout(
         tape.truths.append(base.oracle())
         if terminated or truncated:
             break
-    facts = {**(source or {}), "physics_error": broken}
+    facts = {**(source or {}), "reset_seed": seed, "physics_error": broken}
+    if base.look is not None:
+        facts["look"] = base.look.facts()
     return tape.episode(base, name=name, uid=uid, kind=kind, source=facts)
 
 
@@ -104,11 +107,10 @@ def demonstrate(
     """
     make_plan = demonstrator(kind)
     task = _manipulation(env).task
-    expert = task.expert()
     episode: Episode | None = None
     for attempt in range(attempts):
         rng = np.random.default_rng((seed, index, attempt))
-        plan: EpisodePlan = make_plan(expert, rng)
+        plan: EpisodePlan = make_plan(task, rng)
         source = {
             "env": task.env_id,
             "seed": seed,
@@ -116,17 +118,18 @@ def demonstrate(
             "attempt": attempt,
             "plan": dict(plan.facts),
         }
+        scene = int(rng.integers(2**31))
         episode = rollout(
             env,
             plan.act,
-            seed=int(rng.integers(2**31)),
+            seed=scene,
             max_steps=max_steps,
             name=f"episode_{index:06d}",
             uid=uid,
             kind=kind,
             source=source,
         )
-        if plan.success is None or plan.success == (episode.info.outcome is Outcome.SUCCESS):
+        if plan.success is None or plan.success == _succeeded(episode, ever=not plan.success):
             break
     assert episode is not None
     return episode
@@ -136,6 +139,14 @@ def episode_uid(facts: Mapping[str, Any]) -> str:
     """A stable identifier, 32 hexadecimal digits, from JSON-able facts that identify a recording."""
     text = json.dumps(dict(facts), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _succeeded(episode: Episode, *, ever: bool) -> bool:
+    """Whether the task is done at the end, or with `ever` was done at any time: a miss must never succeed."""
+    if not ever:
+        return episode.info.outcome is Outcome.SUCCESS
+    assert episode.info.success is not None
+    return bool(episode.info.success.any())
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from robo_reward_sim import motions
@@ -21,8 +21,17 @@ from robo_reward_sim.carry_oracles import (
 from robo_reward_sim.contact_oracles import ContactOracle, distance_along, distance_left, door_angle_left
 from robo_reward_sim.experts import Expert, PegExpert
 from robo_reward_sim.oracles import PegOracle, StageOracle
+from robo_reward_sim.rendering import FixedCamera, FreeCamera
 
-__all__ = ["TASKS", "SimTask"]
+__all__ = ["TASKS", "SimTask", "WrongTask"]
+
+
+@dataclass(frozen=True, slots=True)
+class WrongTask:
+    """Something else that can be done in the scene of a task: what it would be told, and who does it."""
+
+    instruction: str
+    expert: Callable[[], Expert]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,8 @@ class SimTask:
     stage_names    names of the k stages, in order
     oracle         makes the oracle, whose potential is in [0, k]
     expert         makes the scripted expert
+    cameras        places of named cameras that suit this task better than the usual ones
+    wrong          other things that can be done in the same scene, for the demonstrator `wrong_task`
     max_decisions  default limit of an episode, in decisions
     show_sites     markers that stay visible because the goal has no other sign in the scene
     """
@@ -48,8 +59,18 @@ class SimTask:
     stage_names: tuple[str, ...]
     oracle: Callable[[], StageOracle]
     expert: Callable[[], Expert]
+    wrong: tuple[WrongTask, ...] = ()
+    cameras: Mapping[str, FreeCamera | FixedCamera] = field(default_factory=dict)
     max_decisions: int = 80
     show_sites: tuple[str, ...] = ()
+
+
+def _close_up(x: float, y: float, z: float, distance: float = 0.8) -> Mapping[str, FreeCamera]:
+    """The two cameras at the sides, nearer: for tasks whose objects are small."""
+    return {
+        name: FreeCamera(lookat=(x, y, z), distance=distance, azimuth=azimuth)
+        for name, azimuth in (("left", 35.0), ("right", 145.0))
+    }
 
 
 _ROWS = (
@@ -66,6 +87,12 @@ _ROWS = (
         stage_names=("reach", "grasp", "align", "insert"),
         oracle=PegOracle,
         expert=PegExpert,
+        wrong=(
+            WrongTask("lift the green peg and hold it up", partial(motions.carry_peg, (0.05, 0.55, 0.22))),
+            WrongTask(
+                "put the green peg at the front of the table", partial(motions.carry_peg, (0.10, 0.45, 0.03))
+            ),
+        ),
     ),
     SimTask(
         name="button-press",
@@ -75,9 +102,16 @@ _ROWS = (
         paraphrases=("push the button in", "move the gripper to the button and press it"),
         stage_names=("reach", "press"),
         oracle=partial(
-            ContactOracle, (0.0, -0.03, 0.0), (0.03, 0.03, 0.05), left=distance_along(axis=1, done=0.02)
+            ContactOracle,
+            (0.0, -0.03, 0.0),
+            (0.03, 0.03, 0.05),
+            left=partial(distance_along, axis=1, done=0.02),
         ),
         expert=motions.press,
+        wrong=(
+            WrongTask("press on the top of the box", motions.press_top),
+            WrongTask("hold the gripper above the button", motions.hover_over),
+        ),
     ),
     SimTask(
         name="drawer-open",
@@ -87,9 +121,13 @@ _ROWS = (
         paraphrases=("pull the drawer open by its handle", "grab the handle and pull the drawer out"),
         stage_names=("reach", "pull"),
         oracle=partial(
-            ContactOracle, (0.0, -0.01, -0.06), (0.04, 0.035, 0.04), left=distance_left(done=0.03)
+            ContactOracle, (0.0, -0.01, -0.06), (0.04, 0.035, 0.04), left=partial(distance_left, done=0.03)
         ),
         expert=motions.open_drawer,
+        wrong=(
+            WrongTask("push the drawer shut", motions.push_shut),
+            WrongTask("hold the gripper above the handle", motions.hover_over),
+        ),
     ),
     SimTask(
         name="door-open",
@@ -99,9 +137,17 @@ _ROWS = (
         paraphrases=("pull the door open", "hook the handle and swing the door open"),
         stage_names=("reach", "open"),
         oracle=partial(
-            ContactOracle, (0.0, 0.0, -0.04), (0.06, 0.06, 0.05), left=door_angle_left(done=0.08), above=0.06
+            ContactOracle,
+            (0.0, 0.0, -0.04),
+            (0.06, 0.06, 0.05),
+            left=partial(door_angle_left, done=0.08),
+            above=0.06,
         ),
         expert=motions.open_door,
+        wrong=(
+            WrongTask("push the door shut", motions.push_door_shut),
+            WrongTask("hold the gripper above the handle", motions.hover_over),
+        ),
     ),
     SimTask(
         name="window-open",
@@ -111,9 +157,16 @@ _ROWS = (
         paraphrases=("open the window by its handle", "push the window's handle to the right"),
         stage_names=("reach", "slide"),
         oracle=partial(
-            ContactOracle, (-0.01, 0.0, 0.0), (0.03, 0.04, 0.06), left=distance_along(axis=0, done=0.05)
+            ContactOracle,
+            (-0.01, 0.0, 0.0),
+            (0.03, 0.04, 0.06),
+            left=partial(distance_along, axis=0, done=0.05),
         ),
         expert=motions.open_window,
+        wrong=(
+            WrongTask("close the window", motions.close_window),
+            WrongTask("hold the gripper above the handle", motions.hover_over),
+        ),
     ),
     SimTask(
         name="push",
@@ -122,8 +175,15 @@ _ROWS = (
         instruction="push the red puck to the marked spot",
         paraphrases=("move the puck onto the mark", "slide the puck along the table to the goal"),
         stage_names=("reach", "push"),
+        cameras=_close_up(0.0, 0.72, 0.06),
         oracle=partial(CarryOracle, push_potential, object_scene),
         expert=motions.push,
+        wrong=(
+            WrongTask("lift the puck and hold it up", partial(motions.carry_puck, (0.0, 0.62, 0.22))),
+            WrongTask(
+                "bring the puck to the front of the table", partial(motions.carry_puck, (0.0, 0.48, 0.02))
+            ),
+        ),
         show_sites=("goal",),
     ),
     SimTask(
@@ -133,8 +193,15 @@ _ROWS = (
         instruction="pick up the puck and bring it to the marked point",
         paraphrases=("lift the puck to the goal", "grasp the puck and hold it at the mark in the air"),
         stage_names=("reach", "grasp", "carry"),
+        cameras=_close_up(0.0, 0.72, 0.10),
         oracle=partial(CarryOracle, pick_place_potential, object_scene),
         expert=motions.pick_place,
+        wrong=(
+            WrongTask(
+                "put the puck at the front of the table", partial(motions.carry_puck, (0.0, 0.46, 0.02))
+            ),
+            WrongTask("put the puck on the left", partial(motions.carry_puck, (-0.25, 0.55, 0.02))),
+        ),
         show_sites=("goal",),
     ),
     SimTask(
@@ -144,8 +211,15 @@ _ROWS = (
         instruction="put the blue block on the shelf",
         paraphrases=("pick up the block and place it on the shelf", "move the blue cube onto the shelf"),
         stage_names=("reach", "grasp", "lift", "place"),
+        cameras=_close_up(0.0, 0.72, 0.18, distance=1.0),
         oracle=partial(CarryOracle, shelf_potential, object_scene),
         expert=motions.shelf,
+        wrong=(
+            WrongTask(
+                "put the block at the front of the table", partial(motions.carry_puck, (0.0, 0.43, 0.02))
+            ),
+            WrongTask("put the block beside the shelf", partial(motions.carry_puck, (-0.28, 0.65, 0.02))),
+        ),
     ),
     SimTask(
         name="assembly",
@@ -157,8 +231,15 @@ _ROWS = (
             "assemble the nut and the peg",
         ),
         stage_names=("reach", "grasp", "carry", "lower"),
+        cameras=_close_up(0.03, 0.70, 0.08),
         oracle=partial(CarryOracle, assembly_potential, ring_scene),
         expert=motions.assemble,
+        wrong=(
+            WrongTask(
+                "put the ring at the front of the table", partial(motions.carry_ring, (0.13, 0.46, 0.02))
+            ),
+            WrongTask("lift the ring and hold it up", partial(motions.carry_ring, (0.20, 0.58, 0.22))),
+        ),
     ),
     SimTask(
         name="hammer",
@@ -169,6 +250,10 @@ _ROWS = (
         stage_names=("reach", "grasp", "align", "drive"),
         oracle=partial(CarryOracle, hammer_potential, hammer_scene),
         expert=motions.hammer,
+        wrong=(
+            WrongTask("lift the hammer and hold it up", partial(motions.carry_hammer, (-0.05, 0.48, 0.25))),
+            WrongTask("put the hammer on the left", partial(motions.carry_hammer, (-0.25, 0.50, 0.03))),
+        ),
     ),
 )
 
