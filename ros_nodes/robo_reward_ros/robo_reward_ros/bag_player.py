@@ -25,6 +25,7 @@ from robo_reward_ros.running import run_node
 
 __all__ = ["BagPlayer", "main", "message_class"]
 
+_SETTLE_S = 0.5
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
@@ -106,6 +107,8 @@ class BagPlayer(Node):
                 self.get_logger().warning(f"nobody subscribes to {', '.join(lonely)}: playing all the same")
                 return
             time.sleep(0.05)
+        # A subscriber that is known here may not know this publisher yet, and would miss the first messages.
+        time.sleep(_SETTLE_S)
 
 
 def message_class(kind: str) -> Any:

@@ -31,7 +31,7 @@ class Process:
     parameters    parameters by name, which win over the files
     remappings    new name by topic or service
     essential     when it ends, everything ends
-    respawn       started again where it fails; then it is not essential
+    respawn       started again where it is killed
     """
 
     name: str

@@ -50,12 +50,12 @@ def run(config: LaunchConfig) -> None:
 
 
 def run_plan(plan: Plan) -> None:
-    """Start every process, pass their output on line by line, and end all when an essential one ends.
+    """Start every process, pass on what they print, and end all when one fails or an essential one ends.
 
     The others are asked with SIGINT, last started first, and killed after some seconds.
 
     Raises:
-        LaunchError: the essential process that ended first has failed.
+        LaunchError: the process that ended it all has failed.
     """
     environment = {**os.environ, **plan.environment}
     running: list[_Running] = []
@@ -72,15 +72,16 @@ def run_plan(plan: Plan) -> None:
 
 
 def _watch(running: list[_Running]) -> _Running:
-    """Wait for an essential process to end; start others again where they ask for it."""
+    """Wait until an essential process ends or one fails; start again what was killed and asks for it."""
     while True:
         for one in running:
             if one.status is None:
                 continue
-            if one.process.essential:
-                return one
-            if one.process.respawn and one.status:
+            # A node that was killed comes back; one that refused its parameters would only refuse again.
+            if one.process.respawn and one.status < 0:
                 one.start_again()
+            elif one.process.essential or one.status:
+                return one
         time.sleep(0.05)
 
 

@@ -1,0 +1,181 @@
+"""A bag of a real recording through the real reward node gives the same progress as the offline path."""
+
+# ruff: noqa: E402  (what needs rclpy is imported after the skip)
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rclpy", reason="no rclpy here")
+pytest.importorskip("rosbags", reason="no rosbags here: install the extra data")
+pytest.importorskip("robo_reward_msgs", reason="the messages are not built: make setup")
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+import robo_reward
+from robo_reward.calibration import Calibration
+from robo_reward.checkpoint import save_checkpoint
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.offline import encode_episode, estimate_episode
+from robo_reward_data.importers.base import Options
+from robo_reward_data.importers.rosbag import RosBags
+from robo_reward_data.importers.run import import_recordings
+from robo_reward_data.store import EpisodeStore
+from robo_reward_msgs.msg import ProgressEstimate
+
+FRAMES, EVERY = 10, 3
+START = 1_700_000_000 * 10**9
+CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+TRANSPORT = {"cam_high": "raw", "cam_left_wrist": "compressed", "cam_right_wrist": "raw"}
+STORE = get_typestore(Stores.ROS2_KILTED)
+StartProcess = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights: what it says changes with every pixel."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 4, 8, 8],
+            "bottleneck": 4,
+        },
+        tasks=(TaskConfig(("clean the table",), ("a", "b"), (0.5, 0.5)),),
+        cameras=CAMERAS,
+        image_size=(48, 64),
+        period_s=0.1,
+        width=16,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    save_checkpoint(folder, ProgressModel(config), Calibration(), {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bag(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every third frame of the recording's start at 10 Hz, two cameras raw and one as PNG."""
+    folder = shared_data / "clean_table" / "episode_001"
+    if not folder.is_dir():
+        pytest.skip(f"no real recording here: {folder} does not exist")
+    path = tmp_path_factory.mktemp("bags") / "table"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        events = sorted(_events(folder), key=lambda event: event[0])
+        connections: dict[str, Any] = {}
+        for received_ns, topic, message in events:
+            kind = message.__msgtype__
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
+            writer.write(connections[topic], received_ns, STORE.serialize_cdr(message, kind))
+    return path
+
+
+def _events(folder: Path) -> Iterator[tuple[int, str, Any]]:
+    types = STORE.types
+    for camera in CAMERAS:
+        with av.open(str(folder / f"{camera}.mp4")) as container:
+            frames = islice(container.decode(video=0), 0, FRAMES * EVERY, EVERY)
+            images = [frame.to_ndarray(format="rgb24") for frame in frames]
+        for index, image in enumerate(images):
+            stamp_ns = START + index * 100_000_000
+            time = types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 10**9))
+            header = types["std_msgs/msg/Header"](time, camera)
+            if TRANSPORT[camera] == "raw":
+                height, width, _ = image.shape
+                kind = types["sensor_msgs/msg/Image"]
+                message = kind(header, height, width, "rgb8", 0, 3 * width, image.reshape(-1))
+                yield stamp_ns + 5_000_000, f"/{camera}/image_raw", message
+            else:
+                _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+                message = types["sensor_msgs/msg/CompressedImage"](header, "png", data.reshape(-1))
+                yield stamp_ns + 5_000_000, f"/{camera}/image_raw/compressed", message
+
+
+@pytest.mark.slow
+def test_a_replayed_bag_gives_the_progress_of_the_offline_path(
+    bag: Path, run_folder: Path, tmp_path: Path, start_process: StartProcess
+) -> None:
+    params = tmp_path / "cameras.yaml"
+    lines = [
+        f"      {name}: {{transport: {kind}, reliability: reliable}}" for name, kind in TRANSPORT.items()
+    ]
+    params.write_text(
+        "/**:\n  ros__parameters:\n"
+        f"    cameras: [{', '.join(CAMERAS)}]\n    camera:\n" + "\n".join(lines) + "\n"
+        # A set waits for long: nothing of it is to be left out.
+        "    rate_hz: 0.0\n    wait_s: 0.4\n    camera_timeout_s: 30.0\n    jump_s: 1000.0\n"
+    )
+    arguments = [
+        "launch",
+        "plan=replay",
+        f"plan.bag={bag}",
+        f"plan.model={run_folder}",
+        f"plan.params={params}",
+    ]
+    for _ in range(3):
+        found = _listen(lambda: start_process("robo_reward.cli.main", [*arguments, "plan.rate=0.25"]))
+        if not any(message.missing_cameras for message in found.values()):
+            break  # a machine that is busy enough makes any node go on without a camera
+    # Seen offline: the same bag, imported.
+    import_recordings(RosBags(), bag, tmp_path / "store", Options(fps=None, size=None))
+    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    checkpoint = robo_reward.load(run_folder).checkpoint
+    expected = estimate_episode(
+        checkpoint.model,
+        encode_episode(checkpoint.model, episode),
+        checkpoint.calibration,
+        instruction="clean the table",
+    )
+    stamps = episode.info.stamp_ns.tolist()
+    assert sorted(found) == stamps
+    missing = {stamp: list(message.missing_cameras) for stamp, message in found.items()}
+    assert {stamp: cameras for stamp, cameras in missing.items() if cameras} == {}
+    progress = np.array([found[stamp].progress for stamp in stamps])
+    np.testing.assert_allclose(progress, expected.progress, atol=1e-3)
+    assert np.ptp(progress) > 2e-3  # it says something that could differ
+    success = np.array([found[stamp].success_prob for stamp in stamps])
+    np.testing.assert_allclose(success, expected.success_prob, atol=1e-3)
+
+
+def _listen(start: Callable[[], subprocess.Popen[bytes]]) -> dict[int, ProgressEstimate]:
+    """The valid estimates by stamp until the process has ended, as it must, with status 0."""
+    found: dict[int, ProgressEstimate] = {}
+    ended = threading.Event()
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = Node("listener", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def note(message: ProgressEstimate) -> None:
+        if message.valid:
+            found[message.header.stamp.sec * 10**9 + message.header.stamp.nanosec] = message
+
+    node.create_subscription(ProgressEstimate, "estimate", note, 100)
+    process = start()
+    watcher = threading.Thread(target=lambda: (process.wait(), ended.set()))
+    watcher.start()
+    while not ended.is_set():
+        executor.spin_once(timeout_sec=0.1)
+    watcher.join()
+    executor.shutdown()
+    node.destroy_node()
+    context.try_shutdown()
+    assert process.returncode == 0
+    return found
