@@ -2,10 +2,9 @@
 
 Run with: python tests/bench/bench_stages.py STORE [STORE ...] [--tuned STORE ...] [--images-only].
 Record the stores with `robo-reward record ... action_repeat=2 max_decisions=200`. F1 is over inner
-boundaries, matched within 5 % of the episode, in the successful episodes whose oracle passes every stage once,
-in order; the number of stages is the oracle's ("given") or found ("chosen").
-Stores named by --tuned are those on which
-the method was developed. Prints one JSON object a line, then a table.
+boundaries, matched within 5 % of the episode, in the successful episodes whose oracle passes every stage
+once, in order; the number of stages is the oracle's ("given") or found ("chosen"). Stores named by --tuned
+are those on which the method was developed. Prints one JSON object a line, then a table.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from robo_reward_data.importers.base import Options, Prepared
 from robo_reward_data.importers.resample import move_boundaries, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
-__all__ = ["VideoFolders"]
+__all__ = ["VideoFolders", "read_keyframes"]
 
 
 class VideoFolders:
@@ -130,7 +130,7 @@ class VideoFolder:
         """
         videos = self._videos(options.cameras or self.task_cameras)
         first = next(iter(videos.values()))
-        stages = self._stages(first.length)
+        stages = read_keyframes(self.keyframes_path, first.length)
         wordings = self._wordings()
         kept = select_frames(first.stamp_ns, options.fps)
         names: tuple[str, ...] = ()
@@ -194,33 +194,38 @@ class VideoFolder:
             raise DataError(f"{path} must be a JSON list of one wording or more, got {value!r}")
         return tuple(wordings)
 
-    def _stages(self, length: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]] | None:
-        path = self.keyframes_path
-        if not path.exists():
-            return None
-        entries = read_json(path, "keyframes")
-        if not isinstance(entries, list) or not entries:
-            raise DataError(f"{path} must be a JSON list of one stage or more: {_EXAMPLE}")
-        stages = [_stage(path, index, entry) for index, entry in enumerate(cast("list[Any]", entries))]
-        for name, start, end in stages:
-            if start < 0 or end > length:
-                raise DataError(
-                    f"{path}: stage '{name}' (frames {start}..{end}) is out of range: "
-                    f"the videos have frames 0..{length}, end exclusive"
-                )
-            if start >= end:
-                raise DataError(
-                    f"{path}: stage '{name}' is out of order: it ends at frame {end}, starts at {start}"
-                )
-        for (before, _, end), (after, start, _) in itertools.pairwise(stages):
-            if start != end:
-                how = "overlaps" if start < end else "leaves a gap after"
-                raise DataError(
-                    f"{path}: stage '{after}' {how} stage '{before}': it starts at frame {start}, "
-                    f"but '{before}' ends at frame {end} (exclusive)"
-                )
-        boundaries = np.array([stages[0][1], *(end for _, _, end in stages)], np.int64)
-        return tuple(name for name, _, _ in stages), boundaries
+
+def read_keyframes(path: Path, length: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]] | None:
+    """The stages in a file of keyframes: names and boundaries i64[k+1], or None where there is no file.
+
+    Raises:
+        DataError: stages that do not follow each other within the `length` frames of the videos.
+    """
+    if not path.exists():
+        return None
+    entries = read_json(path, "keyframes")
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path} must be a JSON list of one stage or more: {_EXAMPLE}")
+    stages = [_stage(path, index, entry) for index, entry in enumerate(cast("list[Any]", entries))]
+    for name, start, end in stages:
+        if start < 0 or end > length:
+            raise DataError(
+                f"{path}: stage '{name}' (frames {start}..{end}) is out of range: "
+                f"the videos have frames 0..{length}, end exclusive"
+            )
+        if start >= end:
+            raise DataError(
+                f"{path}: stage '{name}' is out of order: it ends at frame {end}, starts at {start}"
+            )
+    for (before, _, end), (after, start, _) in itertools.pairwise(stages):
+        if start != end:
+            how = "overlaps" if start < end else "leaves a gap after"
+            raise DataError(
+                f"{path}: stage '{after}' {how} stage '{before}': it starts at frame {start}, "
+                f"but '{before}' ends at frame {end} (exclusive)"
+            )
+    boundaries = np.array([stages[0][1], *(end for _, _, end in stages)], np.int64)
+    return tuple(name for name, _, _ in stages), boundaries
 
 
 def _stage(path: Path, index: int, entry: Any) -> tuple[str, int, int]:

@@ -1,0 +1,253 @@
+"""The command `annotate`: gives the episodes of a store their stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from rich.console import Console
+from rich.progress import track
+
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.schema import EpisodeReader, Outcome
+from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
+from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, write_lerobot
+from robo_reward_data.store import EpisodeStore, StoredEpisode
+
+__all__ = ["AnnotateConfig", "copy_without_truth", "run"]
+
+_CHUNK = 64  # frames of a camera in memory while an episode is copied
+
+
+@dataclass(frozen=True)
+class AnnotateConfig:
+    """The keys of `configs/annotate.yaml`, which says what each means."""
+
+    data: str
+    mode: str = "auto"
+    out: str | None = None
+    stages: int | None = None
+    names: list[str] | None = None
+    overwrite: bool = False
+    model: str | None = None
+    proprio: bool = True
+    most_stages: int = 6
+    least_gain: float = 0.1
+    least_stability: float = 0.8
+    lead: float = 0.03
+    fit_episodes: int = 30
+    resamples: int = 6
+    seed: int = 0
+    host: str = "127.0.0.1"
+    port: int = 8710
+    files: str | None = None
+    lerobot: str | None = None
+    lerobot_out: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages of one episode: k names, or () for none, and i64[k+1] boundaries."""
+
+    names: tuple[str, ...]
+    boundaries: Int64[np.ndarray, " n"]
+
+
+def run(config: AnnotateConfig) -> None:
+    """Annotate as the config says, and print what came of it.
+
+    Raises:
+        ConfigError: a value out of range, or keys that do not go together.
+        DataError: episodes that cannot be annotated, or have boundaries already.
+    """
+    modes: dict[str, Callable[[AnnotateConfig], None]] = {
+        "auto": _find,
+        "web": _serve,
+        "read": _read,
+        "write": _export,
+    }
+    if config.mode not in modes:
+        raise ConfigError(f"mode={config.mode}: choose one of {', '.join(modes)}")
+    _check(config)
+    modes[config.mode](config)
+
+
+def copy_without_truth(source: EpisodeStore, out: Path) -> EpisodeStore:
+    """A copy of a store whose episodes have no truth but what is annotated; goes on where it was stopped.
+
+    Episodes that have a simulator's truth also lose the boundaries, which come from it. Everything else stays
+    as it is, the uids included: training on one and evaluating on the other is seen.
+
+    Raises:
+        DataError: `out` is something else than such a copy.
+    """
+    mark = {"annotated_copy_of": source.path.name}
+    target = EpisodeStore.create(out, {**source.attrs, **mark}, exist_ok=True)
+    if target.attrs.get("annotated_copy_of") != source.path.name:
+        raise DataError(f"{out} is not an annotated copy of {source.path}: choose another out")
+    missing = [episode for episode in source.episodes if episode.name not in target]
+    for episode in track(missing, "copying", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+        info = episode.info
+        if info.truth is not None:
+            info = dataclasses.replace(info, truth=None, boundaries=None, stage_names=())
+        with target.draft(info.name) as draft:
+            for camera in info.cameras:
+                writer = draft.camera(camera, info.length, info.image_sizes[camera])
+                for start in range(0, info.length, _CHUNK):
+                    frames = np.arange(start, min(start + _CHUNK, info.length))
+                    writer.extend(episode.read_frames(camera, frames))
+            draft.commit(info, episode.read_proprio(), episode.read_actions())
+    return target
+
+
+def _check(config: AnnotateConfig) -> None:
+    for name in ("most_stages", "fit_episodes", "resamples"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)}: must be 1 or more")
+    if config.stages is not None and config.stages < 1:
+        raise ConfigError(f"stages={config.stages}: must be 1 or more, or null to have it chosen")
+    if not 0 <= config.lead < 0.5:
+        raise ConfigError(f"lead={config.lead}: must be a share of the episode, 0 or more and below 0.5")
+    if not 0 <= config.port < 2**16:
+        raise ConfigError(f"port={config.port}: must be 0 to 65535")
+    if config.names is not None and len(set(config.names)) != len(config.names):
+        raise ConfigError(f"names={config.names}: name each stage once")
+    if config.mode in ("read", "write") and config.files is None and config.lerobot is None:
+        raise ConfigError(
+            f"mode={config.mode} needs files=FOLDER" + (" or lerobot=FORM" * (config.mode == "write"))
+        )
+
+
+def _open(config: AnnotateConfig) -> EpisodeStore:
+    source = EpisodeStore.open(config.data)
+    if not source.episodes:
+        raise DataError(f"{config.data} has no episodes: record or import some first")
+    return source if config.out is None else copy_without_truth(source, Path(config.out))
+
+
+def _find(config: AnnotateConfig) -> None:
+    model = _model(config)
+    source = EpisodeStore.open(config.data)
+    tasks: dict[str, list[StoredEpisode]] = {}
+    for episode in source.episodes:
+        if episode.info.outcome is not Outcome.FAILURE:
+            tasks.setdefault(episode.info.instruction, []).append(episode)
+    if not tasks:
+        raise DataError(f"{config.data} has no successful episodes: stages are found in those")
+    if config.out is None:
+        _refuse_truth([episode for episodes in tasks.values() for episode in episodes])
+    settings = StageSettings(
+        **{
+            f.name: getattr(config, f.name)
+            for f in dataclasses.fields(StageSettings)
+            if hasattr(config, f.name)
+        }
+    )
+    stages: dict[str, Stages] = {}
+    for instruction, readers in tasks.items():
+        found = find_stages(readers, settings, model)
+        names = _names(config.names, len(found.stability) + 1)
+        stages |= {r.name: Stages(names, b) for r, b in zip(readers, found.boundaries, strict=True)}
+        _report(instruction, readers, found)
+    _write(config, stages)
+
+
+def _names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    if given is None:
+        return tuple(f"stage_{index + 1}" for index in range(count))
+    if len(given) != count:
+        raise ConfigError(f"names has {len(given)} stages, {count} were found: set stages={len(given)}")
+    return tuple(given)
+
+
+def _report(instruction: str, readers: Sequence[EpisodeReader], found: FoundStages) -> None:
+    shares = np.mean([b / r.info.length for b, r in zip(found.boundaries, readers, strict=True)], axis=0)
+    scores = ", ".join(f"{score:.2f}" for score in found.stability.tolist()) or "none to judge"
+    tried = ", ".join(f"{count}: {least:.2f}" for count, least in found.considered.items())
+    sys.stdout.write(
+        f"'{instruction}': {len(found.stability) + 1} stages in {len(readers)} episodes, from "
+        f"{', '.join(f'{share:.0%}' for share in shares.tolist()[:-1])} of the episode on; "
+        f"stability of the boundaries: {scores} (the least, by number of stages: {tried})\n"
+    )
+
+
+def _read(config: AnnotateConfig) -> None:
+    store = EpisodeStore.open(config.data)
+    said = read_keyframes(store, Path(str(config.files)))
+    if config.out is None:
+        _refuse_truth([store[name] for name in said])
+    _write(
+        config, {name: Stages(names, boundaries) for name, (names, boundaries) in said.items()}, export=False
+    )
+
+
+def _export(config: AnnotateConfig) -> None:
+    _write_elsewhere(config, _open(config))
+
+
+def _serve(config: AnnotateConfig) -> None:
+    from robo_reward_data.annotate.server import serve
+
+    store = _open(config)
+    serve(store, config.host, config.port, _model(config), _names_hint(config))
+    _write_elsewhere(config, store)
+
+
+def _names_hint(config: AnnotateConfig) -> tuple[str, ...]:
+    return tuple(config.names or ())
+
+
+def _refuse_truth(episodes: Sequence[StoredEpisode]) -> None:
+    known = [episode.name for episode in episodes if episode.info.truth is not None]
+    if known:
+        raise DataError(
+            f"{len(known)} episodes ({known[0]}, ...) know their stage at every frame, and that wins over "
+            "boundaries: name out=FOLDER for an annotated copy without it"
+        )
+
+
+def _write(config: AnnotateConfig, stages: Mapping[str, Stages], export: bool = True) -> None:
+    """Write stages into the store (or its copy), all or, where one would be replaced unasked, none."""
+    store = _open(config)
+    differing = [name for name, said in stages.items() if _differs(store[name], said)]
+    if differing and not config.overwrite:
+        raise DataError(
+            f"{len(differing)} episodes ({differing[0]}, ...) have other boundaries already: "
+            "say overwrite=true to replace them, or out=FOLDER for a copy"
+        )
+    for name, said in stages.items():
+        store.annotate(name, said.names, said.boundaries)
+    sys.stdout.write(f"{len(stages)} episodes annotated: {store.path}\n")
+    if export:
+        _write_elsewhere(config, store)
+
+
+def _differs(episode: StoredEpisode, said: Stages) -> bool:
+    there = episode.info.boundaries
+    if there is None:
+        return False
+    return episode.info.stage_names != said.names or there.tolist() != said.boundaries.tolist()
+
+
+def _write_elsewhere(config: AnnotateConfig, store: EpisodeStore) -> None:
+    if config.files is not None:
+        paths = write_keyframes(store, Path(config.files), config.overwrite)
+        sys.stdout.write(f"{len(paths)} files of keyframes: {config.files}\n")
+    if config.lerobot is not None:
+        out = None if config.lerobot_out is None else Path(config.lerobot_out)
+        for root, count in write_lerobot(store, config.lerobot, out).items():
+            sys.stdout.write(f"stages of {count} episodes as {config.lerobot} subtasks: {out or root}\n")
+
+
+def _model(config: AnnotateConfig) -> Any:
+    if config.model is None:
+        return None
+    import robo_reward
+
+    return robo_reward.load(config.model)
