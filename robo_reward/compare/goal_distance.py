@@ -44,7 +44,10 @@ _FRAMES = 4
 
 @dataclass(frozen=True)
 class Stretches:
-    """Windows of four frames of one episode: start, t, t + 1 and goal, with start <= t < t + 1 <= goal."""
+    """Windows of four frames of one episode: start, t, t + 1 and goal, with start <= t < t + 1 <= goal.
+
+    A window at the very start of an episode has fewer, and no goal.
+    """
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
         """A random stretch of the window's episode, and a random moment in it."""
@@ -57,11 +60,12 @@ class Stretches:
             goal = int(rng.integers(start + 1, last + 1))
             now = int(rng.integers(start, goal))
             frames = np.array([start, now, now + 1, goal], dtype=np.int64)
+        count = min(len(line.frame), _FRAMES)
         return replace(
             line,
-            episode=np.full(_FRAMES, episode, dtype=np.int64),
-            frame=frames,
-            time_s=np.arange(_FRAMES, dtype=np.float64),
+            episode=np.full(count, episode, dtype=np.int64),
+            frame=frames[:count],
+            time_s=np.arange(count, dtype=np.float64),
             first=None,
         )
 

@@ -97,15 +97,15 @@ class HopPairs:
         return cls(table[np.argsort(table[:, 0], kind="stable")], zeros)
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
-        """Pairs in place of the window's frames; the anchor is the start of their episode."""
+        """Pairs in place of the window's frames, all of one episode; of an odd number the last has no pair."""
         names, starts = np.unique(self.cells[:, 0], return_index=True)
         edges = np.append(starts, len(self.cells))
         cell = int(rng.integers(len(names)))
-        _, episode, *pair = self.cells[rng.integers(edges[cell], edges[cell + 1])].tolist()
-        frames = [*pair]
+        _, episode, *frames = self.cells[rng.integers(edges[cell], edges[cell + 1])].tolist()
         own = self.cells[self.cells[:, 1] == episode]
         names = np.unique(own[:, 0])
-        while len(frames) < max(len(line.frame), 2):
+        count = len(line.frame)
+        while len(frames) < count:
             rows = own[own[:, 0] == rng.choice(names)]
             frames += rows[rng.integers(len(rows)), 2:].tolist()
         for at in range(0, len(frames), 2):
@@ -113,9 +113,9 @@ class HopPairs:
                 frames[at + 1] = frames[at]
         return replace(
             line,
-            episode=np.full(len(frames), episode, dtype=np.int64),
-            frame=np.array(frames, dtype=np.int64),
-            time_s=np.arange(len(frames), dtype=np.float64),
+            episode=np.full(count, episode, dtype=np.int64),
+            frame=np.array(frames[:count], dtype=np.int64),
+            time_s=np.arange(count, dtype=np.float64),
             first=(episode, 0) if line.first is not None else None,
         )
 
