@@ -29,7 +29,7 @@ from robo_reward.evaluate.page import (
 )
 from robo_reward.metrics import Metric
 
-__all__ = ["Report", "ReportEpisode", "write_report"]
+__all__ = ["Chart", "Curve", "Report", "ReportEpisode", "TextTable", "write_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,38 @@ class ReportEpisode:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a chart: y f64[n] at x f64[n], with a band where `low` and `high` are known (NaN: gap)."""
+
+    name: str
+    x: Float64[np.ndarray, " n"]
+    y: Float64[np.ndarray, " n"]
+    low: Float64[np.ndarray, " n"] | None = None
+    high: Float64[np.ndarray, " n"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines over one axis; y runs from 0 to 1."""
+
+    title: str
+    text: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table of short texts; the first column names the row."""
+
+    title: str
+    text: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that the page shows.
 
@@ -83,6 +115,8 @@ class Report:
     by_kind      by kind of episode, metrics by name
     calibration  nominal levels and empirical coverage, f64[m] each, or None
     notes        what a reader must know to read the numbers rightly
+    charts       curves over time, such as those of learning
+    tables       whatever else is best read in rows
     """
 
     title: str
@@ -93,6 +127,8 @@ class Report:
     calibration: tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]] | None
     episodes: tuple[ReportEpisode, ...]
     notes: tuple[str, ...]
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[TextTable, ...] = ()
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -113,7 +149,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 _STYLES = ("page.css", "episodes.css")
-_SCRIPTS = ("dom.js", "summary.js", "chart.js", "views.js", "episodes.js")
+_SCRIPTS = ("dom.js", "summary.js", "chart.js", "curves.js", "views.js", "episodes.js")
 
 
 def _data(report: Report) -> Iterator[str]:
@@ -144,6 +180,31 @@ def _report_json(report: Report) -> dict[str, Any]:
         else {"nominal": numbers(calibration[0]), "empirical": numbers(calibration[1])},
         "episodes": [_episode_json(episode) for episode in report.episodes],
         "notes": list(report.notes),
+        "charts": [_chart_json(chart) for chart in report.charts],
+        "tables": [
+            {"title": t.title, "text": t.text, "columns": list(t.columns), "rows": [list(r) for r in t.rows]}
+            for t in report.tables
+        ],
+    }
+
+
+def _chart_json(chart: Chart) -> dict[str, Any]:
+    curves = [
+        {
+            "name": curve.name,
+            "x": numbers(curve.x),
+            "y": numbers(curve.y),
+            "low": None if curve.low is None else numbers(curve.low),
+            "high": None if curve.high is None else numbers(curve.high),
+        }
+        for curve in chart.curves
+    ]
+    return {
+        "title": chart.title,
+        "text": chart.text,
+        "x_label": chart.x_label,
+        "y_label": chart.y_label,
+        "curves": curves,
     }
 
 
