@@ -84,12 +84,13 @@ def encode_episode(
         views = [resize_frames(reader.read_frames(c, shown), model.config.image_size) for c in info.cameras]
         return torch.from_numpy(np.stack(views, axis=1)).to(device)
 
-    anchor = images(order[:1])
+    known = torch.ones(1, len(info.cameras), dtype=torch.bool, device=device)
+    memory = model.remember(images(order[:1]), known)
     parts: list[Tensor] = []
     for start in range(0, len(order), chunk):
         rgb = images(order[start : start + chunk])
         mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=device)
-        parts.append(model.encode(rgb, ids.expand(len(rgb), -1), mask, anchor.expand_as(rgb), mask))
+        parts.append(model.encode(rgb, ids.expand(len(rgb), -1), mask, memory, known))
     seconds = torch.from_numpy((info.stamp_ns - info.stamp_ns[0]) * 1e-9).to(device)
     proprio = reader.read_proprio() if model.config.proprio_dim else None
     return EncodedEpisode(

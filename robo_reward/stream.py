@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import ConfigError
 from robo_reward.estimate import Estimates, estimates
-from robo_reward.model.progress_model import Context, Prediction
+from robo_reward.model.progress_model import Context, Prediction, ProgressModel
 from robo_reward.offline import resize_frames, resolve_task
 from robo_reward.schema import Frame, ProgressEstimate
 
@@ -25,6 +25,47 @@ __all__ = ["BatchStream", "Images", "Stream"]
 
 Images = Mapping[str, np.ndarray | Frame]
 """Images by camera name: u8[h, w, 3] arrays (any size), or `Frame`s."""
+
+
+class _Firsts:
+    """What the streams remember of their cameras' first images; cameras are added as they appear.
+
+    names    every camera seen so far
+    memory   f32[n, v, ...] of the encoder
+    known    bool[n, v]
+    """
+
+    def __init__(self, model: ProgressModel, streams: int) -> None:
+        self._model = model
+        device = model.no_goal.device
+        self.names: list[str] = []
+        self.known = torch.zeros(streams, 0, dtype=torch.bool, device=device)
+        self.memory = self._empty(0)
+
+    def learn(self, views: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Make room for cameras that are new."""
+        new = [n for n in dict.fromkeys(name for given in views for name in given) if n not in self.names]
+        if new:
+            self.names.extend(new)
+            self.known = nn.functional.pad(self.known, (0, len(new)))
+            self.memory = torch.cat([self.memory, self._empty(len(new))], dim=1)
+
+    def keep(self, rgb: Tensor, mask: Tensor) -> None:
+        """Remember the images u8[n, v, h, w, 3] where `mask` bool[n, v] says so."""
+        self.memory[mask] = self._model.remember(rgb, mask)[mask].to(self.memory.dtype)
+        self.known |= mask
+
+    def forget(self, index: int) -> None:
+        """Stream `index` starts anew."""
+        self.known[index] = False
+
+    def _empty(self, views: int) -> Tensor:
+        height, width = self._model.config.image_size
+        shape = (len(self.known), views, height, width, 3)
+        nothing = torch.zeros(shape, dtype=torch.uint8, device=self.known.device)
+        return self._model.remember(
+            nothing, torch.zeros(shape[:2], dtype=torch.bool, device=self.known.device)
+        )
 
 
 class BatchStream:
@@ -54,7 +95,7 @@ class BatchStream:
             )
             self._cache = self._model.trunk.empty_cache(streams)
             self._states = torch.full((streams, width), float("nan"), device=self._device)
-        self._anchors: list[dict[str, np.ndarray]] = [{} for _ in instructions]
+        self._firsts = _Firsts(self._model, streams)
         self._start_ns: list[int | None] = [None] * streams
         self._last_ns: list[int | None] = [None] * streams
 
@@ -76,7 +117,7 @@ class BatchStream:
         """Forget stream `index`: its next frame starts a new episode."""
         self._context.first_mask[index] = False
         self._cache.filled[index] = False
-        self._anchors[index] = {}
+        self._firsts.forget(index)
         self._start_ns[index] = self._last_ns[index] = None
 
     @torch.inference_mode()
@@ -89,7 +130,7 @@ class BatchStream:
         views, reasons = self._collect([images])
         if reasons[0]:
             raise ConfigError(f"goal picture: {reasons[0]}")
-        state, _ = self._encode(views, [self._anchors[index]])
+        state, _ = self._encode(views, slice(index, index + 1))
         self._context.goal[index], self._context.goal_mask[index] = state[0], True
 
     @torch.inference_mode()
@@ -116,10 +157,12 @@ class BatchStream:
         self._states.fill_(float("nan"))
         if not bool(live.any()):
             return [self._invalid(reason, stamp) for reason, stamp in zip(reasons, stamps_ns, strict=True)]
-        for index, given in enumerate(views):
-            if not reasons[index] and not bool(self._context.first_mask[index]):
-                self._anchors[index] = given
-        state, share = self._encode(views, self._anchors)
+        self._firsts.learn(views)
+        fresh = live & ~self._context.first_mask
+        if bool(fresh.any()):
+            rgb, mask = self._stack(views)
+            self._firsts.keep(rgb, mask & fresh[:, None])
+        state, share = self._encode(views, slice(None))
         self._states[live] = state[live]
         self._begin(live, state, stamps_ns)
         seconds = torch.tensor(
@@ -158,24 +201,23 @@ class BatchStream:
         last = self._last_ns[index]
         return f"stamp {stamp} is not after {last}" if last is not None and stamp <= last else ""
 
-    def _encode(
-        self, views: Sequence[Mapping[str, np.ndarray]], anchors: Sequence[Mapping[str, np.ndarray]]
-    ) -> tuple[Tensor, Tensor]:
-        names = list(dict.fromkeys(name for given in views for name in given))
-        rgb, mask = self._stack(views, names)
-        start, known = self._stack(anchors, names)
+    def _encode(self, views: Sequence[Mapping[str, np.ndarray]], rows: slice) -> tuple[Tensor, Tensor]:
+        """States of what the streams `rows` see, and each view's share in the order in which it came."""
+        self._firsts.learn(views)
+        names, memory, known = self._firsts.names, self._firsts.memory[rows], self._firsts.known[rows]
+        rgb, mask = self._stack(views)
         camera = self._model.camera_ids(names).expand(len(views), -1)
-        state, share = self._model.fuse(self._model.encode(rgb, camera, mask, start, known), camera, mask)
+        state, share = self._model.fuse(self._model.encode(rgb, camera, mask, memory, known), camera, mask)
         order = [[names.index(name) for name in given] for given in views]
         padded = torch.zeros(len(views), max(len(names), 1))
+        share = share.float().cpu()
         for row, columns in enumerate(order):
-            padded[row, : len(columns)] = share[row, columns].float().cpu()
+            padded[row, : len(columns)] = share[row, columns]
         return state, padded
 
-    def _stack(
-        self, views: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """Images u8[n, v, h, w, 3] in the order of `names`, and which of them there are."""
+    def _stack(self, views: Sequence[Mapping[str, np.ndarray]]) -> tuple[Tensor, Tensor]:
+        """Images u8[n, v, h, w, 3] of every camera seen so far, and which of them there are."""
+        names = self._firsts.names
         height, width = self._model.config.image_size
         rgb = np.zeros((len(views), len(names), height, width, 3), dtype=np.uint8)
         mask = np.zeros(rgb.shape[:2], dtype=np.bool_)

@@ -2,12 +2,14 @@
 
 An encoder is a module with
 
-    forward(rgb u8[n, 3, h, w], anchor u8[n, 3, h, w], camera f32[n, e]) -> f32[n, d]
+    remember(rgb u8[n, 3, h, w]) -> f32[n, ...]: what it keeps of a camera's first image of the episode
+    forward(rgb u8[n, 3, h, w], memory f32[n, ...], camera f32[n, e]) -> f32[n, d]
 
-built as `Encoder(image_size=(h, w), width=d, camera_width=e, **arguments)`. `anchor` is the same camera's
-first image of the episode; the last column of `camera` is 1 where there is one and 0 where its pixels mean
-nothing, the others are the camera embedding that tells the views, which share the encoder, apart. It must
-treat images independently (no batch statistics): streaming and batches have to agree.
+built as `Encoder(image_size=(h, w), width=d, camera_width=e, **arguments)`. `memory` is what `remember` gave
+for the same camera's first image of the episode, so that this work is done once an episode; where that image
+is unknown it is what `remember` gives for the image itself ("no change"), and the last column of `camera` is
+0 instead of 1. The other columns are the camera embedding that tells the views, which share the encoder,
+apart. Images are treated independently (no batch statistics): streaming and batches have to agree.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class TinyEncoder(nn.Module):
     """A small convolutional net that trains from scratch on two CPU cores (23 M multiply-adds at 96x128).
 
     It sees each image beside its change since the first image of the episode: what moved, and what is gone,
-    is there from the first layer on. Four convolutions of stride 2; features are shifted and scaled by the
+    is there from the first layer on. That layer is linear, so the first image's part in it is computed once
+    an episode. Four convolutions of stride 2; features are shifted and scaled by the
     camera embedding (FiLM, Perez et al. 2018, so that one net serves views as different as a wrist and a
     corner), and read out twice: the whole map, which keeps positions, and its average and maximum over the
     image, which do not depend on them.
@@ -49,7 +52,8 @@ class TinyEncoder(nn.Module):
     ) -> None:
         super().__init__()
         c1, c2, c3, c4 = channels
-        self.stem = nn.Conv2d(6, c1, 5, stride=2, padding=2)
+        self.stem = nn.Conv2d(3, c1, 5, stride=2, padding=2)
+        self.start = nn.Conv2d(3, c1, 5, stride=2, padding=2, bias=False)
         self.down1 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.down2 = nn.Conv2d(c2, c3, 3, stride=2, padding=1)
         self.film = nn.Linear(camera_width, 2 * c3)
@@ -64,15 +68,18 @@ class TinyEncoder(nn.Module):
         self.readout = nn.Linear((bottleneck * cells if position else 0) + 2 * c4, width)
         self.norm = nn.LayerNorm(width)
 
+    def remember(self, rgb: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n c i j"]:
+        """The first image's part in the first layer."""
+        return self.start(_scaled(rgb))
+
     def forward(
-        self, rgb: UInt8[Tensor, "n 3 h w"], anchor: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]
+        self,
+        rgb: UInt8[Tensor, "n 3 h w"],
+        memory: Float[Tensor, "n c i j"],
+        camera: Float[Tensor, "n e"],
     ) -> Float[Tensor, "n d"]:
-        """Embed each image; pixels are scaled to [-1, 1], their change since the anchor to [-2, 2]."""
-        x = rgb.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
-        start = anchor.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
-        known = camera[:, -1].bool()[:, None, None, None]
-        x = torch.cat([x, torch.where(known, x - start, 0.0)], dim=1)
-        x = nn.functional.relu(self.norms[0](self.stem(x)), inplace=True)
+        """Embed each image beside its change since the remembered one; pixels are scaled to [-1, 1]."""
+        x = nn.functional.relu(self.norms[0](self.stem(_scaled(rgb)) - memory), inplace=True)
         x = nn.functional.relu(self.norms[1](self.down1(x)), inplace=True)
         x = self.norms[2](self.down2(x))
         scale, shift = self.film(camera).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
@@ -82,6 +89,10 @@ class TinyEncoder(nn.Module):
         if self.squeeze is not None:
             parts.append(nn.functional.relu(self.squeeze(x)).flatten(1))
         return self.norm(self.readout(torch.cat(parts, dim=1)))
+
+
+def _scaled(rgb: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    return rgb.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
 
 
 def _groups(channels: int) -> int:
@@ -132,10 +143,14 @@ class Backbone(nn.Module):
             self.body.eval()
         return self
 
+    def remember(self, rgb: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 0"]:
+        """Nothing: the first image reaches the trunk alone."""
+        return torch.zeros(len(rgb), 0, device=rgb.device)
+
     def forward(
-        self, rgb: UInt8[Tensor, "n 3 h w"], anchor: UInt8[Tensor, "n 3 h w"], camera: Float[Tensor, "n e"]
+        self, rgb: UInt8[Tensor, "n 3 h w"], memory: Float[Tensor, "n 0"], camera: Float[Tensor, "n e"]
     ) -> Float[Tensor, "n d"]:
-        """Embed each image, normalized as the backbone was trained; the anchor reaches the trunk alone."""
+        """Embed each image, normalized as the backbone was trained."""
         x = (rgb.float() / 255.0 - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.body(x)

@@ -79,7 +79,7 @@ class ProgressModel(nn.Module):
         width = config.width
         if width % config.heads or (width // config.heads) % 2:
             raise ConfigError(f"model.width={width} must be an even multiple of model.heads={config.heads}")
-        self.encoder: nn.Module = instantiate(
+        self.encoder: Any = instantiate(
             config.encoder, image_size=config.image_size, width=width, camera_width=_CAMERA_WIDTH + 1
         )
         self.camera = nn.Embedding(len(config.cameras) + 1, _CAMERA_WIDTH)  # row 0: unknown camera
@@ -138,38 +138,69 @@ class ProgressModel(nn.Module):
         features = np.asarray(self.sentence_encoder(list(texts)), dtype=np.float32)
         return self.text(torch.from_numpy(features).to(device))
 
+    def remember(self, first: UInt8[Tensor, "*batch v h w 3"], mask: Bool[Tensor, "*batch v"]) -> Tensor:
+        """What the encoder keeps of each camera's first image of the episode: f32[*batch, v, ...].
+
+        It is zero where masked.
+        """
+        flat = mask.reshape(-1)
+        images = first.reshape(-1, *first.shape[-3:])[flat].permute(0, 3, 1, 2)
+        if not len(images):
+            images = first.new_zeros(1, 3, *first.shape[-3:-1])
+            kept = self.encoder.remember(images)[:0]
+        else:
+            kept = self.encoder.remember(images)
+        memory = kept.new_zeros(len(flat), *kept.shape[1:]).index_put((flat.nonzero()[:, 0],), kept)
+        return memory.view(*mask.shape, *kept.shape[1:])
+
     def encode(
         self,
         rgb: UInt8[Tensor, "*batch v h w 3"],
         camera: Int[Tensor, "*batch v"],
         mask: Bool[Tensor, "*batch v"],
-        anchor: UInt8[Tensor, "*batch v h w 3"],
-        anchor_mask: Bool[Tensor, "*batch v"],
+        memory: Tensor,
+        known: Bool[Tensor, "..."],
     ) -> Float[Tensor, "*batch v d"]:
-        """Each view's embedding, seen beside the same camera's first image of the episode.
+        """Each view's embedding, seen beside what is remembered of the same camera's first image.
 
-        Only live images are encoded, the rest are zero. Where `anchor_mask` is False the anchor's pixels do
-        not matter.
+        Only live images are encoded, the rest are zero.
+
+        Args:
+            memory: what `remember` gave, f32[..., v, ...]; its leading axes are those of `mask`, or 1.
+            known: bool[..., v] of the same leading axes: where there is a first image. Elsewhere `memory`
+                does not matter.
         """
         ids = self.camera(camera)
         flat = mask.reshape(-1)
         features = ids.new_zeros(flat.shape[0], self.config.width)
         if bool(flat.any()):
             images = rgb.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
-            anchors = anchor.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
-            named = torch.cat([ids, anchor_mask[..., None].to(ids.dtype)], dim=-1)
-            named = named.reshape(-1, named.shape[-1])[flat]
+            beside = known.expand(mask.shape)
+            named = torch.cat([ids, beside[..., None].to(ids.dtype)], dim=-1).reshape(-1, ids.shape[-1] + 1)[
+                flat
+            ]
+            memory = memory.reshape(known.numel(), *memory.shape[known.ndim :])
+            if known.shape != mask.shape or not bool(flat.all()):
+                rows = torch.arange(known.numel(), device=mask.device).view(known.shape).expand(mask.shape)
+                memory = memory[rows.reshape(-1)[flat]]
+            memory = self._unchanged(images, memory, beside.reshape(-1)[flat])
             count = len(images)
             if self.training:
                 # Convolution kernels are tuned anew for every batch size: round it up, so that there are few.
                 spare = -count % _ENCODER_BATCH
-                images, anchors = (
-                    nn.functional.pad(x, (0, 0, 0, 0, 0, 0, 0, spare)) for x in (images, anchors)
-                )
+                images = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, spare))
+                memory = nn.functional.pad(memory, (0, 0) * (memory.ndim - 1) + (0, spare))
                 named = nn.functional.pad(named, (0, 0, 0, spare))
-            live = self.encoder(images, anchors, named)[:count]
+            live = self.encoder(images, memory, named)[:count]
             features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
         return features.view(*mask.shape, -1)
+
+    def _unchanged(self, images: Tensor, memory: Tensor, known: Tensor) -> Tensor:
+        """Memory of images n with that of the image itself where there is no first one."""
+        if bool(known.all()):
+            return memory
+        own = self.encoder.remember(images[~known])
+        return memory.to(own.dtype).index_put(((~known).nonzero()[:, 0],), own)
 
     def fuse(
         self,

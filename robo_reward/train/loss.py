@@ -48,8 +48,9 @@ def predict(model: ProgressModel, batch: TensorBatch) -> tuple[Prediction, Tenso
     rgb = batch.rgb.transpose(1, 2)
     mask = batch.mask.transpose(1, 2)
     camera = batch.camera[:, None].expand(mask.shape)
-    anchor, anchor_mask = rgb[:, count : count + 1].expand_as(rgb), mask[:, count : count + 1].expand_as(mask)
-    state, _ = model.fuse(model.encode(rgb, camera, mask, anchor, anchor_mask), camera, mask)
+    known = mask[:, count : count + 1]
+    memory = model.remember(rgb[:, count : count + 1], known)
+    state, _ = model.fuse(model.encode(rgb, camera, mask, memory, known), camera, mask)
     seen = mask.any(dim=-1)
     context = Context(
         first=state[:, count],

@@ -76,7 +76,7 @@ def main() -> None:
     @torch.inference_mode()
     def again(index: int) -> None:
         rgb = torch.from_numpy(frames[(index + np.arange(window)) % 64])
-        state, _ = model.fuse(model.encode(rgb, ids, mask, rgb[:1].expand_as(rgb), mask), ids, mask)
+        state, _ = model.fuse(model.encode(rgb, ids, mask, model.remember(rgb[:1], mask[:1]), mask[:1]), ids, mask)
         context = episode_context(model, state[:1], "task")
         model(state[None], context, seconds, mask[:, 0][None])
 

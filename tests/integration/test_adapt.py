@@ -120,7 +120,9 @@ def test_growing_changes_nothing_that_was_known(stores: dict[str, Path]) -> None
     rgb = torch.randint(0, 256, (1, 2, *base.config.image_size, 3), dtype=torch.uint8)
     mask = torch.ones(1, 2, dtype=torch.bool)
     for names in (["front", "wrist"], ["front", "top"]):
-        found = [m.encode(rgb, m.camera_ids(names)[None], mask, rgb, mask) for m in (base, grown)]
+        found = [
+            m.encode(rgb, m.camera_ids(names)[None], mask, m.remember(rgb, mask), mask) for m in (base, grown)
+        ]
         torch.testing.assert_close(found[0], found[1])
     with pytest.raises(ConfigError, match="only tasks and cameras may differ"):
         grow(base, replace(base.config, width=64))

@@ -64,7 +64,10 @@ def test_a_convolutional_backbone_conforms(name: str, size: tuple[int, int]) -> 
 
 def test_the_check_finds_what_does_not_conform() -> None:
     class Mixes(nn.Module):
-        def forward(self, rgb: torch.Tensor, anchor: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
+        def remember(self, rgb: torch.Tensor) -> torch.Tensor:
+            return rgb.float()
+
+        def forward(self, rgb: torch.Tensor, memory: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
             return rgb.float().mean() + rgb.float().mean(dim=(1, 2, 3))[:, None].expand(-1, WIDTH)
 
     with pytest.raises(AssertionError, match="changes the embedding of others"):
@@ -82,7 +85,7 @@ def test_a_frozen_backbone_neither_learns_nor_leaves_eval_mode() -> None:
     before = {name: value.clone() for name, value in encoder.body.state_dict().items()}
     optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
     rgb = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    encoder(rgb, rgb, torch.ones(4, CAMERA_WIDTH))[:, :3].sum().backward()
+    encoder(rgb, encoder.remember(rgb), torch.ones(4, CAMERA_WIDTH))[:, :3].sum().backward()
     assert all(parameter.grad is None for parameter in encoder.body.parameters())
     assert encoder.project[1].weight.grad.abs().sum() > 0
     optimizer.step()

@@ -209,8 +209,9 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         rgb = torch.from_numpy(np.stack(pixels, axis=2)).to(device)
         seen = torch.stack([self._seen(batch, name, rows, length, device) for name in views], dim=2)
         ids = model.camera_ids(list(views)).expand(rows, length, -1)
-        anchor, there = rgb[:, :1].expand_as(rgb), torch.ones_like(seen)
-        state, _ = model.fuse(model.encode(rgb, ids, seen, anchor, there), ids, seen)
+        there = torch.ones_like(seen[:, :1])
+        memory = model.remember(rgb[:, :1], there)
+        state, _ = model.fuse(model.encode(rgb, ids, seen, memory, there), ids, seen)
         each = [episode_context(model, state[row, :1], text) for row, text in enumerate(texts)]
         context = Context(*(torch.cat([getattr(c, f) for c in each]) for f in Context.__dataclass_fields__))
         back = torch.tensor(self.config.observation_delta_indices[1:][-(length - 1) :], dtype=torch.float64)
