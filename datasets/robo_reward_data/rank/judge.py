@@ -91,7 +91,7 @@ def find_failure(progress: Float[np.ndarray, " t"], fall: float = 0.15, rise: fl
 
 
 def order(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Best first, by task: by the level they end on, declared successes before others, the faster first."""
+    """Best first, by task: declared successes before others, then by the level they end on, the faster first."""
 
     def key(rollout: Rollout) -> tuple[Any, ...]:
         score = -math.inf if math.isnan(rollout.score) else rollout.score
@@ -149,8 +149,8 @@ def preferences(
 def agreement(rollouts: Sequence[Rollout], rng: np.random.Generator) -> dict[str, Mapping[str, Metric]]:
     """How the scores agree with the truth, by task, over the rollouts whose truth is known.
 
-    `tau_a` is Kendall's, over all pairs: where most rollouts succeed alike even a perfect model is far below 1.
-    `ranked_pairs` is the same over the pairs that the truth ranks.
+    `tau_a` is Kendall's, over all pairs: where most rollouts succeed alike even a perfect model is far below
+    1. `ranked_pairs` is the same over the pairs that the truth ranks.
     """
     found: dict[str, Mapping[str, Metric]] = {}
     for task in sorted({r.task for r in rollouts}):

@@ -69,7 +69,7 @@ def write_recording(
     stage_names: tuple[str, ...],
     jpeg_quality: int = 85,
 ) -> None:
-    """Cameras, progress with its 90 % band, stage, success, and the truth where known, on the episode's clock.
+    """Cameras, progress with its 90 % band, stage, success, and the truth where known, over time.
 
     Raises:
         ConfigError: no rerun here.

@@ -1,0 +1,379 @@
+"""`robo-reward label` on datasets that LeRobot wrote, and what LeRobot then reads and trains with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from robo_reward.calibration import Calibration
+from robo_reward.checkpoint import load_checkpoint, save_checkpoint
+from robo_reward.cli.main import main
+from robo_reward.errors import DataError
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.offline import encode_episode, estimate_episode
+from robo_reward_data.importers.base import Options
+from robo_reward_data.importers.lerobot import LeRobot
+from robo_reward_data.importers.run import import_recordings
+from robo_reward_data.label.subtasks import Subtasks, write_subtasks
+from robo_reward_data.store import EpisodeStore
+
+LENGTHS = (24, 31, 12, 18, 9)
+CHUNK = 6
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+for mode in ("video", "image"):
+    root = Path(sys.argv[1]) / mode
+    image = {"dtype": mode, "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
+    features = {
+        "observation.images.front": image,
+        "observation.images.wrist": image,
+        "observation.state": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
+        "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+    }
+    dataset = LeRobotDataset.create(
+        "test/set", fps=20, features=features, root=root, use_videos=mode == "video"
+    )
+    rng = np.random.default_rng(0)
+    for episode, length in enumerate(map(int, sys.argv[2:])):
+        for number in range(length):
+            front = np.full((32, 32, 3), 40 * episode, np.uint8)
+            front[:, : 2 + number] = (200, 30, 90)
+            dataset.add_frame({
+                "observation.images.front": front,
+                "observation.images.wrist": np.ascontiguousarray(255 - front[::-1]),
+                "observation.state": rng.random(2, dtype=np.float32),
+                "action": rng.random(2, dtype=np.float32),
+                "next.success": np.array([episode % 2 == 0 and number == length - 1]),
+                "task": "fill the bar",
+            })
+        dataset.save_episode()
+    dataset.finalize()
+"""
+# What LeRobot itself makes of the labelled datasets: columns, statistics, RA-BC weights, language.
+READER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.rewards.sarm.rabc import RABCWeights
+
+folder, chunk, answer = Path(sys.argv[1]), int(sys.argv[2]), {}
+for name in ("copy", "in_place"):
+    dataset = LeRobotDataset("test/set", root=folder / name, video_backend="pyav")
+    items = [dataset[index] for index in range(len(dataset))]
+    keys = [key for key in items[0] if key.startswith("robo_reward.")]
+    answer[name] = {
+        "columns": {key: [float(item[key]) for item in items] for key in keys},
+        "types": {key: str(items[0][key].dtype) for key in keys},
+        "means": {key: float(dataset.meta.stats[key]["mean"][0]) for key in keys},
+        "images": [float(item["observation.images.front"].mean()) for item in items],
+    }
+weigher = RABCWeights(
+    folder / "in_place/sarm_progress.parquet", chunk, "robo_reward", device=torch.device("cpu")
+)
+full = int(sys.argv[4])  # a sample of weight 1, to undo the scaling of the batch
+pairs = [weigher.compute_batch_weights({"index": torch.tensor([full, index])})[0] for index in range(94)]
+answer["weights"] = [float(pair[1] / pair[0]) for pair in pairs]
+said = LeRobotDataset("test/set", root=folder / "language", video_backend="pyav")[30]["language_persistent"]
+answer["language"] = [[row["style"], row["content"], row["timestamp"]] for row in said]
+Path(sys.argv[3]).write_text(json.dumps(answer))
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+
+
+def lerobot(code: str, folder: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="session")
+def labelled_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two datasets (`video`, `image`) and a model with random weights (`run`)."""
+    if find_spec("lerobot") is None:
+        pytest.skip("no lerobot here to write a dataset with: pip install 'robo-reward[data]'")
+    folder = tmp_path_factory.mktemp("label")
+    lerobot(WRITER, folder, str(folder), *map(str, LENGTHS))
+    torch.manual_seed(1)
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 8, 8, 8],
+            "bottleneck": 8,
+        },
+        tasks=(TaskConfig(("fill the bar",), ("red", "green"), (0.4, 0.6)),),
+        cameras=("front", "wrist"),
+        image_size=(32, 32),
+        period_s=0.05,
+        width=16,
+        heads=2,
+        window=4,
+    )
+    save_checkpoint(folder / "run", ProgressModel(config), Calibration(), {})
+    return folder
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+def label(folder: Path, dataset: Path, *options: str) -> int:
+    return main(["label", f"model={folder / 'run'}", f"dataset={dataset}", f"rabc.chunk={CHUNK}", *options])
+
+
+@pytest.mark.parametrize("mode", ["video", "image"])
+def test_the_file_holds_what_the_model_says_of_every_frame(
+    labelled_sources: Path, tmp_path: Path, mode: str
+) -> None:
+    dataset = copy_of(labelled_sources / mode, tmp_path / mode)
+    assert label(labelled_sources, dataset, "shaping.discount=0.9", "lanes=2", "chunk=5") == 0
+    table = pq.ParquetFile(dataset / "sarm_progress.parquet").read()
+    assert table["index"].to_pylist() == list(range(sum(LENGTHS)))
+    import_recordings(LeRobot(), dataset, tmp_path / "store", Options())
+    checkpoint = load_checkpoint(labelled_sources / "run")
+    begin = 0
+    for number, reader in enumerate(EpisodeStore.open(tmp_path / "store")):
+        found = estimate_episode(
+            checkpoint.model, encode_episode(checkpoint.model, reader), checkpoint.calibration
+        )
+        rows = table.slice(begin, LENGTHS[number])
+        begin += LENGTHS[number]
+        assert set(rows["episode_index"].to_pylist()) == {number}
+        progress = rows["progress_sparse"].to_numpy()
+        np.testing.assert_allclose(progress, found.progress, atol=2e-6)
+        np.testing.assert_allclose(rows["std"].to_numpy(), found.std, atol=2e-6)
+        np.testing.assert_array_equal(rows["stage"].to_numpy(), found.stage)
+        shaping = rows["shaping"].to_numpy()
+        np.testing.assert_allclose(shaping[:-1], 0.9 * progress[1:] - progress[:-1], atol=1e-6)
+        if number % 2 == 0:  # next.success at its end: terminated
+            np.testing.assert_allclose(shaping[-1], -progress[-1], atol=1e-6)
+        else:
+            assert np.isnan(shaping[-1])
+
+
+def test_between_decisions_the_last_one_holds(labelled_sources: Path, tmp_path: Path) -> None:
+    dataset = copy_of(labelled_sources / "image", tmp_path / "image")
+    assert label(labelled_sources, dataset, "fps=5") == 0
+    table = pq.ParquetFile(dataset / "sarm_progress.parquet").read()
+    progress = table["progress_sparse"].to_numpy()[: LENGTHS[0]]
+    np.testing.assert_array_equal(progress, np.repeat(progress[::4], 4))
+    assert len(np.unique(progress)) == 6
+
+
+def test_lerobot_reads_the_columns_and_arrives_at_our_weights(labelled_sources: Path, tmp_path: Path) -> None:
+    """A copy and a dataset changed in place, two processes; the weights of LeRobot's own class are ours."""
+    in_place = copy_of(labelled_sources / "image", tmp_path / "in_place")
+    assert label(labelled_sources, labelled_sources / "video", f"out={tmp_path / 'copy'}") == 0
+    assert label(labelled_sources, in_place, "in_place=true", "pool.workers=2", "lanes=1") == 0
+    assert not (labelled_sources / "video/sarm_progress.parquet").exists()
+    stages = {n: Subtasks(("reach", "pull"), np.array([0, 5, size])) for n, size in enumerate(LENGTHS)}
+    write_subtasks(in_place, stages, out=tmp_path / "language")
+    ours = pq.ParquetFile(in_place / "sarm_progress.parquet").read()["rabc_weight"].to_numpy()
+    assert {0.0, 1.0} < set(ours.tolist())  # soft ones, too
+    full = str(np.flatnonzero(ours == 1)[0])
+    lerobot(READER, tmp_path, str(tmp_path), str(CHUNK), str(tmp_path / "answer.json"), full)
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    for name in ("copy", "in_place"):
+        table = pq.ParquetFile(tmp_path / name / "sarm_progress.parquet").read()
+        read = answer[name]
+        for key, values in read["columns"].items():
+            column = key.removeprefix("robo_reward.").replace("progress", "progress_sparse")
+            written = table[column].to_numpy().astype(np.float64)
+            np.testing.assert_allclose(values, written, rtol=1e-6)
+            np.testing.assert_allclose(read["means"][key], np.nanmean(written), rtol=1e-6, atol=1e-9)
+        assert read["types"]["robo_reward.stage"] == "torch.int64"
+        assert read["types"]["robo_reward.success"] == "torch.bool"
+        assert np.ptp(read["images"]) > 0.1
+    ends = np.cumsum(LENGTHS) - 1
+    told = np.ones(len(ours), np.bool_)
+    told[ends[ours[ends] < 1]] = False  # LeRobot has no way to be told of the last frame: see label/weights
+    np.testing.assert_allclose(np.array(answer["weights"])[told], ours[told], atol=1e-4)
+    assert answer["language"] == [["subtask", "reach", 0.0], ["subtask", "pull", 0.25]]
+
+
+# `lerobot-train` as it is, with a note taken of every weight that enters its loss.
+TRAINER = """
+import json, sys
+from pathlib import Path
+from lerobot.rewards.sarm.rabc import RABCWeights
+from lerobot.scripts import lerobot_train
+
+noted, compute = [], RABCWeights.compute_batch_weights
+def note(self, batch):
+    weights, stats = compute(self, batch)
+    noted.append([batch["index"].tolist(), weights.tolist()])
+    return weights, stats
+RABCWeights.compute_batch_weights = note
+answer = Path(sys.argv.pop(1))
+lerobot_train.main()
+answer.write_text(json.dumps(noted))
+"""
+
+
+@pytest.mark.slow
+def test_lerobot_train_weighs_its_loss_as_we_wrote(labelled_sources: Path, tmp_path: Path) -> None:
+    if find_spec("accelerate") is None:
+        pytest.skip("lerobot-train needs accelerate: pip install 'lerobot[training]'")
+    dataset = copy_of(labelled_sources / "image", tmp_path / "set")
+    assert label(labelled_sources, dataset) == 0
+    ours = pq.ParquetFile(dataset / "sarm_progress.parquet").read()["rabc_weight"].to_numpy()
+    policy = {
+        "type": "weighted_act",
+        "device": "cpu",
+        "push_to_hub": "false",
+        "chunk_size": CHUNK,
+        "n_action_steps": CHUNK,
+        "dim_model": 16,
+        "n_heads": 2,
+        "dim_feedforward": 16,
+        "n_encoder_layers": 1,
+        "n_vae_encoder_layers": 1,
+        "latent_dim": 4,
+        "pretrained_backbone_weights": "null",
+    }
+    lerobot(
+        TRAINER,
+        tmp_path,
+        str(tmp_path / "noted.json"),
+        "--ext.discover_packages_path=robo_reward_data.lerobot_plugin",
+        *(f"--policy.{key}={value}" for key, value in policy.items()),
+        "--dataset.repo_id=test/set",
+        f"--dataset.root={dataset}",
+        "--sample_weighting.type=rabc",
+        "--sample_weighting.head_mode=robo_reward",
+        *("--steps=2", "--batch_size=24", "--num_workers=0", "--save_checkpoint=false"),
+        f"--output_dir={tmp_path / 'policy'}",
+    )
+    noted = json.loads((tmp_path / "noted.json").read_text())
+    assert len(noted) == 2
+    ends = np.cumsum(LENGTHS) - 1
+    untold = ends[ours[ends] < 1]
+    for index, weights in noted:
+        told = ~np.isin(index, untold)
+        wanted, got = ours[index][told], np.array(weights)[told]
+        assert wanted.max() == 1
+        np.testing.assert_allclose(got / got.max(), wanted, atol=1e-4)  # LeRobot scales a batch's sum
+
+
+@pytest.mark.parametrize("form", ["language", "sparse", "dense"])
+def test_stages_written_in_each_form_are_read_back(labelled_sources: Path, tmp_path: Path, form: str) -> None:
+    stages = {
+        0: Subtasks(("reach", "pull"), np.array([0, 10, 24])),
+        1: Subtasks(("reach",), np.array([0, 31])),
+    }
+    root = copy_of(labelled_sources / "video", tmp_path / "set")
+    write_subtasks(root, stages, form)
+    found = [recording.prepare(Options()).info for recording in LeRobot().recordings(root)]
+    assert [info.stage_names for info in found] == [("reach", "pull"), ("reach",), (), (), ()]
+    assert found[0].boundaries is not None
+    assert found[0].boundaries.tolist() == [0, 10, 24]
+    if form != "language":
+        shares = found[0].source["temporal_proportions"]
+        np.testing.assert_allclose([shares["reach"], shares["pull"]], [0.548387, 0.451613], atol=1e-5)
+    write_subtasks(root, {0: Subtasks(("all",), np.array([0, 24]))}, form)  # replaces, does not add
+    assert LeRobot().recordings(root)[0].prepare(Options()).info.stage_names == ("all",)
+    with pytest.raises(DataError, match=r"episode 2 of .* leave the episode's 12 frames"):
+        write_subtasks(root, {2: Subtasks(("far",), np.array([0, 13]))}, form)
+
+
+def test_other_labels_are_not_overwritten(
+    labelled_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = copy_of(labelled_sources / "image", tmp_path / "image")
+    path = dataset / "sarm_progress.parquet"
+    assert label(labelled_sources, dataset) == 0
+    before = path.read_bytes()
+    assert label(labelled_sources, dataset) == 0
+    assert "already labelled" in capsys.readouterr().out
+    other = copy_of(labelled_sources / "run", tmp_path / "other")
+    meta = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps({**meta, "version": "another"}))
+    again = ["label", f"model={other}", f"dataset={dataset}", f"rabc.chunk={CHUNK}"]
+    assert main(again) == 1
+    assert "has other labels: model was" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert main([*again, "overwrite=true"]) == 0
+    assert path.read_bytes() != before
+    path.write_bytes(b"nothing of ours")
+    assert label(labelled_sources, dataset) == 1
+    assert "cannot read" in capsys.readouterr().err
+    assert label(labelled_sources, dataset, f"out={tmp_path}") == 1
+    assert "choose another out" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image", "other"]  # and no work folder is left
+
+
+def test_a_killed_run_goes_on_where_it_stopped(labelled_sources: Path, tmp_path: Path) -> None:
+    dataset = copy_of(labelled_sources / "video", tmp_path / "set")
+    command = [
+        *(sys.executable, "-m", "robo_reward.cli.main", "label", f"model={labelled_sources / 'run'}"),
+        *(f"dataset={dataset}", f"rabc.chunk={CHUNK}", "lanes=1", "chunk=1", "in_place=true"),
+    ]
+    parts = tmp_path / ".set.labelling" / "parts"
+    process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(parts.glob("episode_*.parquet")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = {path: path.stat().st_mtime_ns for path in parts.glob("episode_*.parquet")}
+    assert 0 < len(left) < len(LENGTHS)
+    assert not (dataset / "sarm_progress.parquet").exists()
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=True)
+    assert f"{len(left)} episodes were estimated before" in done.stdout
+    whole = copy_of(labelled_sources / "video", tmp_path / "whole")
+    assert label(labelled_sources, whole) == 0
+    resumed, straight = (pq.ParquetFile(root / "sarm_progress.parquet").read() for root in (dataset, whole))
+    for name in ("progress_sparse", "rabc_weight", "shaping"):
+        np.testing.assert_allclose(resumed[name].to_numpy(), straight[name].to_numpy(), atol=1e-5)
+    assert not parts.exists()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_does_the_work() -> None:
+    pytest.importorskip("ray", reason="no ray here: pip install 'robo-reward[scale]'")
+    code = """
+from robo_reward.errors import DataError
+from robo_reward_data.label.pools import Ray
+
+def work(number):
+    if number == 9:
+        raise DataError("episode 9 is broken")
+    return 2 * number
+
+assert sorted(Ray(workers=2).run(work, [1, 2, 3])) == [2, 4, 6]
+try:
+    list(Ray(workers=1).run(work, [9]))
+except DataError as error:
+    assert str(error) == "episode 9 is broken"
+else:
+    raise AssertionError("an error of a worker was swallowed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

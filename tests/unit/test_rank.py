@@ -1,0 +1,143 @@
+"""Ranking of rollouts: hand-made numbers, and the command from a store to its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from robo_reward.calibration import Calibration, SuccessDetector
+from robo_reward.checkpoint import save_checkpoint
+from robo_reward.cli.main import main
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.testing import toy_episode
+from robo_reward_data.rank.judge import Rollout, agreement, find_failure, keep, order, preferences
+from robo_reward_data.store import EpisodeStore
+
+NEVER_DONE = Calibration(detector=SuccessDetector(threshold=1.0))
+
+
+def rollout(
+    name: str, score: float, success: int | None = None, std: float = 0.1, truth: float = np.nan
+) -> Rollout:
+    return Rollout(name, name, "task", "policy", 10, 1.0, score, std, score, success, None, "unknown", truth)
+
+
+def test_a_fall_is_found_where_it_begins() -> None:
+    progress = np.array([0, 0.2, 0.5, 0.6, 0.6, 0.3, 0.2, 0.25], np.float32)
+    found = find_failure(progress)
+    assert found is not None
+    assert (found.kind, found.frame) == ("regressed", 4)  # the last frame at which all was well
+    assert found.lost == pytest.approx(0.4)
+
+
+def test_a_stall_is_found_where_gain_ends() -> None:
+    progress = np.array([0, 0.2, np.nan, 0.41, 0.44, 0.43, 0.42, 0.44], np.float32)
+    found = find_failure(progress)
+    assert found is not None
+    assert (found.kind, found.frame) == ("stalled", 3)
+    assert find_failure(np.full(4, np.nan, np.float32)) is None
+
+
+def test_order_and_filter() -> None:
+    given = [
+        rollout("slow", 0.9, success=9),
+        rollout("almost", 0.95),
+        rollout("fast", 0.9, success=5),
+        rollout("unknown", np.nan),
+        rollout("bad", 0.1),
+    ]
+    assert [r.name for r in order(given)] == ["fast", "slow", "almost", "bad", "unknown"]
+    assert keep(given, top=0.4) == {"fast", "slow"}
+    assert keep(given, min_score=0.5) == {"fast", "slow", "almost"}
+    assert keep([rollout("unsure", 0.9, std=0.4)], max_std=0.3) == set()
+
+
+def test_preferences_prefer_the_better_and_only_where_they_differ() -> None:
+    given = [rollout("a", 0.9), rollout("b", 0.85), rollout("c", 0.2), rollout("d", np.nan)]
+    pairs = list(preferences(given, 0.1, 100, np.random.default_rng(0)))
+    assert {(p["chosen"], p["rejected"]) for p in pairs} == {("a", "c"), ("b", "c")}
+    # 0.7 apart with a standard deviation of 0.1 each: Phi(0.7 / 0.1414)
+    assert pairs[0]["confidence"] == pytest.approx(1.0, abs=1e-5)
+    assert len(list(preferences(given, 0.1, 1, np.random.default_rng(0)))) == 1
+
+
+def test_agreement_with_the_truth() -> None:
+    given = [
+        rollout(f"r{i}", s, truth=t)
+        for i, (s, t) in enumerate([(0.1, 0.0), (0.5, 1.0), (0.4, 0.5), (0.9, 1.0)])
+    ]
+    found = agreement(given, np.random.default_rng(0))["task"]
+    assert found["tau_a"].value == pytest.approx(5 / 6)  # two of the truths are tied
+    assert found["ranked_pairs"].value == 1.0
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """A store of toy rollouts, and a model with random weights."""
+    store = EpisodeStore.create(tmp_path / "store")
+    for index, reach in enumerate((1.0, 1.0, 0.6, 0.3)):
+        store.write(toy_episode(index, length=16, reach=reach))
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 8, 8, 8],
+            "bottleneck": 8,
+        },
+        tasks=(TaskConfig(("fill the bar",), ("red", "green"), (0.5, 0.5)),),
+        cameras=("front", "wrist"),
+        image_size=(32, 32),
+        period_s=0.1,
+        width=16,
+        heads=2,
+        window=3,
+    )
+    save_checkpoint(tmp_path / "run", ProgressModel(config), NEVER_DONE, {})
+    return tmp_path
+
+
+def test_the_command_writes_what_it_found(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["rank", f"model={suite / 'run'}", f"data={suite / 'store'}", f"out={suite / 'out'}"]
+    assert main([*arguments, "pairs.margin=0.0", "keep.top=0.5"]) == 0
+    table = pq.ParquetFile(suite / "out/ranking.parquet").read().to_pylist()
+    assert [row["rank"] for row in table] == [1, 2, 3, 4]
+    assert sum(row["kept"] for row in table) == 2
+    assert {row["name"]: row["true_failure_kind"] for row in table}["toy_003"] == "stalled"
+    assert {row["name"]: row["true_failure_kind"] for row in table}["toy_000"] is None
+    assert [row["score"] for row in table] == sorted((row["score"] for row in table), reverse=True)
+    pairs = [json.loads(line) for line in (suite / "out/pairs.jsonl").read_text().splitlines()]
+    rank = {row["name"]: row["rank"] for row in table}
+    assert len(pairs) == 6
+    assert all(rank[pair["chosen"]] < rank[pair["rejected"]] for pair in pairs)
+    summary = json.loads((suite / "out/summary.json").read_text())
+    assert set(summary["groups"]) == {"expert", "near_miss"}
+    assert summary["agreement"]["fill the bar"]["tau_a"]["n"] == 4
+    assert (suite / "out/ranking.csv").read_text().count("\n") == 5
+    assert main(arguments) == 1
+    assert "holds a ranking: overwrite=true" in capsys.readouterr().err
+    assert main([*arguments, "overwrite=true", "group=author"]) == 1
+    assert "group is 'author', which toy_000 does not have" in capsys.readouterr().err
+
+
+def test_rerun_opens_the_recording(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rerun", reason="no rerun here: pip install 'robo-reward[viz]'")
+    out = suite / "toy.rrd"
+    arguments = ["show", f"model={suite / 'run'}", f"data={suite / 'store'}", f"out={out}"]
+    assert main([*arguments, "episode=toy_001"]) == 0
+    rerun = [sys.executable, "-m", "rerun", "rrd"]
+    subprocess.run([*rerun, "verify", str(out)], check=True, capture_output=True)
+    told = subprocess.run([*rerun, "print", str(out)], check=True, capture_output=True, text=True).stdout
+    entities = ("/progress/estimate", "/progress/truth", "/camera/front", "/camera/wrist", "/stage/name")
+    assert [name for name in entities if name not in told] == []
+    assert main([*arguments, "episode=toy_001"]) == 1
+    assert "exists: overwrite=true" in capsys.readouterr().err
+    assert main([*arguments, "episode=toy_009", "overwrite=true"]) == 1
+    assert "no episode 'toy_009'" in capsys.readouterr().err
