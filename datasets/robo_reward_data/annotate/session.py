@@ -1,0 +1,210 @@
+"""What the page does to the store: one session, however many tabs look at it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import cv2
+import numpy as np
+
+from robo_reward.errors import DataError, RoboRewardError
+from robo_reward.schema import EpisodeInfo
+from robo_reward_data.annotate.journal import Entry, Journal, Marks
+from robo_reward_data.store import EpisodeStore, StoredEpisode
+
+__all__ = ["ConflictError", "Session"]
+
+_STRIP_PIXELS = 6000  # height of a strip of frames: JPEG ends at 65535, and decoding should not stutter
+_STRIP_FRAMES = 24
+_QUALITY = 90  # of JPEG: at 84 pixels, artifacts are larger than the contact one looks for
+
+
+class ConflictError(RoboRewardError):
+    """A change that was made without knowing of a later one; `state` is what the episode says now."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        """Carry the state that won."""
+        super().__init__("the episode was changed elsewhere in the meantime")
+        self.state = state
+
+
+class Session:
+    """Marks of a store's episodes: in the journal at once, in the store as soon as they are an annotation."""
+
+    def __init__(self, store: EpisodeStore, model: Any = None, names: Sequence[str] = ()) -> None:
+        """Open the journal, and bring into the store what a killed session did not get there.
+
+        Args:
+            store: Where the episodes are.
+            model: A loaded reward model whose progress is shown, or None.
+            names: Names to offer for the stages.
+        """
+        self._store = store
+        self._model = model
+        self._names = tuple(names)
+        self._lock = threading.RLock()
+        self._journal = Journal(store.path / ".annotate")
+        self._readers = {episode.name: episode for episode in store.episodes}
+        self._revisions = dict.fromkeys(self._readers, 0)
+        self._curves: dict[str, dict[str, Any]] = {}
+        self._curve_lock = threading.Lock()
+        self._drafts: dict[str, Marks] = {}
+        self.recovered = self._recover()
+
+    def overview(self) -> dict[str, Any]:
+        """Everything but images: the store and every episode's state."""
+        with self._lock:
+            return {
+                "store": self._store.path.name,
+                "model": self._model is not None,
+                "names": list(self._names),
+                "episodes": [self.state(name) for name in self._readers],
+            }
+
+    def state(self, name: str) -> dict[str, Any]:
+        """One episode: what it is, its marks, and the revision that the next change must name.
+
+        Raises:
+            DataError: there is no such episode.
+        """
+        with self._lock:
+            info = self._reader(name).info
+            marks = self._drafts.get(name) or _stored(info)
+            step = strip_frames(max(size[0] for size in info.image_sizes.values()))
+            seconds = (info.stamp_ns - info.stamp_ns[0]) / 1e9
+            return {
+                "name": name,
+                "instruction": info.instruction,
+                "kind": info.kind,
+                "outcome": str(info.outcome),
+                "length": info.length,
+                "seconds": round(float(seconds[-1]), 3),
+                "cameras": [{"name": c, "size": list(info.image_sizes[c])} for c in info.cameras],
+                "strip": step,
+                "locked": info.truth is not None,
+                "revision": self._revisions[name],
+                **asdict(marks),
+            }
+
+    def save(self, name: str, revision: int, marks: Marks) -> dict[str, Any]:
+        """Take the marks of an episode; when this returns they survive anything. Returns the new state.
+
+        Raises:
+            ConflictError: the episode has been changed since `revision`.
+            DataError: no such episode, one that knows its truth, or marks that do not fit it.
+        """
+        with self._lock:
+            info = self._reader(name).info
+            if info.truth is not None:
+                raise DataError(f"episode '{name}' knows its stage at every frame: annotate a copy (out=...)")
+            _check(info, marks)
+            if revision != self._revisions[name]:
+                raise ConflictError(self.state(name))
+            self._journal.append(Entry(name, marks, _stored(info)))
+            self._apply(name, marks)
+            return self.state(name)
+
+    def strip(self, name: str, camera: str, start: int) -> bytes:
+        """A JPEG of consecutive frames below each other, from `start` on.
+
+        Raises:
+            DataError: no such episode, camera or frame.
+        """
+        reader = self._reader(name)
+        if camera not in reader.info.cameras or not 0 <= start < reader.info.length:
+            raise DataError(f"episode '{name}' has no frame {start} of camera '{camera}'")
+        step = strip_frames(max(size[0] for size in reader.info.image_sizes.values()))
+        frames = reader.read_frames(camera, np.arange(start, min(start + step, reader.info.length)))
+        tall = frames.reshape(-1, frames.shape[2], 3)
+        done, data = cv2.imencode(".jpg", tall[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))
+        if not done:
+            raise DataError(f"episode '{name}', camera '{camera}': frames {start}.. cannot be encoded")
+        return data.tobytes()
+
+    def curve(self, name: str) -> dict[str, Any]:
+        """What the model says of an episode: progress by frame, None where invalid, or why there is none."""
+        reader = self._reader(name)
+        # One at a time: several episodes at once would only make each of them later.
+        with self._curve_lock:
+            if name not in self._curves:
+                self._curves[name] = _curve(self._model, reader)
+            return self._curves[name]
+
+    def close(self) -> None:
+        """Free the journal."""
+        self._journal.close()
+
+    def _reader(self, name: str) -> StoredEpisode:
+        if name not in self._readers:
+            raise DataError(f"no episode '{name}' in {self._store.path}")
+        return self._readers[name]
+
+    def _apply(self, name: str, marks: Marks) -> None:
+        """Put marks into the store; fewer than two boundaries are none to it."""
+        whole = marks if len(marks.boundaries) > 1 else Marks()
+        if _stored(self._readers[name].info) != whole:
+            bounds = np.array(whole.boundaries, np.int64) if whole.boundaries else None
+            self._readers[name] = self._store.annotate(name, whole.names, bounds)
+        self._drafts[name] = marks
+        self._revisions[name] += 1
+
+    def _recover(self) -> list[str]:
+        """Apply the journal's last entries that did not reach the store; forget those that it overtook."""
+        applied: list[str] = []
+        for name, entry in list(self._journal.last.items()):
+            if name not in self._readers:
+                continue
+            stored = _stored(self._readers[name].info)
+            whole = entry.marks if len(entry.marks.boundaries) > 1 else Marks()
+            if stored == whole:
+                self._drafts[name] = entry.marks
+            elif stored == entry.before:
+                self._apply(name, entry.marks)
+                applied.append(name)
+            else:
+                self._journal.forget(name)
+        return applied
+
+
+def strip_frames(height: int) -> int:
+    """How many frames of this height, in pixels, are sent in one image."""
+    return max(1, min(_STRIP_FRAMES, _STRIP_PIXELS // height))
+
+
+def _stored(info: EpisodeInfo) -> Marks:
+    if info.boundaries is None:
+        return Marks()
+    bounds = tuple(info.boundaries.tolist())
+    return Marks(info.stage_names or tuple(f"stage_{i + 1}" for i in range(len(bounds) - 1)), bounds)
+
+
+def _check(info: EpisodeInfo, marks: Marks) -> None:
+    who, bounds = f"episode '{info.name}'", marks.boundaries
+    if any(after <= before for before, after in itertools.pairwise(bounds)):
+        raise DataError(f"{who}: boundaries must increase, got {list(bounds)}")
+    if bounds and (bounds[0] < 0 or bounds[-1] > info.length):
+        raise DataError(f"{who}: boundaries {list(bounds)} leave its frames 0..{info.length}")
+    if len(marks.names) != max(len(bounds) - 1, 0) or not all(name.strip() for name in marks.names):
+        raise DataError(
+            f"{who}: {len(bounds)} boundaries need a name for each stage, got {list(marks.names)}"
+        )
+
+
+def _curve(model: Any, reader: StoredEpisode) -> dict[str, Any]:
+    if model is None:
+        return {"progress": None, "reason": "no model: start with model=RUN"}
+    from robo_reward.offline import encode_episode, estimate_episode
+
+    checkpoint = model.checkpoint
+    try:
+        found = estimate_episode(
+            checkpoint.model, encode_episode(checkpoint.model, reader), checkpoint.calibration
+        )
+    except RoboRewardError as error:
+        return {"progress": None, "reason": str(error)}
+    values = np.asarray(found.progress, np.float64).tolist()
+    return {"progress": [round(v, 4) if np.isfinite(v) else None for v in values], "reason": ""}
