@@ -31,10 +31,23 @@ def env() -> Iterator[gymnasium.Env[Any, Any]]:
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_gymnasium_finds_no_fault(task: str) -> None:
-    made = gymnasium.make(TASKS[task].env_id, render_mode="rgb_array")
-    check_env(made.unwrapped)
-    made.close()
+def test_gymnasium_and_stable_baselines_find_no_fault(task: str) -> None:
+    sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
+    nested = gymnasium.make(TASKS[task].env_id, render_mode="rgb_array", image_size=(40, 40))
+    check_env(nested.unwrapped)
+    nested.close()
+    variants: tuple[dict[str, Any], ...] = (
+        {"flat": True, "image_size": (40, 40), "privileged_observation": True},
+        {"cameras": ()},
+        {"cameras": (), "privileged_observation": True},
+    )
+    for options in variants:
+        made = ManipulationEnv(task, **options)
+        sb3.check_env(made)
+        made.close()
+    blind = gymnasium.make(TASKS[task].env_id, cameras=(), privileged_observation=True, image_size=(40, 40))
+    check_env(blind.unwrapped)
+    blind.close()
 
 
 def test_registering_imports_no_simulator() -> None:
