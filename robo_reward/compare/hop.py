@@ -97,7 +97,7 @@ class HopPairs:
         return cls(table[np.argsort(table[:, 0], kind="stable")], zeros)
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
-        """Pairs in place of the window's frames, all of one episode; of an odd number the last has no pair."""
+        """Pairs in place of the window's frames, all of one episode; the last of an odd number has none."""
         names, starts = np.unique(self.cells[:, 0], return_index=True)
         edges = np.append(starts, len(self.cells))
         cell = int(rng.integers(len(names)))

@@ -55,17 +55,17 @@ class Ours:
             return
         folder = workdir / "run"
         holdout = data.options.holdout if data.held_out else HoldoutConfig(calibration=0.0, test=0.0)
-        train(
-            replace(
-                data.options,
-                out=str(folder),
-                steps=budget.steps,
-                minutes=budget.minutes,
-                seed=seed,
-                holdout=holdout,
-                resume=True,
-            )
+        options = replace(
+            data.options,
+            out=str(folder),
+            steps=budget.steps,
+            minutes=budget.minutes,
+            seed=seed,
+            holdout=holdout,
+            resume=True,
         )
+        if not (folder / "model.json").is_file():
+            train(options)
         self._checkpoint = load_checkpoint(folder, _device(data))
         if not data.held_out and not self._checkpoint.calibration.fitted:
             self._calibrate(data, folder)
@@ -83,7 +83,11 @@ class Ours:
         """What a stream would say, frame by frame."""
         assert self._checkpoint is not None
         model = self._checkpoint.model
-        if self._last is None or self._last[0] is not reader:
+        if (
+            self._last is None
+            or self._last[0] is not reader
+            or len(self._last[1].frames) != reader.info.length
+        ):
             self._last = (reader, encode_episode(model, reader))
         found = estimate_episode(model, self._last[1], self._checkpoint.calibration, cameras=cameras)
         return MethodPrediction(

@@ -191,7 +191,7 @@ class HopServer:
                     return MethodPrediction(progress, reason=reason)
                 last, at = float("nan"), now
                 continue
-            last, at = float(np.clip(apply_hop(np.array(start), np.array(hop)), 0, 1)), now
+            last, at = float(np.clip(apply_hop(np.array([start]), np.array([hop]))[0], 0, 1)), now
             progress[now] = last
         progress[at + 1 :] = last
         return MethodPrediction(progress, reason=reason)

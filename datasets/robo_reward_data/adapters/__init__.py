@@ -1,0 +1,1 @@
+"""Other people's reward models as methods of `robo-reward compare`."""
