@@ -91,7 +91,7 @@ def find_failure(progress: Float[np.ndarray, " t"], fall: float = 0.15, rise: fl
 
 
 def order(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Best first, by task: declared successes before others, then by the level they end on, the faster first."""
+    """Best first, by task: declared successes, then the level they end on, then the faster."""
 
     def key(rollout: Rollout) -> tuple[Any, ...]:
         score = -math.inf if math.isnan(rollout.score) else rollout.score
