@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import nn
 
+from robo_reward.compare.check import check_method
 from robo_reward.labels import check_boundaries, label_episode
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, EpisodeSource, Outcome, ProgressLabel
 
-__all__ = ["MemoryReader", "check_encoder", "check_reader", "check_source", "toy_episode"]
+__all__ = ["MemoryReader", "check_encoder", "check_method", "check_reader", "check_source", "toy_episode"]
 
 
 def check_encoder(encoder: Any, image_size: tuple[int, int], width: int, camera_width: int) -> None:

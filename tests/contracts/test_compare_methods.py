@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from robo_reward.compare.check import check_method
 from robo_reward.compare.floors import Random
 from robo_reward.compare.method import MethodPrediction, TrainingData
 from robo_reward.compare.split import hold_out
 from robo_reward.imports import instantiate
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import open_sources
-from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward.testing import MemoryReader, check_method, toy_episode
 from robo_reward.train.config import HoldoutConfig, TrainConfig, WindowConfig
 from robo_reward_data.store import EpisodeStore
 
