@@ -7,14 +7,13 @@ decision at the default action repeat, and the grip, where -1 opens and 1 closes
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-__all__ = ["CarryExpert", "ContactExpert", "Expert", "MetaWorldExpert", "PegExpert"]
+__all__ = ["CarryExpert", "ContactExpert", "Expert", "PegExpert"]
 
 Vector = tuple[float, float, float]
 Point = Float64[np.ndarray, " 3"]
@@ -144,24 +143,6 @@ class CarryExpert:
             return action_of(-offset * 0.3, grip=self._close)
         hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
         return action_of(limited(-offset + (0.0, 0.0, hover), 0.05), grip=_OPEN)
-
-
-class MetaWorldExpert:
-    """The expert that comes with Meta-World for a task."""
-
-    def __init__(self, name: str) -> None:
-        """Take the expert of the Meta-World environment `name`, such as "push-v3"."""
-        from metaworld.policies import ENV_POLICY_MAP
-
-        self._policy: Any = ENV_POLICY_MAP[name]()
-
-    def act(self, state: State) -> Float32[np.ndarray, " 4"]:
-        """See `Expert.act`."""
-        with warnings.catch_warnings():
-            # It warns that its gains exceed the action's range, which is how it is meant to be used.
-            warnings.simplefilter("ignore", UserWarning)
-            action = self._policy.get_action(state.copy())  # some of them write into what they get
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 
 _GRIP_HEIGHT = 0.024  # of the hand above the grasp point, with the fingers around the peg
