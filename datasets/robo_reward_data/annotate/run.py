@@ -87,9 +87,10 @@ def copy_without_truth(source: EpisodeStore, out: Path) -> EpisodeStore:
     Raises:
         DataError: `out` is something else than such a copy.
     """
-    mark = {"annotated_copy_of": source.path.name}
-    target = EpisodeStore.create(out, {**source.attrs, **mark}, exist_ok=True)
-    if target.attrs.get("annotated_copy_of") != source.path.name:
+    # Not the attributes themselves: recording or importing more into the copy would bring truths back.
+    origin = {"store": source.path.name, "attrs": dict(source.attrs)}
+    target = EpisodeStore.create(out, {"annotated_copy_of": origin}, exist_ok=True)
+    if target.attrs.get("annotated_copy_of", {}).get("store") != source.path.name:
         raise DataError(f"{out} is not an annotated copy of {source.path}: choose another out")
     missing = [episode for episode in source.episodes if episode.name not in target]
     for episode in track(missing, "copying", console=Console(stderr=True), disable=not sys.stderr.isatty()):

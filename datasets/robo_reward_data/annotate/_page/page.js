@@ -273,13 +273,14 @@ function option(episode, index) {
   const stages = done
     ? `${episode.boundaries.length - 1} stages`
     : episode.boundaries.length ? "begun" : "";
-  const facts = [episode.kind, episode.locked ? "truth known" : "", stages].filter(Boolean).join(" · ");
+  const failed = episode.outcome === "failure" ? "failure" : "";
+  const facts = [episode.kind, failed, episode.locked ? "truth known" : "", stages].filter(Boolean).join(" · ");
   const bits = done ? episode.boundaries.slice(0, -1).map((start, i) => el("i", {
     style: `width:${(100 * (episode.boundaries[i + 1] - start)) / episode.length}%;background:${color(i)};` +
       (i ? "" : `margin-left:${(100 * start) / episode.length}%`) })) : [];
   return el("div", { role: "option", id: `option-${index}`, "aria-selected": String(index === state.at),
     click: () => choose(index) },
-  el("span", { class: "tick", title: done ? "annotated" : "" }, done ? "✓" : "○"),
+  el("span", { class: done ? "tick done" : "tick", title: done ? "annotated" : "not annotated" }, done ? "✓" : "○"),
   el("span", { class: "who" }, episode.name),
   el("span", { class: "number muted" }, `${episode.length}`),
   el("span", { class: "what" }, facts || episode.outcome),
@@ -523,8 +524,6 @@ for (const id of ["curves", "bands"]) {
 }
 
 (async () => {
-  // The secret is in a cookie by now; it need not stay in the address, where it ends up in histories.
-  history.replaceState(null, "", location.pathname + location.search);
   try {
     document.documentElement.dataset.theme = localStorage.getItem("theme") ?? "";
   } catch { /* no storage: the system's theme */ }

@@ -1,0 +1,86 @@
+"""Stages found without labels, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.stages import (
+    StageFit,
+    StageModel,
+    boundary_matches,
+    boundary_stability,
+    choose_stage_count,
+    fit_stages,
+    segment,
+)
+
+# Three demonstrations of two stages each, at levels 0 and 1, of different pace.
+STEPS = [np.repeat([[0.0], [1.0]], counts, axis=0) for counts in ((3, 7), (8, 4), (5, 5))]
+
+
+def model(*means: float) -> StageModel:
+    k = len(means)
+    return StageModel(
+        np.array(means, np.float64)[:, None], np.ones((k, 1)), np.full(k, -np.log(k)), np.ones(k)
+    )
+
+
+def test_a_step_is_cut_where_it_is_whatever_the_pace() -> None:
+    found = fit_stages(STEPS, 2, np.random.default_rng(0))
+    assert [b.tolist() for b in found.boundaries] == [[0, 3, 10], [0, 8, 12], [0, 5, 10]]
+    assert found.model.mean[:, 0] == pytest.approx([0.0, 1.0])
+    assert boundary_stability(STEPS, found, np.random.default_rng(1)).tolist() == [1.0]
+
+
+def test_the_cost_is_half_the_squares_and_the_surprise_of_the_shares() -> None:
+    # x = 0 0 2 2, means 0 and 2, unit variances: no residual, both shares as expected (log 1/2), so no cost.
+    boundaries, cost = segment(model(0.0, 2.0), np.array([[0.0], [0.0], [2.0], [2.0]]))
+    assert boundaries.tolist() == [0, 2, 4]
+    assert cost == pytest.approx(0.0)
+    # Means 1 and 2: each of the first two frames costs 1/2.
+    assert segment(model(1.0, 2.0), np.array([[0.0], [0.0], [2.0], [2.0]]))[1] == pytest.approx(1.0)
+
+
+def test_order_matters_stages_do_not_come_back() -> None:
+    # 0 1 0: with two stages in order, only one change can be told.
+    boundaries, _ = segment(model(0.0, 1.0), np.repeat([[0.0], [1.0], [0.0]], (4, 4, 2), axis=0))
+    assert boundaries.tolist() == [0, 4, 10]
+
+
+def test_matches_take_each_boundary_once() -> None:
+    true = np.array([0, 40, 60, 100])
+    assert boundary_matches(np.array([0, 44, 66, 100]), true, 100) == 1
+    assert boundary_matches(np.array([0, 45, 65, 100]), true, 100) == 2
+    assert boundary_matches(np.array([0, 38, 42, 100]), true, 100) == 1
+    assert boundary_matches(np.array([0, 100]), true, 100) == 0
+
+
+def test_stages_must_pay_for_themselves_and_be_stable() -> None:
+    def fit(stages: int, cost: float) -> StageFit:
+        return StageFit(model(*range(stages)), (np.array([0, *range(90, 90 + stages - 1), 100]),), cost)
+
+    fits = [fit(1, 300.0), fit(2, 200.0), fit(3, 150.0), fit(4, 145.0), fit(5, 100.0)]
+    stable = [np.ones(k) for k in range(5)]
+    # 100 frames, one feature: the fourth stage gains 5, which is less than 0.1 for each of the 100.
+    assert choose_stage_count(fits, stable) == 2
+    assert choose_stage_count(fits, [*stable[:2], np.array([1.0, 0.5]), *stable[3:]]) == 1
+    assert choose_stage_count(fits, stable, least_gain=2.0) == 0
+
+
+def test_what_cannot_be_is_refused_with_the_numbers() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(DataError, match="there are none"):
+        fit_stages([], 2, rng)
+    with pytest.raises(DataError, match="10 frames cannot have 6 stages of 2 frames"):
+        fit_stages(STEPS, 6, rng)
+    with pytest.raises(ConfigError, match="stages=0"):
+        fit_stages(STEPS, 0, rng)
+
+
+def test_the_same_seed_finds_the_same_stages() -> None:
+    noisy = [x + np.random.default_rng(i).normal(0, 0.3, x.shape) for i, x in enumerate(STEPS)]
+    first, second = (fit_stages(noisy, 3, np.random.default_rng(5)) for _ in range(2))
+    assert first.cost == second.cost
+    assert [b.tolist() for b in first.boundaries] == [b.tolist() for b in second.boundaries]
