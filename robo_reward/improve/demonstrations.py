@@ -43,7 +43,9 @@ def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
             )
     instructions = {reader.info.instruction for reader in chosen}
     if len(instructions) > 1:
-        raise DataError(f"{config.demos} has several tasks ({', '.join(sorted(instructions))}): one is improved")
+        raise DataError(
+            f"{config.demos} has several tasks ({', '.join(sorted(instructions))}): one is improved"
+        )
     return chosen
 
 

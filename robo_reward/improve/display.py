@@ -52,7 +52,9 @@ class ImproveDisplay:
         """A line above the bar."""
         self._console.print(text, highlight=False, markup=False)
 
-    def rollout(self, index: int, recent: float, evaluated: float | None, numbers: Mapping[str, float]) -> None:
+    def rollout(
+        self, index: int, recent: float, evaluated: float | None, numbers: Mapping[str, float]
+    ) -> None:
         """Rollout `index`, counted from 0, has been run and learned from."""
         assert self._writer is not None
         for name, value in {"recent_success": recent, **numbers}.items():

@@ -8,6 +8,7 @@ actor up the critics' mean while a cloning term keeps it near the demonstrations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +32,17 @@ class LearnerConfig:
     batch_size: int = 128
     demo_share: float = 0.5
     updates_per_decision: int = 4
-    actor_every: int = 4
+    actor_every: int = 2
     n_step: int = 3
     discount: float = 0.95
-    lr: float = 1e-3
-    tau: float = 0.01
-    target_noise: float = 0.1
+    lr: float = 3e-4
+    tau: float = 0.005
+    target_noise: float = 0.2
     clone_weight: float = 1.0
     clone_steps: int = 1500
+    clone_noise: float = 0.2
+    scale_floor: float = 1.0
+    value_weight: float = 1.0
     noise_start: float = 0.3
     noise_end: float = 0.1
     noise_rollouts: int = 100
@@ -62,14 +66,18 @@ class Learner:
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
         self.updates = 0
 
-    def fit_scale(self, observation: Float[Tensor, "n d"]) -> None:
+    def fit_scale(self, observation: Float[Tensor, "n d"], sizes: Sequence[int]) -> None:
         """Bring inputs to mean 0 and deviation 1 over what has been seen.
 
-        What hardly varies is not blown up: a deviation below a hundredth of the input's size (or below .01)
-        is taken for that.
+        The numbers of one part of the observation (`sizes` of them) share a unit, so one that has hardly
+        varied yet (the goal, in a single demonstration) gets a good share of its part's deviation: blown up
+        to 1, the first other goal would look like nothing ever seen.
         """
         mean, std = observation.mean(dim=0), observation.std(dim=0)
-        std = torch.maximum(std, 0.01 * mean.abs().clamp(min=1.0))
+        floors = [
+            part.square().mean().sqrt().clamp(min=0.02).expand(len(part)) for part in std.split(list(sizes))
+        ]
+        std = torch.maximum(std, self.config.scale_floor * torch.cat(floors))
         for policy in (self.policy, self.target_policy):
             policy.mean.copy_(mean)
             policy.std.copy_(std)
@@ -82,7 +90,9 @@ class Learner:
         for _ in range(self.config.clone_steps):
             rows = torch.randint(len(x), (min(128, len(x)),), generator=self.generator)
             # A little noise on the inputs: one demonstration is a thin line, and the policy leaves it at once.
-            noisy = x[rows] + 0.05 * torch.randn(len(rows), x.shape[1], generator=self.generator)
+            noisy = x[rows] + self.config.clone_noise * torch.randn(
+                len(rows), x.shape[1], generator=self.generator
+            )
             loss = ((self.policy.act(noisy) - action[rows]) ** 2).mean()
             self.policy_optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -112,7 +122,9 @@ class Learner:
             next_x = self.policy.normalize(batch.next_observation)
             action = self.target_policy.act(next_x)
             noise = torch.randn(action.shape, generator=self.generator) * config.target_noise
-            action = (action + noise.clamp(-2.5 * config.target_noise, 2.5 * config.target_noise)).clamp(-1, 1)
+            action = (action + noise.clamp(-2.5 * config.target_noise, 2.5 * config.target_noise)).clamp(
+                -1, 1
+            )
             members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
             # The lower of a random few critics: enough pessimism against over-estimation (REDQ, Chen et al. 2021).
             value = self.target_critics(next_x, action)[members].amin(dim=0)
@@ -133,8 +145,9 @@ class Learner:
         config = self.config
         action = self.policy.act(x)
         self.critics.requires_grad_(False)
-        gain = self.critics(x, action).mean()
+        value = self.critics(x, action).mean(dim=0)
         self.critics.requires_grad_(True)
+        gain = self.config.value_weight * value.mean()
         error = ((action - batch.action) ** 2).mean(dim=1)
         shown = batch.demonstrated
         clone = (error * shown).sum() / shown.sum().clamp(min=1)

@@ -135,6 +135,11 @@ class Replay:
         rows = torch.nonzero(self._is_demo & self._is_start)[:, 0]
         return self._observation[rows], self._action[rows]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers in each part of an observation."""
+        return [self.episodes[0].parts[name].shape[1] for name in self.observed]
+
     def observations(self) -> Tensor:
         """Every observation."""
         self._refresh()
@@ -204,7 +209,9 @@ class Replay:
         steps = np.minimum(self._n, count - np.arange(count))
         after = np.arange(count) + steps
         discounts = step_discounts(gamma, np.ones(count), terminal_steps(episode))
-        reward = n_step_targets(shaped_rewards(episode, self._shaping), discounts, np.zeros(count + 1), self._n)
+        reward = n_step_targets(
+            shaped_rewards(episode, self._shaping), discounts, np.zeros(count + 1), self._n
+        )
         bootstrap = gamma**steps * ~((after == count) & episode.terminated)
         demonstrated = episode.intervened | episode.demonstration
         pad = ((0, 1),)

@@ -31,6 +31,8 @@ from robo_reward.improve.display import ImproveDisplay
 from robo_reward.improve.learner import Learner
 from robo_reward.improve.replay import Replay, Shaping
 from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
+from robo_reward.improve.savings import PromisingStarts, abort_rule
+from robo_reward.improve.trust import Scaled, outcome_trust
 from robo_reward.improve.worker import Order, Worker
 from robo_reward.imports import instantiate
 
@@ -122,7 +124,9 @@ class _Session:
             kappa=config.shaping.kappa,
             discount=config.learner.discount,
         )
+        self.shaping = shaping
         self.replay = Replay(shaping, config.learner.n_step, config.savings.priority)
+        self.starts = PromisingStarts()
         for demonstration in self.demonstrations:
             self.replay.add(demonstration)
         observation = sum(part.shape[1] for part in self.demonstrations[0].parts.values())
@@ -136,7 +140,7 @@ class _Session:
         config = self.config
         self._restore()
         if self.done == 0 and not self.evaluations:
-            self.learner.fit_scale(self.replay.observations())
+            self.learner.fit_scale(self.replay.observations(), self.replay.sizes)
             self.clone_error = self.learner.clone(self.replay)
         title = f"improve ({config.arm_name}, seed {config.seed})"
         with ImproveDisplay(self.folder, config.rollouts, self.done, title) as display:
@@ -165,28 +169,48 @@ class _Session:
         if path.is_file():
             return load_rollout(path)
         self.worker.set_policy(self.learner.policy.state_dict())
-        config = self.config
-        film = bool(config.film_every) and self.done % config.film_every == 0
-        attempt = 0
-        while True:
-            order = Order(
-                index=self.done,
-                seed=_seed(config.seed, 0, self.done, attempt),
-                noise=self.learner.noise(self.done),
-                film=film,
-            )
-            rollout, _ = self.worker.run(order)
-            if rollout.decisions:
-                break
-            attempt += 1  # the physics failed on the first decision: there is nothing to learn from
+        order = self._order()
+        rollout, states = self.worker.run(order)
+        while rollout.decisions == 0:  # the physics failed at once: there is nothing to learn from
+            order = dataclasses.replace(order, seed=order.seed + 1, start=None)
+            rollout, states = self.worker.run(order)
+        if states and order.start is None:
+            self.starts.add(rollout, states, self.worker.first_images, self.shaping.progress(rollout)[0])
         path.parent.mkdir(exist_ok=True)
         save_rollout(path, rollout)
         return rollout
 
+    def _order(self) -> Order:
+        """The next rollout to run."""
+        config, savings = self.config, self.config.savings
+        seed = _seed(config.seed, 0, self.done, 0)
+        rng = np.random.default_rng((seed, 2))
+        start = self.starts.draw(rng) if rng.random() < savings.promising_resets else None
+        whole = [rollout for rollout in self.rollouts if not rollout.source["started_after"]]
+        return Order(
+            index=self.done,
+            seed=seed,
+            noise=self.learner.noise(self.done),
+            film=bool(config.film_every) and self.done % config.film_every == 0,
+            abort=abort_rule(whole, self.shaping.progress, self.done, rng) if savings.abort else None,
+            start=start,
+            keep_states=savings.promising_resets > 0,
+        )
+
     def _learn(self, rollout: Rollout) -> dict[str, float]:
         if self.done < _SCALE_ROLLOUTS:
-            self.learner.fit_scale(self.replay.observations())
-        return self.learner.learn(self.replay, rollout.decisions)
+            self.learner.fit_scale(self.replay.observations(), self.replay.sizes)
+        numbers: dict[str, float] = {}
+        if self.config.shaping.outcome_trust:
+            numbers["trust"] = self._fade()
+        return numbers | self.learner.learn(self.replay, rollout.decisions)
+
+    def _fade(self) -> float:
+        """Scale the potential of every episode by how well it has told successes from failures."""
+        trust = outcome_trust(self.rollouts, self.shaping.progress)
+        potential = Scaled(self.shaping.potential, trust)
+        self.replay.relabel(self.replay.episodes, dataclasses.replace(self.shaping, potential=potential))
+        return trust
 
     def _evaluate(self, display: ImproveDisplay) -> None:
         """Judge the policy without noise, on the same episodes every time."""
@@ -205,9 +229,7 @@ class _Session:
                 path.parent.mkdir(exist_ok=True)
                 save_rollout(path, rollout)
         self.evaluations.append(
-            Evaluation(
-                self.done, tuple(r.succeeded for r in found), tuple(r.decisions for r in found)
-            )
+            Evaluation(self.done, tuple(r.succeeded for r in found), tuple(r.decisions for r in found))
         )
         display.evaluation(self.done, self.evaluations[-1].rate)
 
@@ -275,6 +297,7 @@ class _Session:
             "rollout_success": [rollout.succeeded for rollout in rollouts],
             "rollout_seconds": [round(rollout.seconds, 4) for rollout in rollouts],
             "rollout_aborted": [rollout.aborted for rollout in rollouts],
+            "rollout_started_after": [rollout.source["started_after"] for rollout in rollouts],
             "rollout_intervened": [bool(rollout.intervened.any()) for rollout in rollouts],
             "evaluations": [[e.rollouts, list(e.success)] for e in self.evaluations],
             "robot_minutes": self.robot_minutes,

@@ -46,9 +46,7 @@ class ProgressSource(Protocol):
         """Whether it reads the simulator's truth, which no robot has."""
         ...
 
-    def __call__(
-        self, rollout: Rollout
-    ) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
+    def __call__(self, rollout: Rollout) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
         """Progress of every moment and its standard deviation, NaN where unknown."""
         ...
 

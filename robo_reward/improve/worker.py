@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.improve.config import ImproveConfig, observed_parts
@@ -21,15 +22,7 @@ from robo_reward.improve.observer import Moment, Observer
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.imports import instantiate
 
-__all__ = ["AbortRule", "Order", "Start", "Worker", "make_environment"]
-
-
-@dataclass(frozen=True)
-class AbortRule:
-    """A rollout that has not reached `progress` after `decisions` is given up."""
-
-    decisions: int
-    progress: float
+__all__ = ["Order", "Start", "Worker", "make_environment"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +102,7 @@ class Worker:
             stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
         self.observer = Observer(self._parts, stream, stages)
         self._policy: Policy | None = None
+        self.first_images: dict[str, np.ndarray] = {}
 
     def _check_environment(self, config: ImproveConfig) -> None:
         space = self.env.action_space
@@ -160,7 +154,8 @@ class Worker:
         self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
         if self._person is not None:
             self._person.begin()
-        tape.see(observation, info, success=False)
+        first = tape.see(observation, info, success=False)
+        self.first_images = dict(first.images) if order.start is None else dict(order.start.first)
         terminated = truncated = aborted = False
         while not (terminated or truncated or aborted):
             action, intervened = self._act(tape.moments[-1], observation, order.noise, rng)
@@ -176,12 +171,11 @@ class Worker:
 
     def _reset(self, order: Order) -> tuple[Any, dict[str, Any]]:
         self.observer.begin()
-        observation, info = self.env.reset(seed=order.seed)
+        beginning = self.env.reset(seed=order.seed)
         if order.start is None:
-            return observation, info
+            return beginning
         base: Any = self.env.unwrapped
-        found = base.set_state(order.start.state)
-        return (found if found is not None else observation), info
+        return base.set_state(order.start.state)
 
     def _act(
         self, moment: Moment, observation: Any, noise: float, rng: np.random.Generator
@@ -203,12 +197,11 @@ class Worker:
 
     def _hopeless(self, order: Order, tape: _Tape) -> bool:
         """Whether the rule says to give up; judged by the progress that the arm may look at."""
-        rule = order.abort
-        if rule is None or len(tape.actions) != rule.decisions:
+        if order.abort is None:
             return False
-        values, _ = self._progress(tape.rollout(terminated=False, aborted=False))
-        reached = values[np.isfinite(values)]
-        return len(reached) > 0 and float(reached.max()) < rule.progress
+        rollout = tape.rollout(terminated=False, aborted=False)
+        previous, now = rollout.stamp_ns[-2:] * 1e-9
+        return order.abort.aborts(float(previous), float(now), float(self._progress(rollout)[0][-1]))
 
     def close(self) -> None:
         """Free the environment."""
@@ -222,6 +215,7 @@ class _Tape:
         base: Any = worker.env.unwrapped
         self._base, self._order = base, order
         self._observer, self._needs = worker.observer, "privileged" in worker.observer.parts
+        self._action_size = worker.action_size
         self._decision_ns = int(getattr(base, "decision_ns", 100_000_000))
         self._version = worker.model.version if worker.model is not None else ""
         self._clock = 0
@@ -272,7 +266,7 @@ class _Tape:
                 name: np.stack([moment.parts[name] for moment in moments]).astype(np.float32)
                 for name in moments[0].parts
             },
-            actions=np.array(self.actions, np.float32).reshape(len(self.actions), -1),
+            actions=np.array(self.actions, np.float32).reshape(-1, self._action_size),
             task_reward=np.array(self.paid, np.float32),
             intervened=np.array(self.intervened, np.bool_),
             progress=np.array([np.nan if e is None else e.progress for e in estimates], np.float32),

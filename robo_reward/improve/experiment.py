@@ -1,0 +1,328 @@
+"""`robo-reward improve +experiment=one_demo`: tasks by arms by seeds, from one demonstration each.
+
+Every cell is a run of `improve` in a folder of its own, so an experiment that is killed goes on where it was.
+Arms of one seed share the demonstration, the reward model, the first policy and the episodes: they are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robo_reward.adapt import AdaptConfig
+from robo_reward.adapt import run as adapt
+from robo_reward.checkpoint import load_checkpoint, write_atomic
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.evaluate.report import Chart, Curve, Report, TextTable, write_report
+from robo_reward.improve.config import ImproveConfig, ShapingConfig
+from robo_reward.improve.demonstrations import choose_demonstrations
+from robo_reward.improve.run import improve
+from robo_reward.improve.summary import Cell, area_under, cell_of, paired, reached_at, t_interval
+from robo_reward.imports import import_object
+
+__all__ = ["ExperimentConfig", "run", "summarize"]
+
+_LEVELS = (0.8, 0.95)
+_REFERENCE = "sparse"
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(ImproveConfig):
+    """See `configs/experiment/one_demo.yaml`; the other keys are those of `improve`, for every cell."""
+
+    tasks: dict[str, str] = field(default_factory=dict)
+    arms: dict[str, Any] = field(default_factory=dict)
+    arm_names: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    stores: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    recorder: str = ""
+    base_model: str | None = None
+    models: dict[str, str] = field(default_factory=dict)
+    adapt_minutes: float = 3.0
+    adapt_steps: int | None = None
+    jobs: int = 1
+
+
+def run(config: ExperimentConfig) -> None:
+    """Run every cell that is not there yet, then write `results.json` and `report.html`."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    _check(config)
+    cells: list[Cell] = []
+    planned: list[tuple[str, ImproveConfig]] = []
+    for task, env in config.tasks.items():
+        store = _demonstrations(config, task, env)
+        for seed in config.seeds:
+            model = _model(config, task, store, seed)
+            planned += [(task, _cell(config, task, env, store, model, arm, seed)) for arm in config.arm_names]
+    for done, (task, metrics) in enumerate(_run_cells(planned, config.jobs), 1):
+        cells.append(cell_of(task, metrics))
+        last = cells[-1]
+        console.print(
+            f"[{done}/{len(planned)}] {task}, {last.arm}, seed {last.seed}: success "
+            f"{last.success[-1]:.2f}, area {area_under(last.rollouts, last.success):.3f}",
+            markup=False,
+        )
+        results = summarize(cells)
+        write_atomic(Path(config.out) / "results.json", json.dumps(results, indent=1).encode())
+        _report(config, cells, results)
+    console.print(f"report: {Path(config.out) / 'report.html'}")
+
+
+def _check(config: ExperimentConfig) -> None:
+    if not config.tasks or not config.arm_names or not config.seeds:
+        raise ConfigError("the experiment needs tasks={...}, arm_names=[...] and seeds=[...]")
+    if unknown := [name for name in config.arm_names if name not in config.arms]:
+        raise ConfigError(f"no arm '{unknown[0]}': choose from {', '.join(config.arms)}")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"seeds={list(config.seeds)}: each seed once")
+    if not (config.evaluate_every and config.evaluate_episodes):
+        raise ConfigError("an experiment is judged by its evaluations: evaluate_every and _episodes above 0")
+    if config.jobs < 1:
+        raise ConfigError(f"jobs={config.jobs}: must be 1 or more")
+
+
+def _demonstrations(config: ExperimentConfig, task: str, env: str) -> str:
+    """The store of a task's demonstrations: the given one, or one recorded now."""
+    if task in config.stores:
+        return config.stores[task]
+    out = Path(config.out) / "demonstrations" / task
+    target = import_object(str(config.record["_target_"]))
+    options = {key: value for key, value in config.record.items() if key != "_target_"}
+    episodes = max(config.seeds) + 1
+    import_object(config.recorder)(target(out=out, env=env, episodes=episodes, **options))
+    return str(out)
+
+
+def _uses_model(config: ExperimentConfig) -> bool:
+    learned = any(
+        "LearnedProgress" in str(config.arms[arm]["shaping"]["progress"]["_target_"])
+        for arm in config.arm_names
+    )
+    return learned or not config.privileged
+
+
+def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | None:
+    """The reward model of a task and seed: the given one, or `base_model` adapted from the one demonstration.
+
+    Raises:
+        DataError: the base model knows the task already, which would not be adaptation from one demonstration.
+    """
+    if not _uses_model(config):
+        return None
+    if task in config.models:
+        return config.models[task].format(task=task, seed=seed)
+    if config.base_model is None:
+        raise ConfigError(
+            f"arms of a learned potential need a reward model for '{task}': give base_model=RUN (trained on "
+            f"other tasks, adapted here), or models.{task}=RUN"
+        )
+    cell = dataclasses.replace(config, demos=store, demonstrations=1, demo_offset=seed)
+    (reader,) = choose_demonstrations(cell)
+    known = load_checkpoint(config.base_model).model.config.task_of(reader.info.instruction)
+    if known is not None:
+        raise DataError(
+            f"base_model={config.base_model} was trained on '{reader.info.instruction}' already: train one "
+            "on other tasks alone"
+        )
+    out = Path(config.out) / "models" / task / f"seed_{seed}"
+    one = {
+        "_target_": "robo_reward.improve.experiment.one_episode",
+        "reader": str(config.reader["_target_"]),
+        "name": reader.info.name,
+    }
+    adapt(
+        AdaptConfig(
+            model=config.base_model,
+            demos=store,
+            out=str(out),
+            minutes=None if config.adapt_steps else config.adapt_minutes,
+            steps=config.adapt_steps,
+            seed=seed,
+            reader=one,
+        )
+    )
+    return str(out)
+
+
+class _OneEpisode:
+    """A source of a single episode of another source."""
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.episodes = [episode for episode in source.episodes if episode.info.name == name]
+        self.fingerprint = "+".join(episode.info.uid for episode in self.episodes)
+
+
+def one_episode(path: Path, reader: str, name: str) -> _OneEpisode:
+    """A source with the episode `name` of the store at `path`, opened by the import path `reader`."""
+    return _OneEpisode(import_object(reader)(path), name)
+
+
+def _cell(
+    config: ExperimentConfig, task: str, env: str, store: str, model: str | None, arm: str, seed: int
+) -> ImproveConfig:
+    shaping = ShapingConfig(**config.arms[arm]["shaping"])
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ImproveConfig)}
+    own |= {
+        "env": env,
+        "demos": store,
+        "out": str(Path(config.out) / "runs" / task / arm / f"seed_{seed}"),
+        "model": model,
+        "arm_name": arm,
+        "seed": seed,
+        "demonstrations": 1,
+        "demo_offset": seed,
+        "shaping": shaping,
+    }
+    return ImproveConfig(**own)
+
+
+def _run_cells(
+    planned: Sequence[tuple[str, ImproveConfig]], jobs: int
+) -> Sequence[tuple[str, dict[str, Any]]] | Any:
+    if jobs == 1:
+        for task, config in planned:
+            yield task, improve(config)
+        return
+    # Fresh processes: an OpenGL context does not survive a fork.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        runs = [pool.submit(improve, config) for _, config in planned]
+        for (task, _), future in zip(planned, runs, strict=True):
+            yield task, future.result()
+
+
+# --- results -------------------------------------------------------------------------------------------
+
+
+def summarize(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Everything that is reported, by task and arm: means over seeds with 95 % intervals, and paired differences.
+
+    A level that a run never reached has no time: `reached` says how many runs did, and the mean is over those.
+    """
+    found: dict[str, Any] = {}
+    for (task, arm), members in _groups(cells).items():
+        reference = _groups(cells).get((task, _REFERENCE), [])
+        entry: dict[str, Any] = {
+            "seeds": [cell.seed for cell in members],
+            "area": t_interval([area_under(c.rollouts, c.success) for c in members]).to_json(),
+            "final_success": t_interval([float(c.success[-1]) for c in members]).to_json(),
+            "wall_minutes": t_interval([c.wall_seconds / 60 for c in members]).to_json(),
+            "area_minus_sparse": paired(members, reference).to_json() if arm != _REFERENCE else None,
+            "curve": {
+                "rollouts": members[0].rollouts.tolist(),
+                "success": [cell.success.tolist() for cell in members],
+            },
+        }
+        for level in _LEVELS:
+            rollouts = [reached_at(c.rollouts, c.success, level) for c in members]
+            minutes = [reached_at(c.minutes, c.success, level) for c in members]
+            entry[f"to_{round(100 * level)}"] = {
+                "reached": int(np.isfinite(rollouts).sum()),
+                "runs": len(members),
+                "rollouts": t_interval(rollouts).to_json(),
+                "minutes": t_interval(minutes).to_json(),
+            }
+        found.setdefault(task, {})[arm] = entry
+    return found
+
+
+def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.task, cell.arm), []).append(cell)
+    return groups
+
+
+def _report(config: ExperimentConfig, cells: Sequence[Cell], results: Mapping[str, Any]) -> None:
+    charts = tuple(_chart(task, cells) for task in results)
+    notes = ["intervals are Student's, over seeds; differences are paired by seed"]
+    if config.privileged:
+        notes.insert(0, "PRIVILEGED: the policy sees the simulator's own state, which no robot has")
+    if "oracle" in config.arm_names:
+        notes.append("oracle: the simulator's true progress as potential, an upper bound and not a method")
+    report = Report(
+        title="Improvement from one demonstration",
+        facts={
+            "tasks": ", ".join(config.tasks),
+            "arms": ", ".join(config.arm_names),
+            "seeds": ", ".join(str(seed) for seed in config.seeds),
+            "rollouts": str(config.rollouts),
+            "policy sees": ", ".join(config.privileged_parts if config.privileged else config.observe),
+            "evaluation": f"{config.evaluate_episodes} episodes every {config.evaluate_every} rollouts",
+        },
+        metrics={},
+        dropout={},
+        by_kind={},
+        calibration=None,
+        episodes=(),
+        notes=tuple(notes),
+        charts=charts,
+        tables=tuple(_table(task, arms) for task, arms in results.items()),
+    )
+    write_report(report, Path(config.out) / "report.html")
+
+
+def _chart(task: str, cells: Sequence[Cell]) -> Chart:
+    curves: list[Curve] = []
+    for (name, arm), members in _groups(cells).items():
+        if name != task:
+            continue
+        stacked = np.stack([cell.success for cell in members])
+        bands = [t_interval(column.tolist()) for column in stacked.T]
+        curves.append(
+            Curve(
+                f"{arm} ({len(members)} seeds)",
+                members[0].rollouts,
+                stacked.mean(axis=0),
+                np.clip([band.low for band in bands], 0, 1),
+                np.clip([band.high for band in bands], 0, 1),
+            )
+        )
+    return Chart(task, "Bands: 95 % intervals over seeds.", "rollouts", "share of successes", tuple(curves))
+
+
+def _table(task: str, arms: Mapping[str, Any]) -> TextTable:
+    columns = (
+        "arm",
+        "area under the curve",
+        "minus sparse",
+        "success at the end",
+        *(f"{what} to {round(100 * level)} %" for level in _LEVELS for what in ("rollouts", "minutes")),
+        "wall-clock minutes",
+    )
+    rows = [
+        (
+            arm,
+            _shown(entry["area"], 3),
+            _shown(entry["area_minus_sparse"], 3),
+            _shown(entry["final_success"], 2),
+            *(
+                f"{_shown(entry[key][what], 1)} ({entry[key]['reached']} of {entry[key]['runs']})"
+                for key in (f"to_{round(100 * level)}" for level in _LEVELS)
+                for what in ("rollouts", "minutes")
+            ),
+            _shown(entry["wall_minutes"], 1),
+        )
+        for arm, entry in arms.items()
+    ]
+    text = "Means over seeds and 95 % intervals; in brackets, how many runs reached the level."
+    return TextTable(task, text, columns, tuple(rows))
+
+
+def _shown(metric: Mapping[str, Any] | None, digits: int) -> str:
+    if metric is None or metric["value"] is None:
+        return "–"
+    value = f"{metric['value']:.{digits}f}"
+    if metric["low"] is None:
+        return value
+    return f"{value} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
