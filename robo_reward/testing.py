@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from torch import nn
 
 from robo_reward.compare.check import check_method
 from robo_reward.labels import check_boundaries, label_episode

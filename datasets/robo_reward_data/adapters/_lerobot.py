@@ -21,6 +21,7 @@ def load_reward_model(path: str, device: str, kind: str) -> Any:
         ConfigError: LeRobot, or what this model of it needs, is not installed.
     """
     try:
+        from draccus.utils import ParsingError
         from lerobot.configs.rewards import RewardModelConfig
         from lerobot.rewards.factory import get_reward_model_class
     except ModuleNotFoundError as error:
@@ -29,7 +30,7 @@ def load_reward_model(path: str, device: str, kind: str) -> Any:
         ) from error
     try:
         config = RewardModelConfig.from_pretrained(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ParsingError) as error:
         raise CheckpointError(f"no LeRobot reward model at '{path}': {_line(error)}") from error
     if config.type != kind:
         raise CheckpointError(f"'{path}' is a LeRobot reward model of type '{config.type}', not '{kind}'")
