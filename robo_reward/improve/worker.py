@@ -156,18 +156,22 @@ class Worker:
             self._person.begin()
         first = tape.see(observation, info, success=False)
         self.first_images = dict(first.images) if order.start is None else dict(order.start.first)
-        terminated = truncated = aborted = False
+        terminated, truncated, aborted, cut = False, False, False, ""
         while not (terminated or truncated or aborted):
             action, intervened = self._act(tape.moments[-1], observation, order.noise, rng)
             observation, _, ended, truncated, info = self.env.step(self._in_units(action))
-            if info.get("physics_error"):
-                break  # the moment that would follow is not real
+            if info.get("physics_error") or info.get("reason"):
+                cut = str(info.get("reason", ""))
+                break  # the moment that would follow is not real: physics, or a robot that fell silent
+            if "applied_action" in info:  # a person or a limit between the policy and the robot
+                action = self.unit_actions(np.asarray(info["applied_action"], np.float32)[None])[0]
+                intervened = intervened or bool(info.get("intervention"))
             moment = tape.see(observation, info, success=False)
             verdict = self._success.judge(info, moment.estimate, bool(ended), bool(ended or truncated))
             terminated = verdict.ends or bool(ended)
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
             aborted = not terminated and self._hopeless(order, tape)
-        return tape.rollout(terminated=terminated, aborted=aborted), tape.states
+        return tape.rollout(terminated=terminated, aborted=aborted, cut=cut), tape.states
 
     def _reset(self, order: Order) -> tuple[Any, dict[str, Any]]:
         self.observer.begin()
@@ -219,6 +223,7 @@ class _Tape:
         self._decision_ns = int(getattr(base, "decision_ns", 100_000_000))
         self._version = worker.model.version if worker.model is not None else ""
         self._clock = 0
+        self._stamps: list[int] = []
         self.moments: list[Moment] = []
         self.actions: list[np.ndarray] = []
         self.intervened: list[bool] = []
@@ -236,6 +241,8 @@ class _Tape:
     def see(self, observation: Mapping[str, Any], info: Mapping[str, Any], *, success: bool) -> Moment:
         """Take in a new moment."""
         known = np.asarray(self._base.privileged_state(), np.float32) if self._needs else None
+        self._clock = int(info.get("elapsed_ns", self._clock))  # a robot's own clock, where it has one
+        self._stamps.append(self._clock)
         moment = self._observer.see(observation, self._clock, known)
         self._clock += self._decision_ns
         self.moments.append(moment)
@@ -257,8 +264,8 @@ class _Tape:
         self.success.append(success)
         self.paid.append(float(paid))
 
-    def rollout(self, *, terminated: bool, aborted: bool) -> Rollout:
-        """The tape as a rollout."""
+    def rollout(self, *, terminated: bool, aborted: bool, cut: str = "") -> Rollout:
+        """The tape as a rollout; `cut` says what broke it off."""
         moments, order = self.moments, self._order
         estimates = [moment.estimate for moment in moments]
         return Rollout(
@@ -273,7 +280,7 @@ class _Tape:
             std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
             truth=np.array(self.truth, np.float32),
             success=np.array(self.success, np.bool_),
-            stamp_ns=np.arange(len(moments), dtype=np.int64) * self._decision_ns,
+            stamp_ns=np.array(self._stamps, np.int64) - self._stamps[0],
             terminated=terminated,
             aborted=aborted,
             model_version=self._version,
@@ -282,6 +289,7 @@ class _Tape:
                 "seed": order.seed,
                 "noise": order.noise,
                 "started_after": order.start.reached if order.start else 0,
+                **({"cut": cut} if cut else {}),
             },
             images=self.images,
         )

@@ -161,8 +161,8 @@ def test_the_robot_through_ros_is_the_robot_in_process(
             assert (reward, terminated, truncated) == tuple(expected)
             assert info["success"] == facts["success"]
             assert info["elapsed_ns"] == (number + 1) * local.unwrapped.decision_ns
-            assert (info["intervention"], info["stopped"]) == (False, "")
-            np.testing.assert_allclose(info["applied_action"], action, atol=1e-7)
+            assert not info["intervention"]
+            assert "applied_action" not in info
     check_env(remote, skip_render_check=True)
     local.close()
 
@@ -289,7 +289,7 @@ def test_override_emergency_stop_and_bad_commands(
     *_, info = env.step(np.full(4, 0.1, np.float32))
     assert info["intervention"]
     np.testing.assert_allclose(info["applied_action"], [0.0, -0.2, 0.0, 1.0], atol=1e-7)
-    time.sleep(1.1)
+    time.sleep(1.1)  # the policy is let in again
     assert not env.step(np.full(4, 0.1, np.float32))[4]["intervention"]
 
     assert listener.call("safety/estop").success

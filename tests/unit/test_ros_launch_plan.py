@@ -56,7 +56,7 @@ def test_the_improvement_stands_behind_the_safety_node() -> None:
     assert [process.name for process in plan.processes] == ["sim_robot", "safety", "improve"]
     assert all(process.essential for process in plan.processes)
     assert plan.processes[-1].command()[2:] == [
-        *("robo_reward.cli.main", "improve", "robot=simulated", "demos=demos", "out=out", "rollouts=3"),
+        *("robo_reward.cli.main", "improve", "+robot=simulated", "demos=demos", "out=out", "rollouts=3"),
     ]
     with_model = sim_improve_plan("demos", "out", model="run")
     assert [process.name for process in with_model.processes] == ["sim_robot", "safety", "reward", "improve"]

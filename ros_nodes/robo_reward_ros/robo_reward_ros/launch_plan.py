@@ -177,7 +177,7 @@ def sim_improve_plan(
         "robo_reward_ros.safety_node",
         params_files=(_existing(safety_params or params_file("safety_simulated.yaml")),),
     )
-    learn = ["improve", "robot=simulated", f"demos={demos}", f"out={out}"]
+    learn = ["improve", "+robot=simulated", f"demos={demos}", f"out={out}"]
     learn += [f"model={model}"] if model else []
     improvement = Process("improve", "robo_reward.cli.main", arguments=(*learn, *overrides), is_node=False)
     nodes = [robot, safety]

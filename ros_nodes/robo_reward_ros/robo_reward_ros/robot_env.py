@@ -83,20 +83,19 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     states, clipped to the bounds given.
     Reward: 1 on the step that ends the episode in success, else 0.
     `terminated` once the robot has called the task done for `success_hold` observations in a row.
-    `truncated` where the robot falls silent; `info["reason"]` says which topic and for how long, the
-    observation is the last one; and after `max_decisions`.
+    `truncated` after `max_decisions`; and, with `info["reason"]`, where the robot falls silent (which topic,
+    for how long; the observation is the last one) or the safety node lets no command of the step through.
 
-    `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock, and after
-    a step `intervention` (a human acted during it), `applied_action` f32[a] (what the robot was told last,
-    by whomever; stops do not count), `stopped` (why the safety node let no command of this step through,
-    "" where it did).
+    `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock; after a
+    step also `intervention` (a human acted during it), and where the robot was told something else than the
+    action, by a human or by a limit, `applied_action` f32[a].
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(
         self,
-        cameras: Mapping[str, str],
+        cameras: Mapping[str, str] | Sequence[Any],
         image_size: tuple[int, int],
         proprio_low: Sequence[float],
         proprio_high: Sequence[float],
@@ -128,7 +127,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
         Args:
             cameras: topic of each camera by its name; one that ends in /compressed has CompressedImage. With
-                {} the observation has no `images`.
+                none ({} or []) the observation has no `images`.
             image_size: (height, width) of the observation's images; others are resized.
             proprio_low: smallest value of each joint; its length is that of `proprio`.
             proprio_high: largest value of each joint.
@@ -170,6 +169,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._timeout_s, self._reset_timeout_s = float(observation_timeout_s), float(reset_timeout_s)
         image = spaces.Box(0, 255, (*self._size, 3), np.uint8)
         proprio = spaces.Box(np.array(proprio_low, np.float32), np.array(proprio_high, np.float32))
+        if not isinstance(cameras, Mapping):
+            if len(cameras):
+                raise ConfigError(
+                    f"cameras is {list(cameras)}: give each a topic, {{front: /front/image_raw}}"
+                )
+            cameras = {}
         cameras = dict(cameras)
         views = {"images": spaces.Dict(dict.fromkeys(cameras, image))} if cameras else {}
         self.observation_space = spaces.Dict({**views, "proprio": proprio})
@@ -275,8 +280,13 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         found = self._wait(target_ns, self._timeout_s, again)
         if found is None:
             self._mark("end: truncated")
-            info = self._facts(command)
-            return self._copy(), 0.0, False, True, info | {"reason": self._silence(target_ns)}
+            return (
+                self._copy(),
+                0.0,
+                False,
+                True,
+                {**self._facts(command), "reason": self._silence(target_ns)},
+            )
         self._take(*found)
         success = self._ask_success()
         self._held = self._held + 1 if success else 0
@@ -284,10 +294,11 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if terminated:
             self._mark("end: success")
         self._decisions += 1
-        truncated = not terminated and self._decisions == self._max_decisions
+        info = self._facts(command)
+        truncated = not terminated and (self._decisions == self._max_decisions or "reason" in info)
         if truncated:
             self._mark("end: truncated")
-        return self._copy(), float(terminated), terminated, truncated, self._facts(command)
+        return self._copy(), float(terminated), terminated, truncated, info
 
     def close(self) -> None:
         """Disconnect."""
@@ -383,21 +394,21 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         return copy.deepcopy(self._last)
 
     def _facts(self, command: np.ndarray) -> dict[str, Any]:
-        applied = np.asarray(command, np.float32)
-        sources = [message.header.frame_id for message in self._applied]
-        moves = [message for message in self._applied if message.header.frame_id != "stop"]
-        if moves and len(moves[-1].position) == len(applied):
-            applied = np.asarray(moves[-1].position, np.float32)
-        stopped = ""
-        if sources and not moves:
-            stopped = self._why_stopped() or "the safety node stopped the robot"
-        return {
+        facts: dict[str, Any] = {
             "success": self._success,
             "elapsed_ns": self._last_ns - self._first_ns,
-            "intervention": "override" in sources,
-            "applied_action": applied,
-            "stopped": stopped,
+            "intervention": any(message.header.frame_id == "override" for message in self._applied),
         }
+        moves = [message for message in self._applied if message.header.frame_id != "stop"]
+        if moves and len(moves[-1].position) == len(command):
+            applied = np.asarray(moves[-1].position, np.float64)
+            if facts["intervention"] or not np.allclose(applied, command, rtol=0, atol=1e-6):
+                facts["applied_action"] = applied.astype(np.float32)
+        if self._applied and not moves:
+            facts["reason"] = (
+                f"the safety node stopped the robot: {self._why_stopped() or 'it does not say why'}"
+            )
+        return facts
 
     def _why_stopped(self) -> str:
         """What the safety node said last, where it was a stop."""

@@ -36,7 +36,9 @@ def run_node[NodeT: Node](
         args=None if arguments is None else list(arguments),
         signal_handler_options=SignalHandlerOptions.NO,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A process started in the background of a shell script ignores SIGINT, unless it says otherwise.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         node = make()
     except RoboRewardError as error:
