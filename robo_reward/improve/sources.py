@@ -6,7 +6,7 @@ import select
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,6 +33,7 @@ __all__ = [
 # --- progress ------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class ProgressSource(Protocol):
     """What the potential of a rollout is made of."""
 
@@ -99,6 +100,7 @@ class Verdict:
     ends: bool
 
 
+@runtime_checkable
 class SuccessSource(Protocol):
     """Who says that the task is done: the objective that shaping protects."""
 
@@ -201,6 +203,7 @@ def _typed(wait: bool) -> str:
 # --- people --------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """A person who may take over: a teleoperation device behind an import path."""
 
