@@ -113,8 +113,8 @@ def grow(base: ProgressModel, config: ModelConfig) -> ProgressModel:
         "camera.weight": _known_rows(base.config.cameras, config.cameras),
         "stage_head.weight": _first_rows(base.config.max_stages),
         "stage_head.bias": _first_rows(base.config.max_stages),
-        "tau_head.2.weight": _first_rows(base.config.max_stages * config.tau_bins),
-        "tau_head.2.bias": _first_rows(base.config.max_stages * config.tau_bins),
+        "tau_head.3.weight": _first_rows(base.config.max_stages * config.tau_bins),
+        "tau_head.3.bias": _first_rows(base.config.max_stages * config.tau_bins),
     }
     if base.sentence_encoder is None:
         rows["text.weight"] = _known_rows(base.config.texts, config.texts)

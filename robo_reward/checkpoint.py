@@ -21,7 +21,7 @@ from robo_reward.model.progress_model import ProgressModel
 
 __all__ = ["SCHEMA_VERSION", "Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomic"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,18 @@ def raw_progress(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Stage probabilities [n, k], expected tau per stage [n, k], and mean and spread of progress [n].
 
-    Progress is distributed over (stage, tau bin): `p(k) p(b | k)` at `W_k + w_k tau_b`.
+    Every head distributes progress over (stage, tau bin): `p(k) p(b | k)` at `W_k + w_k tau_b`. What the
+    ensemble says is the mixture of its heads: the variance is the mean of theirs plus that of their means.
     """
     stage_probs = (prediction.stage_logits / temperature).softmax(dim=-1)
     tau_probs = prediction.tau_logits.softmax(dim=-1)
-    joint = stage_probs[..., None] * tau_probs
+    joint = (stage_probs[..., None] * tau_probs).mean(dim=-3)
     support = model.progress_support(task)
     mean = (joint * support).sum(dim=(-1, -2))
     variance = (joint * (support - mean[..., None, None]) ** 2).sum(dim=(-1, -2))
-    return stage_probs, (tau_probs * model.tau_values).sum(-1), mean, variance.clamp(min=0).sqrt()
+    mixed = stage_probs.mean(dim=-2)
+    tau = (joint * model.tau_values).sum(dim=-1) / mixed.clamp(min=1e-12)
+    return mixed, tau.clamp(0.0, 1.0), mean, variance.clamp(min=0).sqrt()
 
 
 def band(

@@ -47,6 +47,7 @@ class ModelConfig:
     width          size of every embedding
     window         how many moments the trunk's attention reaches back, itself included
     tau_bins, hop_bins   resolution of the two distributions
+    ensemble       heads for stage and tau, each trained on its own share of the episodes; 1 for no ensemble
     proprio_dim    length of the proprioception vector, 0 for none
     """
 
@@ -62,6 +63,7 @@ class ModelConfig:
     tau_bins: int = 21
     hop_bins: int = 25
     dropout: float = 0.0
+    ensemble: int = 1
     proprio_dim: int = 0
     instruction: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,7 +5,7 @@
 
 Heads, with K stages and B bins: `p(stage)`, `p(tau | stage)` for every stage, and success. Together the first
 two are one distribution over task progress `Phi = W_stage + w_stage tau`, whose mean is the estimate and
-whose spread is its raw uncertainty. The hop head compares two states (first and now, now and goal, before and
+whose spread is its raw uncertainty; an ensemble of E such heads adds what they disagree about. The hop head compares two states (first and now, now and goal, before and
 now).
 """
 
@@ -24,6 +24,7 @@ from robo_reward.errors import ConfigError
 from robo_reward.imports import instantiate
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.fusion import AttentionFusion
+from robo_reward.model.heads import EnsembleLinear
 from robo_reward.model.trunk import CausalTrunk
 
 __all__ = ["Context", "Prediction", "ProgressModel"]
@@ -36,8 +37,8 @@ _ENCODER_BATCH = 64
 class Prediction:
     """Raw outputs for any leading shape.
 
-    stage_logits  f32[..., K], -inf at stages that the task does not have
-    tau_logits    f32[..., K, B]
+    stage_logits  f32[..., E, K] of the E heads of the ensemble, -inf at stages that the task does not have
+    tau_logits    f32[..., E, K, B]
     success_logit f32[...]
     """
 
@@ -102,8 +103,13 @@ class ProgressModel(nn.Module):
             width, config.layers, config.heads, config.window, config.period_s, config.dropout
         )
         stages, bins = config.max_stages, config.tau_bins
-        self.stage_head = nn.Linear(width, stages)
-        self.tau_head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, stages * bins))
+        self.stage_head = EnsembleLinear(config.ensemble, width, stages)
+        self.tau_head = nn.Sequential(
+            nn.Linear(width, config.ensemble * width),
+            nn.SiLU(),
+            nn.Unflatten(-1, (config.ensemble, width)),
+            EnsembleLinear(config.ensemble, width, stages * bins),
+        )
         self.success_head = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1))
         self.hop_head = nn.Sequential(
             nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, config.hop_bins)
@@ -238,9 +244,10 @@ class ProgressModel(nn.Module):
     def heads(self, h: Float[Tensor, "*batch d"], task: Int[Tensor, "*batch"]) -> Prediction:
         """Distributions from trunk outputs."""
         stages, bins = self.config.max_stages, self.config.tau_bins
-        mask = self.stage_mask[task]
+        mask = self.stage_mask[task][..., None, :]
+        each = h[..., None, :].expand(*h.shape[:-1], self.config.ensemble, -1)
         return Prediction(
-            stage_logits=self.stage_head(h).float().masked_fill(~mask, float("-inf")),
+            stage_logits=self.stage_head(each).float().masked_fill(~mask, float("-inf")),
             tau_logits=self.tau_head(h).float().unflatten(-1, (stages, bins)),
             success_logit=self.success_head(h).float()[..., 0],
         )

@@ -41,6 +41,7 @@ class Batch:
     success, success_known  f32, bool[b, t]
     proprio                 f32[b, t, p], NaN where withheld
     first_progress          f32[b] true progress at the anchor, NaN where unknown
+    episode                 i64[b, t] index of the episode that each moment shows
     apart                   bool[b]: the window's moments know nothing of each other
     texts, task             instruction ("" withheld) and task index of each window
     """
@@ -59,6 +60,7 @@ class Batch:
     texts: tuple[str, ...]
     task: Int64[np.ndarray, " b"]
     first_progress: Float32[np.ndarray, " b"]
+    episode: Int64[np.ndarray, "b t"]
     apart: Bool[np.ndarray, " b"]
 
 
@@ -239,11 +241,13 @@ class WindowSampler:
         time_s = np.tile(np.arange(count) * self.model.period_s, (size, 1))
         proprio = np.full((size, count, self.model.proprio_dim), np.nan, dtype=np.float32)
         task = np.zeros(size, dtype=np.int64)
+        shown = np.zeros((size, count), dtype=np.int64)
         first = np.full(size, np.nan, dtype=np.float32)
         for row, window in enumerate(windows):
             line = window.line
             length = len(line.frame)
             moment[row, :length] = True
+            shown[row, :length] = line.episode
             time_s[row, :length] = line.time_s
             time_s[row, length:] = line.time_s[-1] + np.arange(1, count - length + 1) * self.model.period_s
             task[row] = self._task(line)
@@ -277,6 +281,7 @@ class WindowSampler:
             texts=tuple(window.line.instruction for window in windows),
             task=task,
             first_progress=first,
+            episode=shown,
             apart=np.array([window.line.apart for window in windows]),
         )
 

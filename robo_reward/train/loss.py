@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from robo_reward.model.heads import bootstrap_mask
 from robo_reward.model.progress_model import Context, Prediction, ProgressModel
 
 __all__ = ["TensorBatch", "losses", "two_hot"]
@@ -32,6 +33,7 @@ class TensorBatch:
     texts: tuple[str, ...]
     task: Tensor
     first_progress: Tensor
+    episode: Tensor
     apart: Tensor
 
 
@@ -69,7 +71,7 @@ def predict(model: ProgressModel, batch: TensorBatch) -> tuple[Prediction, Tenso
 
 
 def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Tensor]:
-    """Mean loss of each term over the moments that have its label.
+    """Mean loss of each term over the moments that have its label (and, of heads, over their episodes).
 
     stage     cross-entropy
     tau       cross-entropy to the two-hot tau, in the true stage
@@ -81,27 +83,32 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Ten
     prediction, state, context = predict(model, batch)
     live = batch.moment_mask & batch.mask[:, :, : batch.stage.shape[1]].any(dim=1)
     labelled = (batch.labelled & live).float()
+    heads = model.config.ensemble
+    taught = labelled[..., None] * bootstrap_mask(batch.episode, heads)
+    stage = batch.stage[..., None].expand(*batch.stage.shape, heads)
     stage_loss = functional.cross_entropy(
-        prediction.stage_logits.flatten(0, 1), batch.stage.flatten(), reduction="none", label_smoothing=0.0
-    ).view_as(batch.tau)
-    chosen = batch.stage[..., None, None].expand(*batch.stage.shape, 1, model.config.tau_bins)
+        prediction.stage_logits.flatten(0, 2), stage.flatten(), reduction="none"
+    ).view_as(taught)
+    chosen = stage[..., None, None].expand(*stage.shape, 1, model.config.tau_bins)
     tau_logits = prediction.tau_logits.gather(-2, chosen)[..., 0, :]
+    tau = two_hot(batch.tau, model.tau_values)[..., None, :].expand_as(tau_logits)
     tau_loss = functional.cross_entropy(
-        tau_logits.flatten(0, 1), two_hot(batch.tau, model.tau_values).flatten(0, 1), reduction="none"
-    ).view_as(batch.tau)
+        tau_logits.flatten(0, 2), tau.flatten(0, 2), reduction="none"
+    ).view_as(taught)
     tasks = batch.task[:, None].expand(batch.stage.shape)
     joint = prediction.stage_logits.softmax(-1)[..., None] * prediction.tau_logits.softmax(-1)
-    mean = (joint * model.progress_support(tasks)).sum(dim=(-1, -2))
+    mean = (joint * model.progress_support(tasks)[..., None, :, :]).sum(dim=(-1, -2))
     truth = true_progress(model, batch)
-    progress_loss = functional.huber_loss(mean, truth, reduction="none", delta=0.05) / 0.05
+    each = truth[..., None].expand_as(mean)
+    progress_loss = functional.huber_loss(mean, each, reduction="none", delta=0.05) / 0.05
     success_loss = functional.binary_cross_entropy_with_logits(
         prediction.success_logit, batch.success, reduction="none"
     )
     known = (batch.success_known & live).float()
     return {
-        "stage": _mean(stage_loss, labelled),
-        "tau": _mean(tau_loss, labelled),
-        "progress": _mean(progress_loss, labelled),
+        "stage": _mean(stage_loss, taught),
+        "tau": _mean(tau_loss, taught),
+        "progress": _mean(progress_loss, taught),
         "success": _mean(success_loss, known),
         "hop": _hop_loss(model, state, context, truth, batch.first_progress, labelled, seed),
     }

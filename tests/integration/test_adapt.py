@@ -112,9 +112,9 @@ def test_growing_changes_nothing_that_was_known(stores: dict[str, Path]) -> None
     task = torch.zeros(3, dtype=torch.long)
     before, after = base.heads(h, task), grown.heads(h, task)
     known = base.config.max_stages
-    torch.testing.assert_close(after.stage_logits[:, :known], before.stage_logits)
-    assert torch.isinf(after.stage_logits[:, known:]).all()
-    torch.testing.assert_close(after.tau_logits[:, :known], before.tau_logits)
+    torch.testing.assert_close(after.stage_logits[..., :known], before.stage_logits)
+    assert torch.isinf(after.stage_logits[..., known:]).all()
+    torch.testing.assert_close(after.tau_logits[..., :known, :], before.tau_logits)
     torch.testing.assert_close(grown.embed_text(["fill the bar"]), base.embed_text(["fill the bar"]))
     torch.testing.assert_close(grown.embed_text([NEW]), base.embed_text(["what?"]))
     rgb = torch.randint(0, 256, (1, 2, *base.config.image_size, 3), dtype=torch.uint8)

@@ -232,9 +232,9 @@ def test_progress_is_the_mean_of_the_joint_distribution() -> None:
     from robo_reward.estimate import estimates
     from robo_reward.model.progress_model import Prediction
 
-    stage = torch.log(torch.tensor([[0.25, 0.75, 0.0]]))
-    tau = torch.full((1, 3, MODEL.config.tau_bins), -1e4)
-    tau[0, 0, 10] = tau[0, 1, 5] = tau[0, 2, 0] = 0.0
+    stage = torch.log(torch.tensor([[[0.25, 0.75, 0.0]]]))
+    tau = torch.full((1, 1, 3, MODEL.config.tau_bins), -1e4)
+    tau[0, 0, 0, 10] = tau[0, 0, 1, 5] = tau[0, 0, 2, 0] = 0.0
     found = estimates(MODEL, Prediction(stage, tau, torch.zeros(1)), torch.tensor([0]), Calibration(), [""])
     low, high = 0.4 * 0.5, 0.4 + 0.6 * 0.25
     mean = 0.25 * low + 0.75 * high

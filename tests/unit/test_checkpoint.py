@@ -74,7 +74,7 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not the file that model\.json names"):
         load_checkpoint(folder)
     (folder / "model.json").write_text(json.dumps({**meta, "schema_version": 99}))
-    with pytest.raises(CheckpointError, match="schema version 99, this package reads 1"):
+    with pytest.raises(CheckpointError, match="schema version 99, this package reads 2"):
         load_checkpoint(folder)
     (folder / "model.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
