@@ -73,36 +73,41 @@ class StageFit:
     cost: float
 
 
-def fit_stages(sequences: Sequences, stages: int, rng: np.random.Generator, starts: int = 4) -> StageFit:
-    """The `stages` ordered stages that the sequences share.
+def fit_stages(sequences: Sequences, most_stages: int) -> list[StageFit]:
+    """The ordered stages that the sequences share: the best found for one stage, two, ... `most_stages`.
+
+    Each number of stages starts from stages of equal length, and from the best of the number before with one
+    of its stages cut in half, each in turn. Nothing is drawn at random.
 
     Args:
         sequences: f64[t, d] features of each demonstration, each feature on a scale of about 1.
-        stages: Number of stages k, 1 or more.
-        rng: Draws the starting points.
-        starts: How many starting points are tried; the first is stages of equal length.
+        most_stages: Largest number of stages, 1 or more.
 
     Raises:
-        ConfigError: no stages or no starts asked for.
+        ConfigError: no stages asked for.
         DataError: no sequences, or one too short for so many stages.
     """
-    if stages < 1 or starts < 1:
-        raise ConfigError(f"stages={stages} and starts={starts} must be 1 or more")
+    if most_stages < 1:
+        raise ConfigError(f"stages={most_stages} must be 1 or more")
     if not sequences:
         raise DataError("stages are found in demonstrations, and there are none")
     shortest = min(len(x) for x in sequences)
-    if shortest < stages * _SHORTEST:
+    if shortest < most_stages * _SHORTEST:
         raise DataError(
-            f"a demonstration of {shortest} frames cannot have {stages} stages of {_SHORTEST} frames or more"
+            f"a demonstration of {shortest} frames cannot have {most_stages} stages "
+            f"of {_SHORTEST} frames or more"
         )
-    best: StageFit | None = None
-    for start in range(starts if stages > 1 else 1):
-        shares = np.full(stages, 1 / stages) if start == 0 else rng.dirichlet(np.full(stages, 2.0))
-        found = _climb(sequences, [_split(len(x), shares) for x in sequences])
-        if best is None or found.cost < best.cost:
-            best = found
-    assert best is not None
-    return best
+    fits = [_climb(sequences, [_split(len(x), np.ones(1)) for x in sequences])]
+    for stages in range(2, most_stages + 1):
+        starts = [[_split(len(x), np.full(stages, 1 / stages)) for x in sequences]]
+        for halved in range(stages - 1):
+            cut = [np.diff(b) / b[-1] for b in fits[-1].boundaries]
+            shares = [np.insert(c, halved, c[halved] / 2) for c in cut]
+            for share in shares:
+                share[halved + 1] /= 2
+            starts.append([_split(len(x), share) for x, share in zip(sequences, shares, strict=True)])
+        fits.append(min((_climb(sequences, start) for start in starts), key=lambda fit: fit.cost))
+    return fits
 
 
 def segment(model: StageModel, sequence: Float64[np.ndarray, "t d"]) -> tuple[Int64[np.ndarray, " n"], float]:
@@ -142,14 +147,14 @@ def boundary_stability(
     Args:
         sequences: What `fit` was fitted to.
         fit: The stages in question.
-        rng: Draws the resamples and their starting points.
+        rng: Draws the resamples.
         resamples: How many.
         tolerance: Share of an episode's length.
     """
     hits = np.zeros(fit.model.stages - 1)
     for _ in range(resamples):
         drawn = rng.integers(0, len(sequences), len(sequences))
-        other = fit_stages([sequences[i] for i in drawn], fit.model.stages, rng, starts=2).model
+        other = fit_stages([sequences[i] for i in drawn], fit.model.stages)[-1].model
         for sequence, reference in zip(sequences, fit.boundaries, strict=True):
             found = segment(other, sequence)[0][1:-1]
             apart = np.abs(reference[1:-1, None] - found[None])
@@ -159,7 +164,7 @@ def boundary_stability(
 
 def choose_stage_count(
     fits: Sequence[StageFit],
-    stability: Sequence[Float64[np.ndarray, " n"]],
+    stability: Sequence[Float64[np.ndarray, " _n"]],
     least_gain: float = 0.1,
     least_stability: float = 0.8,
 ) -> int:
@@ -176,10 +181,12 @@ def choose_stage_count(
         least_stability: The least stability of a boundary, in [0, 1].
     """
     values = sum(int(b[-1]) for b in fits[0].boundaries) * fits[0].model.mean.shape[1]
-    paying = 0
+    paying = kept = 0
     while paying + 1 < len(fits) and fits[paying].cost - fits[paying + 1].cost >= least_gain * values:
         paying += 1
-    return max(i for i in range(paying + 1) if i == 0 or np.min(stability[i]) >= least_stability)
+        if np.min(stability[paying]) >= least_stability:
+            kept = paying
+    return kept
 
 
 def boundary_matches(

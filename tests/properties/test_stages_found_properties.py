@@ -62,7 +62,7 @@ def test_found_boundaries_are_boundaries_of_the_whole_episode(
 ) -> None:
     rng = np.random.default_rng(seed)
     sequences = [rng.normal(size=(length, 2)).cumsum(axis=0) for length in lengths]
-    found = fit_stages(sequences, stages, rng, starts=2)
+    found = fit_stages(sequences, stages)[-1]
     for boundaries, length in zip(found.boundaries, lengths, strict=True):
         check_boundaries(boundaries, length, "episode")
         assert (boundaries[0], boundaries[-1], len(boundaries)) == (0, length, stages + 1)

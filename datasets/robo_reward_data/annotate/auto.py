@@ -12,7 +12,6 @@ from jaxtyping import Float64, Int64
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeReader
 from robo_reward.stages import (
-    StageFit,
     boundary_stability,
     choose_stage_count,
     fit_stages,
@@ -32,10 +31,9 @@ class StageSettings:
     least_gain: float = 0.1
     least_stability: float = 0.8
     lead: float = 0.03
-    starts: int = 4
     resamples: int = 6
-    fit_episodes: int = 30
-    most_frames: int = 160
+    fit_episodes: int = 20
+    most_frames: int = 120
     proprio: bool = True
     seed: int = 0
 
@@ -73,26 +71,22 @@ def find_stages(readers: Sequence[EpisodeReader], settings: StageSettings, model
         np.linspace(0, len(sequences) - 1, min(len(sequences), settings.fit_episodes)).astype(int)
     )
     fitted = [sequences[i] for i in some]
-    most = min(settings.most_stages, min(len(x) for x in fitted) // 3)
-    counts = range(1, max(most, 1) + 1) if settings.stages is None else (settings.stages,)
-    fits: list[StageFit] = []
-    scores: list[Float64[np.ndarray, " n"]] = []
-    for count in counts:
-        fits.append(fit_stages(fitted, count, rng, settings.starts))
-        scores.append(boundary_stability(fitted, fits[-1], rng, settings.resamples))
-    kept = (
-        choose_stage_count(fits, scores, settings.least_gain, settings.least_stability)
-        if settings.stages is None
-        else 0
-    )
+    most = min(settings.most_stages, max(min(len(x) for x in fitted) // 3, 1))
+    fits = fit_stages(fitted, most if settings.stages is None else settings.stages)
+    considered = fits if settings.stages is None else fits[-1:]
+    scores = [boundary_stability(fitted, fit, rng, settings.resamples) for fit in considered]
+    kept = 0
+    if settings.stages is None:
+        kept = choose_stage_count(fits, scores, settings.least_gain, settings.least_stability)
     boundaries = [
-        _in_frames(segment(fits[kept].model, m.features)[0], m, r, settings.lead)
+        _in_frames(segment(considered[kept].model, m.features)[0], m, r, settings.lead)
         for m, r in zip(moments, readers, strict=True)
     ]
-    considered = {
-        fit.model.stages: float(np.min(s, initial=1.0)) for fit, s in zip(fits, scores, strict=True)
+    least = {
+        fit.model.stages: float(np.min(score, initial=1.0))
+        for fit, score in zip(considered, scores, strict=True)
     }
-    return FoundStages(tuple(boundaries), scores[kept], considered)
+    return FoundStages(tuple(boundaries), scores[kept], least)
 
 
 def _check(readers: Sequence[EpisodeReader]) -> None:

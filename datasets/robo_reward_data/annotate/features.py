@@ -41,7 +41,7 @@ class Moments:
 
 
 def stage_features(
-    readers: Sequence[EpisodeReader], most_frames: int = 160, model: Any = None, proprio: bool = True
+    readers: Sequence[EpisodeReader], most_frames: int = 120, model: Any = None, proprio: bool = True
 ) -> list[Moments]:
     """Features of episodes of one task, on scales that they share.
 

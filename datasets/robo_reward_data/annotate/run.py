@@ -41,7 +41,7 @@ class AnnotateConfig:
     least_gain: float = 0.1
     least_stability: float = 0.8
     lead: float = 0.03
-    fit_episodes: int = 30
+    fit_episodes: int = 20
     resamples: int = 6
     seed: int = 0
     host: str = "127.0.0.1"
