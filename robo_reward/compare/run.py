@@ -349,8 +349,9 @@ def _costs(
 
 
 def _facts(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
-    budget = f"{config.steps} steps" if config.steps is not None else f"{config.minutes} minutes"
-    chosen = ",".join(config.methods)
+    budget, flag = f"{config.minutes} minutes", f"minutes={config.minutes}"
+    if config.steps is not None:
+        budget, flag = f"{config.steps} steps", f"steps={config.steps}"
     return {
         "train": f"{_names(config.train)}: {len(episodes.data.train)} episodes",
         "calibration": f"{len(episodes.data.calibration)} episodes",
@@ -358,7 +359,8 @@ def _facts(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
         f"{sum(r.info.length for r in episodes.test)} frames",
         "budget": f"{budget} each, seed {config.seed}",
         "command": f"robo-reward compare train={_names(config.train)} test={_names(config.test)} "
-        f"out={config.out} method=[{chosen}]",
+        f"out={config.out} {flag} seed={config.seed}",
+        "methods": ", ".join(config.methods),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

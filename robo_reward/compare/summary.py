@@ -16,6 +16,7 @@ from robo_reward.metrics import Metric
 
 __all__ = ["comparison_json", "loss_notes", "terminal_table", "validity_notes", "write_predictions"]
 
+_CHIEF = ("progress_mae", "retry_voc", "tau_a")
 # The terminal is narrow: the columns that matter most, by names that fit.
 _SHOWN = {
     "progress_mae": "MAE",
@@ -45,26 +46,17 @@ def validity_notes(comparison: Comparison) -> list[str]:
 
 
 def loss_notes(comparison: Comparison) -> list[str]:
-    """Where a method is ahead of the reference, or the difference tells nothing."""
+    """Every metric in which a method is ahead of the reference beyond doubt; of the chief ones, ties too."""
     lines: list[str] = []
-    for metric in ("progress_mae", "retry_voc", "tau_a"):
-        ahead = [
-            name
-            for name, row in comparison.rows.items()
-            if name != comparison.reference and is_behind(metric, row.differences[metric]) is False
-        ]
-        level = [
-            name
-            for name, row in comparison.rows.items()
-            if name != comparison.reference
-            and math.isfinite(row.differences[metric].value)
-            and is_behind(metric, row.differences[metric]) is None
-        ]
-        label = glossary()[metric]["label"]
+    others = {name: row for name, row in comparison.rows.items() if name != comparison.reference}
+    for metric, entry in glossary().items():
+        gaps = {name: row.differences[metric] for name, row in others.items() if metric in row.differences}
+        ahead = [name for name, gap in gaps.items() if is_behind(metric, gap) is False]
         if ahead:
-            lines.append(f"{label}: {comparison.reference} is behind {', '.join(ahead)}")
-        if level:
-            lines.append(f"{label}: no difference beyond doubt to {', '.join(level)}")
+            lines.append(f"{entry['label']}: {comparison.reference} is behind {', '.join(ahead)}")
+        level = [n for n, gap in gaps.items() if math.isfinite(gap.value) and is_behind(metric, gap) is None]
+        if level and metric in _CHIEF:
+            lines.append(f"{entry['label']}: no difference beyond doubt to {', '.join(level)}")
     return lines
 
 

@@ -147,7 +147,7 @@ function curves() {
     } }, swatch(colorOf(method)), method.name);
     return button;
   });
-  byId("choose").append(el("span", { class: "muted" }, swatch("var(--ink)")), ...buttons);
+  byId("choose").append(el("span", { class: "truth" }, swatch("var(--ink)"), "truth"), ...buttons);
   draw();
 }
 

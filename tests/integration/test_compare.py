@@ -1,0 +1,193 @@
+"""`robo-reward compare` from stores to report: resumed, refused where it is unfair, drawn by a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from robo_reward.cli.main import main, run_command
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.schema import Episode
+from robo_reward.testing import toy_episode
+from robo_reward_data.store import EpisodeStore
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FAST = [
+    "network.encoder.channels=[4,4,8,8]",
+    "network.encoder.bottleneck=4",
+    "network.width=16",
+    "network.heads=2",
+    "windows.frames=4",
+    "batch_size=4",
+    "threads=1",
+    "precision=32-true",
+    "steps=2",
+    "samples=100",
+    "costs=false",
+]
+
+
+def episodes(first: int, count: int, seed: int) -> list[Episode]:
+    """Successes, near misses and one retry, of two tasks, recorded with a seed."""
+    found: list[Episode] = []
+    for index in range(first, first + count):
+        reach = 0.6 if index % 3 == 2 else 1.0
+        text = "fill the bar" if index % 2 else "fill it again"
+        episode = toy_episode(index, length=12 + index % 5, reach=reach, seed=seed, instruction=text)
+        info = dataclasses.replace(
+            episode.info,
+            source={"env": "toy", "seed": seed},
+            kind="fail_retry" if index == first else episode.info.kind,
+        )
+        found.append(dataclasses.replace(episode, info=info))
+    return found
+
+
+def write(path: Path, members: list[Episode]) -> Path:
+    store = EpisodeStore.create(path)
+    for episode in members:
+        store.write(episode)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    return {
+        "train": write(folder / "train", episodes(0, 8, seed=1)),
+        "test": write(folder / "test", episodes(20, 6, seed=2)),
+        "calibration": write(folder / "calibration", episodes(40, 4, seed=3)),
+    }
+
+
+def compare(stores: dict[str, Path], out: Path, *options: str) -> dict[str, Any]:
+    places = [f"train={stores['train']}", f"test={stores['test']}", f"out={out}"]
+    run_command("compare", [*places, *FAST, *options])
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_methods_are_compared_resumed_and_shown(stores: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    chosen = "method=[ours,majority]"
+    first = compare(stores, out, chosen)
+    assert list(first["methods"]) == ["ours", "majority"]
+    ours, floor = first["methods"]["ours"], first["methods"]["majority"]
+    expected = {
+        "progress_mae",
+        "voc_mean",
+        "retry_voc",
+        "hesitation_rmse",
+        "tau_a",
+        "stage_accuracy",
+        "starc",
+    }
+    expected |= {"success_f1", "ece", "wrong_instruction_margin", "progress_mae_one_camera_gone"}
+    assert expected <= set(ours["metrics"])
+    assert ours["differences"] == {}
+    # A difference is that of the values, and of what the method says nothing about there is none.
+    gap = floor["metrics"]["progress_mae"]["value"] - ours["metrics"]["progress_mae"]["value"]
+    assert floor["differences"]["progress_mae"]["value"] == pytest.approx(gap)
+    assert floor["metrics"]["stage_accuracy"]["value"] is None
+    assert floor["differences"]["stage_accuracy"]["value"] is None
+    assert floor["metrics"]["success_f1"]["value"] is None
+    rows = pq.read_table(out / "predictions.parquet").to_pandas()
+    assert rows.groupby("method").size().nunique() == 1
+    mae = (rows.progress - rows.truth_progress).abs().groupby(rows.method).mean()
+    for name, method in first["methods"].items():
+        assert method["metrics"]["progress_mae"]["value"] == pytest.approx(mae[name], abs=1e-6)
+
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix in (".npz", ".safetensors")}
+    with pytest.raises(CheckpointError, match="overwrite=true measures again"):
+        compare(stores, out, chosen)
+    again = compare(stores, out, "method=[ours,majority,hop]", "overwrite=true")
+    after = {p: p.stat().st_mtime_ns for p in before}
+    assert before == after, "what was fitted and predicted is not done again"
+    for name in first["methods"]:
+        assert again["methods"][name]["metrics"] == first["methods"][name]["metrics"], name
+    assert len(list((out / "methods").glob("hop-*"))) == 1  # one model, five readouts
+    _look_at(out / "report.html", list(again["methods"]))
+
+
+def _look_at(page: Path, methods: list[str]) -> None:
+    """What a browser makes of the page."""
+    if BROWSER is None:
+        pytest.skip("no chromium here: the page was written, not drawn")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    table = done.stdout.split('id="table-body"')[1].split("</table>")[0]
+    assert all(f">{name}<" in table for name in methods)
+    assert done.stdout.count('class="mark"') > len(methods)  # bars of several metrics
+    assert done.stdout.count('class="truth"') == 6  # a chart of each test episode
+    assert not re.search(r'(?:src|href)="(?!#)', done.stdout), "the page asks for something outside"
+
+
+def test_a_run_that_is_there_is_judged(stores: dict[str, Path], tmp_path: Path) -> None:
+    first = compare(stores, tmp_path / "a", "method=ours")
+    (run,) = (tmp_path / "a" / "methods").glob("ours-*/run")
+    second = compare(stores, tmp_path / "b", "method=ours", f"methods.ours.run={run}")
+    assert second["methods"]["ours"]["metrics"] == first["methods"]["ours"]["metrics"]
+    assert "trained before" in " ".join(second["notes"])
+    # Training episodes of the run as test episodes of a comparison: refused, by name.
+    swapped = {**stores, "train": stores["test"], "test": stores["train"]}
+    with pytest.raises(DataError, match=r"the run has learned from toy_00\d"):
+        compare(swapped, tmp_path / "c", "method=ours", f"methods.ours.run={run}")
+
+
+def test_a_calibration_store_of_its_own(stores: dict[str, Path], tmp_path: Path) -> None:
+    found = compare(
+        stores, tmp_path / "out", "method=[ours,majority]", f"calibration={stores['calibration']}"
+    )
+    assert found["facts"]["calibration"] == "4 episodes"
+    assert found["facts"]["train"].endswith("8 episodes")
+    assert found["methods"]["ours"]["metrics"]["coverage_90"]["value"] is not None
+
+
+def test_stores_that_share_a_recording_or_a_seed_are_refused(stores: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"recording \w+ is in train \(toy_000\) and in test \(toy_000\)"):
+        compare(
+            {**stores, "test": stores["train"]}, tmp_path / "out", "method=majority", "reference=majority"
+        )
+    same_seed = write(tmp_path / "same_seed", episodes(60, 2, seed=1))
+    options = ["method=majority", "reference=majority"]
+    with pytest.raises(DataError, match="train and test both hold task 'toy' with seed 1"):
+        compare({**stores, "test": same_seed}, tmp_path / "out", *options)
+    other = write(tmp_path / "other", episodes(60, 2, seed=2))
+    with pytest.raises(DataError, match="test and calibration both hold task 'toy' with seed 2"):
+        compare(stores, tmp_path / "out", *options, f"calibration={other}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_makes_no_comparison_is_refused(
+    stores: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="reference='ours' is not among the methods: random"):
+        compare(stores, tmp_path / "out", "method=random")
+    with pytest.raises(ConfigError, match="which lacks part of Method"):
+        compare(stores, tmp_path / "out", "method=ours", "+methods.mine._target_=pathlib.Path")
+    strange = [
+        dataclasses.replace(e, info=dataclasses.replace(e.info, instruction="dance"))
+        for e in episodes(80, 1, 9)
+    ]
+    with pytest.raises(DataError, match="'dance' is no task of the training data"):
+        compare({**stores, "test": write(tmp_path / "strange", strange)}, tmp_path / "out", "method=ours")
+    assert main(["compare", f"train={stores['train']}", f"test={stores['test']}", "out=x", "samples=5"]) == 1
+    assert "samples=5: an interval needs 100 resamples" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_costs_are_measured_in_a_process_of_their_own(stores: dict[str, Path], tmp_path: Path) -> None:
+    found = compare(stores, tmp_path / "out", "method=ours", "costs=true", "cost_frames=10")
+    metrics = found["methods"]["ours"]["metrics"]
+    assert 0 < metrics["latency_ms_p50"]["value"] <= metrics["latency_ms_p99"]["value"]
+    assert metrics["latency_ms_p50"]["n"] == 10
+    assert 50 < metrics["peak_mib"]["value"] < 20_000
+    assert np.isfinite(metrics["peak_mib"]["value"])
