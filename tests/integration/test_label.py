@@ -188,6 +188,7 @@ def test_between_decisions_the_last_one_holds(labelled_sources: Path, tmp_path: 
     assert len(np.unique(progress)) == 6
 
 
+@pytest.mark.slow
 def test_lerobot_reads_the_columns_and_arrives_at_our_weights(labelled_sources: Path, tmp_path: Path) -> None:
     """A copy and a dataset changed in place, two processes; the weights of LeRobot's own class are ours."""
     in_place = copy_of(labelled_sources / "image", tmp_path / "in_place")
@@ -330,6 +331,7 @@ def test_other_labels_are_not_overwritten(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["image", "other"]  # and no work folder is left
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(labelled_sources: Path, tmp_path: Path) -> None:
     dataset = copy_of(labelled_sources / "video", tmp_path / "set")
     command = [
