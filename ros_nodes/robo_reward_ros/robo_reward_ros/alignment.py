@@ -99,7 +99,7 @@ class Aligner[T]:
         self.cameras: dict[str, CameraState[T]] = {name: CameraState() for name in cameras}
         self._pending: tuple[str, int, int] | None = None  # reference, stamp, deadline
         self._arrived = 0
-        self._done: tuple[int, int] | None = None  # stamp and deadline of the newest set that was given out
+        self._done: tuple[str, int, int] | None = None  # the same of the newest set that was given out
         self._generation, self._reset = 0, ""
 
     @property
@@ -136,11 +136,11 @@ class Aligner[T]:
         state.stamp_ns = stamp_ns
         state.frames.append((stamp_ns, frame))
         ready: list[AlignedSet[T]] = []
-        if camera == self.reference(now_ns) and self._is_new(stamp_ns):
+        if camera == self.reference(now_ns) and self._is_new(camera, stamp_ns):
             ready += self._close()
             self._pending = (camera, stamp_ns, now_ns + self.settings.wait_ns)
             self._arrived = now_ns
-        elif self._done is not None and now_ns <= self._done[1] and self._fits(stamp_ns, self._done[0]):
+        elif self._done is not None and now_ns <= self._done[2] and self._fits(stamp_ns, self._done[1]):
             state.misses = 0  # it would have been in time: wait for it again
         return ready + self.tick(now_ns)
 
@@ -149,11 +149,7 @@ class Aligner[T]:
         if self._pending is None:
             return []
         _, stamp, deadline = self._pending
-        waited_for = [
-            name
-            for name, state in self.cameras.items()
-            if state.misses < _MISSES and not self._silent(name, now_ns)
-        ]
+        waited_for = [name for name in self.cameras if self._worth_waiting(name, now_ns)]
         complete = all(self._match(name, stamp) is not None for name in waited_for)
         return self._close() if complete or now_ns >= deadline else []
 
@@ -173,7 +169,7 @@ class Aligner[T]:
                 state.frames.popleft()
         missing = tuple(name for name in self.cameras if name not in frames)
         made = AlignedSet(frames, stamp, reference, missing, self._arrived, self._generation, self._reset)
-        self._pending, self._done = None, (stamp, deadline)
+        self._pending, self._done = None, (reference, stamp, deadline)
         return [made]
 
     def _match(self, camera: str, stamp_ns: int) -> tuple[int, T] | None:
@@ -184,10 +180,18 @@ class Aligner[T]:
     def _fits(self, stamp_ns: int, other_ns: int) -> bool:
         return abs(stamp_ns - other_ns) <= self.settings.tolerance_ns
 
-    def _is_new(self, stamp_ns: int) -> bool:
-        """Whether a frame may open a set: after a change of reference it may belong to one that is out."""
-        newest = self._pending[1] if self._pending else self._done[0] if self._done else None
-        return newest is None or stamp_ns > newest
+    def _is_new(self, camera: str, stamp_ns: int) -> bool:
+        """Whether a frame may open a set: after a change of reference it may belong to one there is."""
+        newest = self._pending or self._done
+        if newest is None:
+            return True
+        by, stamp, _ = newest
+        return stamp_ns > stamp and (by == camera or not self._fits(stamp_ns, stamp))
+
+    def _worth_waiting(self, camera: str, now_ns: int) -> bool:
+        """All may pause together; one camera is gone where the others have gone on without it."""
+        state = self.cameras[camera]
+        return state.misses == 0 or (state.misses < _MISSES and not self._silent(camera, now_ns))
 
     def _silent(self, camera: str, now_ns: int) -> bool:
         return self.cameras[camera].silent(now_ns, self.settings.timeout_ns, self.settings.wait_ns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
@@ -43,9 +43,9 @@ class Camera:
         """Subscribe; `now_ns` is a steady clock."""
         self.settings = settings
         self._node, self._now, self._take = node, now_ns, take
-        self.received = self.unstamped = self.refused = self.lost = 0
+        self.received = self.unstamped = self.lost = 0
         self.problem = ""  # of the newest image
-        self.qos_problem = ""
+        self.qos_problem = self.type_problem = ""
         self._said: set[str] = set()
         self._since = self._last = self._changed = now_ns()
         self._sample: bytes = b""
@@ -100,10 +100,26 @@ class Camera:
                 self.close()
                 self.reliable, self._since, self.qos_problem = reliable, self._now(), ""
                 self._subscription = self._subscribe()
-        problem = self.problem or self.qos_problem or self._transport_problem(len(offers))
+        self.type_problem = self._wrong_type(offers)
+        problem = self._problem or self._transport_problem(len(offers))
         if problem and problem not in self._said:
             self._said.add(problem)
             self._node.get_logger().warning(problem)
+
+    @property
+    def _problem(self) -> str:
+        return self.problem or self.qos_problem or self.type_problem
+
+    def _wrong_type(self, offers: Sequence[Any]) -> str:
+        """What to say of publishers whose messages are of another type; those never match. "" for none."""
+        wanted = "sensor_msgs/msg/CompressedImage" if self.settings.compressed else "sensor_msgs/msg/Image"
+        others = sorted({offer.topic_type for offer in offers} - {wanted})
+        if not others or self.silent_s < 1.0:
+            return ""
+        return (
+            f"camera '{self.settings.name}': '{self._subscription.topic_name}' carries {', '.join(others)}, "
+            f"not {wanted}: set camera.{self.settings.name}.transport or its topic"
+        )
 
     def _transport_problem(self, publishers: int) -> str:
         """The pattern of Fast DDS losing large images, or a publisher that sends nothing; "" for neither."""
@@ -123,9 +139,8 @@ class Camera:
 
     def state(self, frozen_after_s: float) -> tuple[bool, str]:
         """Whether all is well, and what is to say: for the diagnostics."""
-        problem = self.problem or self.qos_problem
-        if problem:
-            return False, problem
+        if self._problem:
+            return False, self._problem
         publishers = self._node.count_publishers(self._subscription.topic_name)
         if not publishers and self.silent_s > 1.0:
             return False, f"nobody publishes '{self._subscription.topic_name}'"

@@ -1,0 +1,735 @@
+"""The reward node over real DDS: the same numbers as offline, and what it says when something breaks."""
+
+# ruff: noqa: E402  (what needs rclpy is imported after the skip)
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rclpy", reason="no rclpy here")
+pytest.importorskip(
+    "robo_reward_msgs", reason="the ROS messages are not built: .ci/setup needs a C++ compiler"
+)
+
+import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Bool, Float64
+
+import robo_reward
+from robo_reward.calibration import Calibration
+from robo_reward.checkpoint import save_checkpoint
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward_msgs.msg import ProgressEstimate, ShapedReward
+from robo_reward_msgs.srv import EndEpisode, SetModel, StartEpisode
+from robo_reward_ros.to_msg import stamp_msg, stamp_ns
+
+CAMERAS = ("front", "wrist")
+STEP = 100_000_000
+StartProcess = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 4, 8, 8],
+            "bottleneck": 4,
+        },
+        tasks=(TaskConfig(("open the drawer", "pull"), ("reach", "pull"), (0.5, 0.5)),),
+        cameras=CAMERAS,
+        image_size=(32, 48),
+        period_s=0.1,
+        width=16,
+    )
+    path = tmp_path_factory.mktemp("model") / "run"
+    save_checkpoint(path, ProgressModel(config), Calibration(), {})
+    return path
+
+
+class Bench:
+    """Cameras, and someone who listens, on a participant of their own."""
+
+    def __init__(self, domain: int) -> None:
+        self.context = rclpy.Context()
+        self.context.init(domain_id=domain)
+        self.node = rclpy.create_node("bench", context=self.context)
+        self.publishers: dict[str, Any] = {}
+        self.estimates: list[ProgressEstimate] = []
+        self.shaped: list[ShapedReward] = []
+        self.plain: list[float] = []
+        self.diagnostics: list[DiagnosticArray] = []
+        for kind, topic, take in (
+            (ProgressEstimate, "estimate", self.estimates.append),
+            (ShapedReward, "shaped_reward", self.shaped.append),
+            (Float64, "reward", lambda message: self.plain.append(message.data)),
+            (DiagnosticArray, "/diagnostics", self.diagnostics.append),
+        ):
+            self.node.create_subscription(kind, topic, take, 100)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self.thread.start()
+
+    @property
+    def judged(self) -> list[ProgressEstimate]:
+        """Estimates made from images: without the word that none arrives."""
+        return [estimate for estimate in self.estimates if "no image for" not in estimate.reason]
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.thread.join()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+    def camera(self, name: str, reliable: bool = True, compressed: bool = False) -> None:
+        policy = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
+        topic = f"{name}/image_raw" + ("/compressed" if compressed else "")
+        self.publishers[name] = self.node.create_publisher(
+            CompressedImage if compressed else Image, topic, QoSProfile(depth=5, reliability=policy)
+        )
+
+    def send(self, name: str, rgb: np.ndarray, stamp: int, encoding: str = "rgb8") -> None:
+        publisher = self.publishers[name]
+        if publisher.msg_type is CompressedImage:
+            message = CompressedImage(format="png")
+            data = cv2.imencode(".png", rgb[..., ::-1])[1].tobytes()
+        else:
+            turned = np.ascontiguousarray(rgb[..., ::-1]) if encoding == "bgr8" else rgb
+            message = Image(
+                height=rgb.shape[0], width=rgb.shape[1], encoding=encoding, step=3 * rgb.shape[1] + 4
+            )
+            # Rows with four bytes of padding, as some drivers send them.
+            data = np.pad(turned.reshape(len(rgb), -1), ((0, 0), (0, 4))).tobytes()
+        message.header.stamp = stamp_msg(stamp)
+        message.data = array("B", data)
+        publisher.publish(message)
+
+    def call(self, kind: Any, name: str, **fields: Any) -> Any:
+        client = self.node.create_client(kind, name)
+        assert client.wait_for_service(20.0), f"no service {name}"
+        future = client.call_async(kind.Request(**fields))
+        until(future.done, f"an answer of {name}")
+        self.node.destroy_client(client)
+        return future.result()
+
+    def values(self, name: str) -> dict[str, str]:
+        """The newest diagnostics whose name ends so."""
+        for array_ in reversed(self.diagnostics):
+            for status in array_.status:
+                if status.name.endswith(name):
+                    return {"message": status.message, **{pair.key: pair.value for pair in status.values}}
+        return {}
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"waited {seconds} s for {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def bench(ros_domain: int) -> Iterator[Bench]:
+    bench = Bench(ros_domain)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def make_node(ros_domain: int, model_path: Path) -> Iterator[Callable[..., Any]]:
+    """Runs a reward node in a thread, on a participant of its own."""
+    from robo_reward_ros.reward_node import RewardNode
+
+    closers: list[Callable[[], None]] = []
+
+    def make(**values: Any) -> Any:
+        context = rclpy.Context()
+        context.init(domain_id=ros_domain)
+        settings = {"model": str(model_path), "cameras": list(CAMERAS), "rate_hz": 0.0, "wait_s": 0.2}
+        overrides = [Parameter(name, value=value) for name, value in (settings | values).items()]
+        try:
+            node = RewardNode(context=context, parameter_overrides=overrides)
+        except Exception:
+            context.try_shutdown()
+            raise
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(node)
+        thread = threading.Thread(target=executor.spin, daemon=True)
+        thread.start()
+
+        def close() -> None:
+            executor.shutdown()
+            thread.join()
+            node.stop()
+            node.destroy_node()
+            context.try_shutdown()
+
+        closers.append(close)
+        return node
+
+    yield make
+    for close in closers:
+        close()
+
+
+def pictures(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{name: rng.integers(0, 256, (48, 64, 3), np.uint8) for name in CAMERAS} for _ in range(count)]
+
+
+def connected(bench: Bench, node: Any) -> None:
+    """All cameras that exist have matched, with the QoS that the node settles on."""
+    until(lambda: all(p.get_subscription_count() for p in bench.publishers.values()), "the subscriptions")
+    until(lambda: node.count_publishers("/estimate"), "the estimates")
+    until(lambda: bench.node.count_publishers("/shaped_reward"), "the rewards")
+    offers = {
+        name: p.qos_profile.reliability == QoSReliabilityPolicy.RELIABLE
+        for name, p in bench.publishers.items()
+    }
+    until(lambda: all(node._cameras[name].reliable == offers[name] for name in offers), "the QoS")
+    until(lambda: all(p.get_subscription_count() for p in bench.publishers.values()), "the subscriptions")
+
+
+def play(bench: Bench, frames: list[dict[str, np.ndarray]], first: int, **options: Any) -> list[int]:
+    """Sends moments one by one, each after the estimate of the one before."""
+    stamps = []
+    for index, views in enumerate(frames):
+        stamp, seen = first + index * STEP, len(bench.judged)
+        for name, rgb in views.items():
+            bench.send(name, rgb, stamp, **options)
+        until(lambda seen=seen: len(bench.judged) > seen, f"the estimate of moment {index}")
+        stamps.append(stamp)
+    return stamps
+
+
+@pytest.mark.parametrize(("compressed", "encoding"), [(False, "rgb8"), (False, "bgr8"), (True, "rgb8")])
+def test_pixels_become_the_same_estimates_and_rewards_as_offline(
+    bench: Bench, make_node: Callable[..., Any], model_path: Path, compressed: bool, encoding: str
+) -> None:
+    from robo_reward.shaping import Shaper
+
+    transport = {f"camera.{name}.transport": "compressed" for name in CAMERAS} if compressed else {}
+    for name in CAMERAS:
+        bench.camera(name, compressed=compressed)
+    node = make_node(**transport)
+    connected(bench, node)
+    frames = pictures(6)
+    started = bench.call(StartEpisode, "start_episode", instruction="pull", episode_id="one")
+    assert started.success, started.message
+    stamps = play(bench, frames, time.time_ns(), encoding=encoding)
+    ended = bench.call(EndEpisode, "end_episode", outcome=EndEpisode.Request.SUCCESS)
+    until(lambda: len(bench.shaped) == len(frames), "the last reward")
+
+    stream = robo_reward.load(model_path).stream("pull")
+    expected = [stream.push(views, stamp) for views, stamp in zip(frames, stamps, strict=True)]
+    got = [e for e in bench.judged if e.episode_id == "one"]
+    assert [stamp_ns(e.header.stamp) for e in got] == stamps
+    assert [e.stage_name for e in got] == [("reach", "pull")[e.stage] for e in expected]
+    # float32 in the message
+    assert [e.progress for e in got] == pytest.approx([e.progress for e in expected], abs=1e-6)
+    assert [e.success_prob for e in got] == pytest.approx([e.success_prob for e in expected], abs=1e-6)
+    assert got[-1].stage_probs == pytest.approx(expected[-1].stage_probs, abs=1e-6)
+    assert dict(zip(got[-1].cameras, got[-1].camera_contributions, strict=True)) == pytest.approx(
+        dict(expected[-1].per_view), abs=1e-6
+    )
+    shaper = Shaper(discount=0.99, reference_s=0.1)
+    shaper.start(expected[0])
+    rewards = [shaper.push(estimate) for estimate in expected[1:]]
+    assert [r.value for r in bench.shaped[:-1]] == pytest.approx([r.value for r in rewards], abs=1e-6)
+    assert bench.plain[:-1] == pytest.approx([r.value for r in rewards], abs=1e-9)
+
+    # Success is terminal: nothing follows, so the potential is taken back and the task pays.
+    last = bench.shaped[-1]
+    assert (last.terminated, last.truncated, last.discount, last.next_potential) == (True, False, 0.0, 0.0)
+    assert last.shaping == pytest.approx(-expected[-1].progress, abs=1e-6)
+    assert last.value == pytest.approx(1.0 - expected[-1].progress, abs=1e-6)
+    discounts = np.cumprod([1.0, *(r.discount for r in bench.shaped)])
+    paid = sum(g * r.shaping for g, r in zip(discounts, bench.shaped, strict=False))
+    assert paid == pytest.approx(-expected[0].progress, abs=1e-5)
+    assert (ended.success, ended.rewards) == (True, len(frames))
+    assert ended.total_value == pytest.approx(sum(r.value for r in bench.shaped), abs=1e-5)
+
+
+def test_rewards_exist_only_inside_an_episode_and_truncation_keeps_the_potential(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    start = time.time_ns()
+    play(bench, pictures(2), start)
+    assert "start one first" in bench.call(EndEpisode, "end_episode", outcome=1).message
+    assert "no task 'fly'" in bench.call(StartEpisode, "start_episode", task="fly").message
+    assert bench.call(StartEpisode, "start_episode", episode_id="two").success
+    assert "end it first" in bench.call(StartEpisode, "start_episode").message
+    assert "end it first" in bench.call(SetModel, "set_model", path="elsewhere").message
+    play(bench, pictures(3, seed=1), start + 10 * STEP)
+    assert "not 'one'" in bench.call(EndEpisode, "end_episode", outcome=1, episode_id="one").message
+    assert "outcome is 9" in bench.call(EndEpisode, "end_episode", outcome=9).message
+    assert bench.call(EndEpisode, "end_episode", outcome=EndEpisode.Request.TRUNCATED).success
+    play(bench, pictures(2), start + 20 * STEP)
+    until(lambda: len(bench.shaped) >= 3, "the last reward")
+    assert [r.episode_id for r in bench.shaped] == ["two"] * 3
+    last = bench.shaped[-1]
+    assert (last.terminated, last.truncated) == (False, True)
+    assert last.next_potential == pytest.approx(last.potential)
+    assert 0 < last.discount < 1
+    assert [e.episode_id for e in bench.judged] == ["", "", "two", "two", "two", "", ""]
+
+
+def test_the_robots_word_on_success_ends_the_episode_at_that_moment(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(success_source="topic", success_reward=5.0)
+    robot = bench.node.create_publisher(Bool, "success", 5)
+    connected(bench, node)
+    until(robot.get_subscription_count, "the robot's subscriber")
+    bench.call(StartEpisode, "start_episode")
+    start = time.time_ns()
+    play(bench, pictures(2), start)
+    robot.publish(Bool(data=True))
+    until(lambda: node._success_ns is not None, "the robot's word")
+    play(bench, pictures(3), start + 2 * STEP)
+    assert [r.terminated for r in bench.shaped] == [False, True]
+    assert bench.shaped[-1].task_reward == 5.0
+    assert bench.judged[-1].episode_id == ""
+
+
+def test_a_dead_camera_is_named_and_delays_nothing_and_one_that_is_back_is_used(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(camera_timeout_s=0.25)
+    connected(bench, node)
+    frames, start = pictures(30), time.time_ns()
+    play(bench, frames[:5], start)
+    assert [list(e.missing_cameras) for e in bench.judged] == [[]] * 5
+    # The reference dies; the other one takes over and waits for nobody.
+    for index in range(5, 15):
+        bench.send("wrist", frames[index]["wrist"], start + index * STEP)
+        time.sleep(0.05)
+    until(lambda: len(bench.judged) >= 8, "estimates from one camera")
+    assert list(bench.judged[-1].missing_cameras) == ["front"]
+    assert bench.judged[-1].header.frame_id == "wrist"
+    assert bench.judged[-1].valid
+    until(lambda: bench.values("camera front")["message"].startswith("silent"), "the report")
+    seen = len(bench.judged)
+    play(bench, frames[15:20], start + 20 * STEP)
+    assert list(bench.judged[-1].missing_cameras) == []
+    assert bench.judged[-1].header.frame_id == "front"
+    stamps = [stamp_ns(e.header.stamp) for e in bench.judged if e.valid]
+    assert stamps == sorted(set(stamps))
+    assert seen < len(bench.judged)
+    # Now both die: that is published, too, as invalid.
+    seen = len(bench.estimates)
+    until(lambda: len(bench.estimates) > seen, "the node to say that it is blind")
+    assert "no image for" in bench.estimates[-1].reason
+    assert (bench.estimates[-1].valid, bench.estimates[-1].stage) == (False, -1)
+    assert math.isnan(bench.estimates[-1].progress)
+
+
+def test_bad_images_are_refused_by_name_and_the_next_good_one_is_taken(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    start, frames = time.time_ns(), pictures(8)
+    bench.call(StartEpisode, "start_episode")
+    play(bench, frames[:2], start)
+    larger = [{name: cv2.resize(rgb, (100, 80)) for name, rgb in views.items()} for views in frames[2:4]]
+    play(bench, larger, start + 2 * STEP)
+    assert all(e.valid for e in bench.judged)
+    play(bench, frames[4:5], start + 4 * STEP, encoding="bayer_rggb16")
+    assert not bench.judged[-1].valid
+    assert "camera 'front': images are 'bayer_rggb16'" in bench.judged[-1].reason
+    until(lambda: len(bench.shaped) == 4, "the reward")
+    assert (bench.shaped[-1].valid, bench.shaped[-1].task_reward) == (False, 0.0)
+    assert math.isnan(bench.shaped[-1].shaping)
+    assert math.isnan(bench.plain[-1])
+    # A camera without stamps is told off, too.
+    bench.send("front", frames[5]["front"], 0)
+    until(lambda: "no stamp" in bench.values("camera front").get("message", ""), "the report")
+    play(bench, frames[6:], start + 6 * STEP)
+    assert bench.judged[-1].valid
+    until(lambda: bench.values("camera wrist").get("message") == "ok", "the all-clear")
+
+
+def test_a_frozen_camera_is_reported_and_left_out_where_asked(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(frozen_after_s=0.3, drop_frozen=True, wait_s=0.02)
+    connected(bench, node)
+    frames, start = pictures(20), time.time_ns()
+    for index, views in enumerate(frames):
+        bench.send("front", views["front"], start + index * STEP)
+        bench.send("wrist", frames[0]["wrist"], start + index * STEP)
+        time.sleep(0.05)
+    until(lambda: list(bench.judged[-1].missing_cameras) == ["wrist"], "the frozen camera to be left out")
+    assert bench.values("camera wrist")["message"].startswith("frozen")
+    assert list(bench.judged[0].missing_cameras) == []
+
+
+def test_a_lag_delays_nobody_and_a_flood_is_dropped_and_counted(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(wait_s=0.05)
+    connected(bench, node)
+    frames, start = pictures(200), time.time_ns()
+    for index in range(30):  # the wrist's images are a second old
+        bench.send("front", frames[index]["front"], start + index * STEP)
+        bench.send("wrist", frames[index]["wrist"], start + (index - 10) * STEP)
+        time.sleep(0.02)
+    until(lambda: stamp_ns(bench.judged[-1].header.stamp) >= start + 28 * STEP, "the newest images")
+    assert list(bench.judged[-1].missing_cameras) == ["wrist"]
+    assert all(e.valid for e in bench.judged)
+    # Two hundred moments as fast as they can be sent: the newest is judged, the rest is counted.
+    for index in range(30, 200):
+        for name in CAMERAS:
+            bench.send(name, frames[index][name], start + index * STEP)
+    until(lambda: stamp_ns(bench.judged[-1].header.stamp) >= start + 190 * STEP, "the newest of the flood")
+    until(lambda: int(bench.values("rewards")["decisions"]) == node._decisions, "the report")
+    values = bench.values("rewards")
+    assert int(values["offered"]) == int(values["dropped"]) + int(values["decisions"])
+    assert float(values["stamp to reward p50 (ms)"]) == pytest.approx(
+        node._latency.quantile(0.5), rel=0.5, abs=1e6
+    )
+
+
+# rclpy's own report on the publisher's side uses a deprecated method of its logger.
+@pytest.mark.filterwarnings("ignore:Deprecated in favor of:DeprecationWarning")
+def test_incompatible_qos_is_reported_with_the_cure(bench: Bench, make_node: Callable[..., Any]) -> None:
+    bench.camera("front", reliable=False)
+    make_node(**{"cameras": ["front"], "camera.front.reliability": "reliable"})
+    until(lambda: "incompatible" in bench.values("camera front").get("message", ""), "the report")
+    message = bench.values("camera front")["message"]
+    assert "RELIABILITY" in message
+    assert "camera.front.reliability to best_effort or auto" in message
+
+
+def test_a_topic_of_another_type_is_reported(bench: Bench, make_node: Callable[..., Any]) -> None:
+    bench.camera("front")
+    make_node(
+        **{
+            "cameras": ["front"],
+            "camera.front.transport": "compressed",
+            "camera.front.topic": "front/image_raw",
+        }
+    )
+    until(
+        lambda: "set camera.front.transport" in bench.values("camera front").get("message", ""), "the report"
+    )
+
+
+def test_images_that_a_sender_loses_are_explained(bench: Bench, make_node: Callable[..., Any]) -> None:
+    bench.camera("front", reliable=False)
+    make_node(cameras=["front"])
+    until(lambda: "no image arrives" in bench.values("camera front").get("message", ""), "the report")
+    message = bench.values("camera front")["message"]
+    profile = Path(message.split("FASTDDS_DEFAULT_PROFILES_FILE=")[1].split(",")[0])
+    assert "<segment_size>67108864</segment_size>" in profile.read_text()
+
+
+def test_stamps_that_jump_back_reset_the_stream_with_a_reason(
+    bench: Bench, make_node: Callable[..., Any], model_path: Path
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    start, frames = time.time_ns(), pictures(8)
+    bench.call(StartEpisode, "start_episode")
+    play(bench, frames[:4], start)
+    play(bench, frames[4:], start - 3600 * 10 * STEP)
+    until(lambda: len(bench.shaped) == 7, "the rewards")
+    assert [r.valid for r in bench.shaped] == [True] * 3 + [False] + [True] * 3
+    assert "stamps of camera 'front' jumped back by 3600" in bench.shaped[3].reason
+    stream = robo_reward.load(model_path).stream()
+    fresh = [stream.push(views, 1 + index * STEP) for index, views in enumerate(frames[4:])]
+    got = [e.progress for e in bench.judged[4:]]
+    assert got == pytest.approx([e.progress for e in fresh], abs=1e-5)
+
+
+def test_simulated_time_is_honored_and_its_jump_resets_the_stream(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(use_sim_time=True)
+    clock = bench.node.create_publisher(Clock, "/clock", 5)
+    connected(bench, node)
+    until(clock.get_subscription_count, "the clock's subscriber")
+    bench.call(StartEpisode, "start_episode")
+    for seconds in (100, 101):
+        clock.publish(Clock(clock=stamp_msg(seconds * 10**9)))
+        until(lambda seconds=seconds: node.get_clock().now().nanoseconds == seconds * 10**9, "the clock")
+    play(bench, pictures(3), 101 * 10**9)
+    clock.publish(Clock(clock=stamp_msg(5 * 10**9)))
+    until(lambda: node.get_clock().now().nanoseconds == 5 * 10**9, "the jump")
+    play(bench, pictures(3), 5 * 10**9)
+    until(lambda: len(bench.shaped) == 5, "the rewards")
+    assert [r.valid for r in bench.shaped] == [True, True, False, True, True]
+    assert "the ROS clock jumped by -96" in bench.shaped[2].reason
+
+
+def test_parameters_are_bounded_and_some_change_live(bench: Bench, make_node: Callable[..., Any]) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+
+    def change(name: str, value: Any) -> Any:
+        answer = bench.call(
+            SetParameters,
+            "/reward/set_parameters",
+            parameters=[Parameter(name, value=value).to_parameter_msg()],
+        )
+        return answer.results[0]
+
+    assert change("rate_hz", 5.0).successful
+    until(lambda: node._pacer.rate_hz == 5.0, "the new rate")
+    assert not change("rate_hz", -1.0).successful
+    assert not change("rate_hz", "fast").successful
+    assert "below camera_timeout_s" in change("wait_s", 0.4).reason
+    assert "deactivate and clean up" in change("model", "elsewhere").reason
+    assert "not JSON" in change("potential_arguments", "{").reason
+    assert "robo_reward.shaping.Nothing" not in node.get_parameter("potential").value
+    assert not change("potential", "robo_reward.shaping.Nothing").successful
+    frames = pictures(9)
+    for index, views in enumerate(frames):  # 10 Hz of images, 5 Hz of decisions
+        for name, rgb in views.items():
+            bench.send(name, rgb, 10**18 + index * STEP)
+        time.sleep(0.02)
+    until(lambda: len(bench.judged) >= 5, "the decisions")
+    assert [(stamp_ns(e.header.stamp) - 10**18) // STEP for e in bench.judged] == [0, 2, 4, 6, 8]
+
+
+def test_the_overlay_is_drawn_where_someone_looks(bench: Bench, make_node: Callable[..., Any]) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(overlay_height=96, overlay_rate_hz=60.0)
+    connected(bench, node)
+    start, seen = time.time_ns(), list[Image]()
+    play(bench, pictures(2), start)
+    bench.node.create_subscription(Image, "overlay", seen.append, 1)
+    until(node._overlays.get_subscription_count, "the viewer")
+    play(bench, pictures(4), start + 5 * STEP)
+    until(lambda: seen, "the overlay")
+    image = seen[-1]
+    assert (image.encoding, image.width, image.height) == ("rgb8", 2 * 128, 96 + 96 + 24)
+    assert len(image.data) == image.step * image.height
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt", "no camera"])
+def test_a_model_that_cannot_be_used_leaves_the_node_unconfigured(
+    make_node: Callable[..., Any], model_path: Path, tmp_path: Path, damage: str
+) -> None:
+    from robo_reward.errors import ConfigError
+
+    bad = tmp_path / "run"
+    values: dict[str, Any] = {"model": str(bad)}
+    if damage == "corrupt":
+        bad.mkdir()
+        (bad / "model.json").write_bytes((model_path / "model.json").read_bytes())
+        (bad / "model.safetensors").write_bytes((model_path / "model.safetensors").read_bytes()[:-7])
+    if damage == "no camera":
+        values = {"cameras": [""]}
+    with pytest.raises(ConfigError, match=r"no run at|model\.safetensors|no camera"):
+        make_node(**values)
+    node = make_node(**values, autostart=False)
+    assert node.trigger_configure().name == "FAILURE"
+    assert node._state_machine.current_state[1] == "unconfigured"
+    node.set_parameters([Parameter("model", value=str(model_path)), Parameter("cameras", value=["front"])])
+    assert node.trigger_configure().name == "SUCCESS"
+    assert node.trigger_activate().name == "SUCCESS"
+    assert node.trigger_deactivate().name == "SUCCESS"
+    assert node.trigger_cleanup().name == "SUCCESS"
+
+
+def test_another_model_is_taken_over_and_a_bad_one_is_not(
+    bench: Bench, make_node: Callable[..., Any], model_path: Path, tmp_path: Path
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    first = robo_reward.load(model_path)
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    version = save_checkpoint(other, ProgressModel(first.checkpoint.model.config), Calibration(), {})
+    answer = bench.call(SetModel, "set_model", path=str(tmp_path / "nothing"))
+    assert (answer.success, answer.model_version) == (False, first.version)
+    assert bench.call(SetModel, "set_model", path=str(other)).model_version == version
+    play(bench, pictures(1), time.time_ns())
+    assert bench.judged[-1].model_version == version
+
+
+@pytest.mark.slow
+def test_a_killed_node_comes_back_without_its_episode(
+    bench: Bench, start_process: StartProcess, model_path: Path
+) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        arguments = {"model": model_path, "cameras": "[front]", "rate_hz": 0.0}
+        return start_process(
+            "robo_reward_ros.reward_node",
+            ["--ros-args", *(text for key, value in arguments.items() for text in ("-p", f"{key}:={value}"))],
+        )
+
+    bench.camera("front")
+    first = start()
+    assert bench.call(StartEpisode, "start_episode", episode_id="one").success
+    until(bench.publishers["front"].get_subscription_count, "the subscription")
+    frames, begin = pictures(400), time.time_ns()
+    sender = iter(range(400))
+
+    def send_until(condition: Callable[[], Any], what: str) -> None:
+        limit = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < limit, what
+            index = next(sender)
+            bench.send("front", frames[index]["front"], begin + index * STEP)
+            time.sleep(0.1)
+
+    send_until(lambda: len(bench.shaped) >= 3, "rewards")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    paid, judged = len(bench.shaped), len(bench.judged)
+    start()
+    send_until(lambda: len(bench.judged) > judged + 2, "estimates after the restart")
+    assert len(bench.shaped) == paid  # no reward outside an episode
+    assert bench.judged[-1].episode_id == ""
+    answer = bench.call(EndEpisode, "end_episode", outcome=1, episode_id="one")
+    assert "restarted" in answer.message
+    assert bench.call(StartEpisode, "start_episode", episode_id="two").success
+    send_until(lambda: len(bench.shaped) > paid, "rewards in a new episode")
+    assert bench.shaped[-1].episode_id == "two"
+
+
+LISTENER = """
+import sys, time
+from dataclasses import dataclass
+import cyclonedds.idl as idl, cyclonedds.idl.annotations as ann, cyclonedds.idl.types as t
+from cyclonedds.core import Policy, Qos
+from cyclonedds.domain import DomainParticipant
+from cyclonedds.sub import DataReader
+from cyclonedds.topic import Topic
+from cyclonedds.util import duration
+
+@dataclass
+@ann.final
+class Time(idl.IdlStruct, typename="builtin_interfaces::msg::dds_::Time_"):
+    sec: t.int32
+    nanosec: t.uint32
+
+@dataclass
+@ann.final
+class Header(idl.IdlStruct, typename="std_msgs::msg::dds_::Header_"):
+    stamp: Time
+    frame_id: str
+
+@dataclass
+@ann.final
+class Estimate(idl.IdlStruct, typename="robo_reward_msgs::msg::dds_::ProgressEstimate_"):
+    header: Header
+    episode_id: str
+    model_version: str
+    valid: bool
+    reason: str
+    stage: t.int32
+    stage_name: str
+    stage_probs: t.sequence[t.float32]
+    stage_progress: t.float32
+    progress: t.float32
+    progress_std: t.float32
+    progress_low: t.float32
+    progress_high: t.float32
+    success_prob: t.float32
+    success: bool
+    cameras: t.sequence[str]
+    camera_contributions: t.sequence[t.float32]
+    missing_cameras: t.sequence[str]
+
+participant = DomainParticipant(int(sys.argv[1]))
+qos = Qos(Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.History.KeepLast(10))
+reader = DataReader(participant, Topic(participant, "rt/estimate", Estimate), qos=qos)
+assert "rclpy" not in sys.modules
+for _ in range(3000):
+    for found in reader.take(10):
+        if found.valid:
+            print(found.header.stamp.sec, found.stage_name, *found.cameras, round(found.progress, 5))
+            sys.exit(0)
+    time.sleep(0.01)
+sys.exit("nothing was heard")
+"""
+LOOPBACK = (
+    '<CycloneDDS><Domain Id="any"><General><Interfaces><NetworkInterface name="lo"/></Interfaces>'
+    "<AllowMulticast>false</AllowMulticast></General><Discovery><ParticipantIndex>auto</ParticipantIndex>"
+    "<MaxAutoParticipantIndex>40</MaxAutoParticipantIndex><Peers><Peer Address='127.0.0.1'/></Peers>"
+    "</Discovery></Domain></CycloneDDS>"
+)
+
+
+@pytest.mark.slow
+def test_a_participant_without_rclpy_decodes_an_estimate(
+    bench: Bench, start_process: StartProcess, model_path: Path, ros_domain: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("cyclonedds", reason="no cyclonedds here")
+    # Kilted describes its types to others in a way that cyclonedds does not read where they have sequences.
+    profile = tmp_path / "plain_types.xml"
+    profile.write_text(
+        '<dds xmlns="http://www.eprosima.com"><profiles><participant profile_name="p" '
+        'is_default_profile="true"><rtps><propertiesPolicy><properties><property>'
+        "<name>fastdds.type_propagation</name><value>disabled</value>"
+        "</property></properties></propertiesPolicy></rtps></participant></profiles></dds>"
+    )
+    values = {"model": model_path, "cameras": "[front]", "rate_hz": 0.0}
+    start_process(
+        "robo_reward_ros.reward_node",
+        ["--ros-args", *(text for key, value in values.items() for text in ("-p", f"{key}:={value}"))],
+        FASTDDS_DEFAULT_PROFILES_FILE=str(profile),
+    )
+    listener = start_process("-c", [LISTENER, str(ros_domain)], CYCLONEDDS_URI=LOOPBACK)
+    bench.camera("front")
+    rgb = pictures(1)[0]["front"]
+    limit, begin, sent = time.monotonic() + 40, time.time_ns(), 0
+    while listener.poll() is None and time.monotonic() < limit:
+        bench.send("front", rgb, begin + sent * STEP)
+        sent += 1
+        time.sleep(0.1)
+    words = (tmp_path / "process_1.log").read_text().split()
+    assert listener.returncode == 0, words
+    assert words[1] in ("reach", "pull")
+    assert words[2] == "front"
+    assert any(round(e.progress, 5) == float(words[3]) for e in bench.judged)

@@ -1,0 +1,136 @@
+"""Time alignment: whatever the cameras do, sets are in order, within the tolerance, and never late."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+# A checkout without the ROS extra has the package on no path.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_reward_ros"))
+
+from robo_reward_ros.alignment import AlignedSet, Aligner, AlignerSettings
+
+MS = 1_000_000
+SETTINGS = AlignerSettings(tolerance_ns=25 * MS, wait_ns=15 * MS, timeout_ns=300 * MS)
+NAMES = ("a", "b", "c")
+
+
+def run(
+    events: list[tuple[int, str, int]], names: tuple[str, ...] = NAMES
+) -> list[tuple[int, AlignedSet[int]]]:
+    """Plays (arrival, camera, stamp) with a timer every millisecond; the sets and when each was out."""
+    aligner: Aligner[int] = Aligner(names, SETTINGS)
+    made: list[tuple[int, AlignedSet[int]]] = []
+    now = 0
+    for arrival, camera, stamp in sorted(events):
+        while aligner.pending and now + MS <= arrival:
+            now += MS
+            made += [(now, found) for found in aligner.tick(now)]
+        now = arrival
+        made += [(now, found) for found in aligner.add(camera, stamp, stamp, now)]
+    return made + [(now + SETTINGS.wait_ns, found) for found in aligner.tick(now + SETTINGS.wait_ns)]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[tuple[int, str, int]]:
+    """Cameras at about 30 Hz that start and die when they like, with jitter, delay and losses."""
+    events = []
+    for name in NAMES:
+        first, last = draw(st.integers(0, 30)), draw(st.integers(20, 60))
+        phase, delay = draw(st.integers(0, 20)), draw(st.integers(0, 60))
+        for index in range(first, last):
+            if draw(st.integers(0, 9)) == 0:
+                continue
+            stamp = 1000 + 33 * index + phase + draw(st.integers(-3, 3))
+            events.append(((stamp + delay + draw(st.integers(0, 5))) * MS, name, stamp * MS))
+    return events
+
+
+@given(streams())
+def test_sets_are_ordered_close_together_and_on_time(events: list[tuple[int, str, int]]) -> None:
+    made = run(events)
+    stamps = [found.stamp_ns for _, found in made]
+    assert all(later > earlier for earlier, later in pairwise(stamps))
+    for given_out, found in made:
+        assert given_out - found.arrived_ns <= SETTINGS.wait_ns + MS
+        assert set(found.frames) | set(found.missing) == set(NAMES)
+        assert not set(found.frames) & set(found.missing)
+        assert found.frames[found.reference][0] == found.stamp_ns
+        assert all(abs(stamp - found.stamp_ns) <= SETTINGS.tolerance_ns for stamp, _ in found.frames.values())
+        assert all(stamp == frame for stamp, frame in found.frames.values())
+    assert all(not found.generation for _, found in made)
+
+
+def test_cameras_in_step_give_one_full_set_a_frame_as_soon_as_it_is_there() -> None:
+    # b comes 4 ms after a, c 8 ms after: each set is given out when its last frame arrives.
+    events = [
+        ((1000 + 33 * i + late) * MS, name, (1000 + 33 * i) * MS)
+        for i in range(20)
+        for name, late in (("a", 0), ("b", 4), ("c", 8))
+    ]
+    made = run(events)
+    assert [found.stamp_ns // MS for _, found in made] == [1000 + 33 * i for i in range(20)]
+    assert all(found.missing == () for _, found in made)
+    assert [(at - found.arrived_ns) // MS for at, found in made] == [8] * 20
+
+
+def test_the_death_of_a_camera_delays_three_sets_at_most_and_the_reference_is_replaced() -> None:
+    alive = {"a": range(10), "b": range(40), "c": range(40)}
+    events = [
+        ((1000 + 33 * i) * MS, name, (1000 + 33 * i) * MS) for name, when in alive.items() for i in when
+    ]
+    made = run(events)
+    late = [found for at, found in made if at - found.arrived_ns > 0]
+    assert len(late) <= 3
+    assert {found.reference for _, found in made[:10]} == {"a"}
+    assert {found.reference for _, found in made[10:]} == {"b"}
+    assert all(found.missing == ("a",) for _, found in made[10:])
+    # Three frame periods pass until the silence is noticed; from then on nothing is lost.
+    assert made[10][1].stamp_ns <= (1000 + 33 * 13) * MS
+    assert made[-1][1].stamp_ns == (1000 + 33 * 39) * MS
+
+
+def test_all_may_pause_together_and_then_go_on_together() -> None:
+    # A robot that waits for its learner: long, uneven pauses between moments.
+    moments = [1000, 1050, 2500, 2600, 9000, 9100]
+    events = [
+        ((t + late) * MS, name, (1000 + 50 * i) * MS)
+        for i, t in enumerate(moments)
+        for name, late in (("c", 0), ("b", 1), ("a", 2))
+    ]
+    made = run(events)
+    assert [found.stamp_ns // MS for _, found in made] == [1000 + 50 * i for i in range(len(moments))]
+    assert all(found.missing == () for _, found in made)
+
+
+def test_a_camera_that_lags_a_second_is_left_out_without_delay_until_it_is_back() -> None:
+    events = []
+    for i in range(90):
+        stamp = (1000 + 33 * i) * MS
+        events.append((stamp, "a", stamp))
+        events.append((stamp + MS, "b", stamp - 1000 * MS if 10 <= i < 60 else stamp))
+    made = run([(at, name, stamp) for at, name, stamp in events if stamp > 0], ("a", "b"))
+    out = [found for _, found in made if found.missing == ("b",)]
+    assert len(out) == 51  # the first set after its return is out before it is noticed
+    assert len([found for at, found in made if at - found.arrived_ns > MS]) <= 3
+    assert all(found.missing == () for _, found in made[-25:])
+
+
+def test_a_jump_of_the_references_clock_begins_a_new_generation() -> None:
+    stamps = [*range(5000, 5330, 33), *range(1000, 1330, 33)]
+    events = [((9000 + 33 * i) * MS, name, t * MS) for i, t in enumerate(stamps) for name in ("a", "b")]
+    made = run(events, ("a", "b"))
+    assert [found.stamp_ns // MS for _, found in made] == stamps
+    assert [found.generation for _, found in made] == [0] * 10 + [1] * 10
+    assert all("camera 'a' jumped back by 4.297 s" in found.reset for _, found in made[10:])
+
+
+def test_stamps_that_do_not_advance_are_counted_and_left_out() -> None:
+    aligner: Aligner[int] = Aligner(["a"], SETTINGS)
+    made = [len(aligner.add("a", stamp, 0, now)) for now, stamp in enumerate((100, 100, 90, 101))]
+    assert made == [1, 0, 0, 1]
+    assert aligner.cameras["a"].stale == 2
