@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from robo_reward.errors import DataError
+from robo_reward.imports import import_object
 from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.improve.worker import Worker
-from robo_reward.imports import import_object
 from robo_reward.labels import equal_stage_weights, label_episode, task_progress
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources

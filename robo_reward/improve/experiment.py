@@ -22,11 +22,11 @@ from robo_reward.adapt import run as adapt
 from robo_reward.checkpoint import load_checkpoint, write_atomic
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.evaluate.report import Chart, Curve, Report, TextTable, write_report
+from robo_reward.imports import import_object
 from robo_reward.improve.config import ImproveConfig, ShapingConfig
 from robo_reward.improve.demonstrations import choose_demonstrations
 from robo_reward.improve.run import improve
 from robo_reward.improve.summary import Cell, area_under, cell_of, paired, reached_at, t_interval
-from robo_reward.imports import import_object
 
 __all__ = ["ExperimentConfig", "run", "summarize"]
 
@@ -38,7 +38,8 @@ _REFERENCE = "sparse"
 class ExperimentConfig(ImproveConfig):
     """See `configs/experiment/one_demo.yaml`; the other keys are those of `improve`, for every cell."""
 
-    tasks: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    task_names: tuple[str, ...] | None = None
     arms: dict[str, Any] = field(default_factory=dict)
     arm_names: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -60,7 +61,8 @@ def run(config: ExperimentConfig) -> None:
     _check(config)
     cells: list[Cell] = []
     planned: list[tuple[str, ImproveConfig]] = []
-    for task, env in config.tasks.items():
+    for task in chosen_tasks(config):
+        env = config.tasks[task]
         store = _demonstrations(config, task, env)
         for seed in config.seeds:
             model = _model(config, task, store, seed)
@@ -82,6 +84,8 @@ def run(config: ExperimentConfig) -> None:
 def _check(config: ExperimentConfig) -> None:
     if not config.tasks or not config.arm_names or not config.seeds:
         raise ConfigError("the experiment needs tasks={...}, arm_names=[...] and seeds=[...]")
+    if unknown := [name for name in chosen_tasks(config) if name not in config.tasks]:
+        raise ConfigError(f"no task '{unknown[0]}': choose from {', '.join(config.tasks)}")
     if unknown := [name for name in config.arm_names if name not in config.arms]:
         raise ConfigError(f"no arm '{unknown[0]}': choose from {', '.join(config.arms)}")
     if len(set(config.seeds)) < len(config.seeds):
@@ -92,7 +96,12 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError(f"jobs={config.jobs}: must be 1 or more")
 
 
-def _demonstrations(config: ExperimentConfig, task: str, env: str) -> str:
+def chosen_tasks(config: ExperimentConfig) -> tuple[str, ...]:
+    """The tasks to run."""
+    return tuple(config.tasks) if config.task_names is None else config.task_names
+
+
+def _demonstrations(config: ExperimentConfig, task: str, env: Any) -> str:
     """The store of a task's demonstrations: the given one, or one recorded now."""
     if task in config.stores:
         return config.stores[task]
@@ -169,7 +178,7 @@ def one_episode(path: Path, reader: str, name: str) -> _OneEpisode:
 
 
 def _cell(
-    config: ExperimentConfig, task: str, env: str, store: str, model: str | None, arm: str, seed: int
+    config: ExperimentConfig, task: str, env: Any, store: str, model: str | None, arm: str, seed: int
 ) -> ImproveConfig:
     shaping = ShapingConfig(**config.arms[arm]["shaping"])
     own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ImproveConfig)}
@@ -253,7 +262,7 @@ def _report(config: ExperimentConfig, cells: Sequence[Cell], results: Mapping[st
     report = Report(
         title="Improvement from one demonstration",
         facts={
-            "tasks": ", ".join(config.tasks),
+            "tasks": ", ".join(chosen_tasks(config)),
             "arms": ", ".join(config.arm_names),
             "seeds": ", ".join(str(seed) for seed in config.seeds),
             "rollouts": str(config.rollouts),

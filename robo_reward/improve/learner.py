@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robo_reward.improve.networks import Critics, Policy
+from robo_reward.improve.networks import Controller, Critics, Policy
 from robo_reward.improve.replay import Batch, Replay
 
 __all__ = ["Learner", "LearnerConfig"]
@@ -27,7 +27,7 @@ class LearnerConfig:
     """See `learner` in `configs/improve.yaml`."""
 
     width: int = 128
-    critics: int = 4
+    critics: int = 5
     subset: int = 2
     batch_size: int = 128
     demo_share: float = 0.5
@@ -38,6 +38,7 @@ class LearnerConfig:
     lr: float = 3e-4
     tau: float = 0.005
     target_noise: float = 0.2
+    imitate: bool = True
     clone_weight: float = 1.0
     clone_steps: int = 1500
     clone_noise: float = 0.2
@@ -60,6 +61,11 @@ class Learner:
         self.target_critics = Critics(observation, action, config.width, config.critics, self.generator)
         self.target_policy.load_state_dict(self.policy.state_dict())
         self.target_critics.load_state_dict(self.critics.state_dict())
+        imitation = None
+        if config.imitate:
+            imitation = Policy(observation, action, config.width, self.generator).requires_grad_(False)
+        self.controller = Controller(self.policy, imitation, self.critics)
+        self.target_controller = Controller(self.target_policy, imitation, self.target_critics)
         self.target_policy.requires_grad_(False)
         self.target_critics.requires_grad_(False)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.lr, fused=True)
@@ -99,6 +105,8 @@ class Learner:
             self.policy_optimizer.step()
             error = float(loss.detach())
         self.target_policy.load_state_dict(self.policy.state_dict())
+        if self.controller.imitation is not None:
+            self.controller.imitation.load_state_dict(self.policy.state_dict())
         return error
 
     def learn(self, replay: Replay, decisions: int) -> dict[str, float]:
@@ -120,7 +128,7 @@ class Learner:
         with torch.no_grad():
             x = self.policy.normalize(batch.observation)
             next_x = self.policy.normalize(batch.next_observation)
-            action = self.target_policy.act(next_x)
+            action = self.target_controller.act(next_x)
             noise = torch.randn(action.shape, generator=self.generator) * config.target_noise
             action = (action + noise.clamp(-2.5 * config.target_noise, 2.5 * config.target_noise)).clamp(
                 -1, 1
@@ -166,10 +174,8 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a checkpoint needs."""
         return {
-            "policy": self.policy.state_dict(),
-            "target_policy": self.target_policy.state_dict(),
-            "critics": self.critics.state_dict(),
-            "target_critics": self.target_critics.state_dict(),
+            "controller": self.controller.state_dict(),
+            "target_controller": self.target_controller.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -178,7 +184,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name in ("policy", "target_policy", "critics", "target_critics"):
+        for name in ("controller", "target_controller"):
             getattr(self, name).load_state_dict(state[name])
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, relu
 
-__all__ = ["Critics", "Policy"]
+__all__ = ["Controller", "Critics", "Policy"]
 
 
 class Policy(nn.Module):
@@ -81,6 +81,31 @@ class Critics(nn.Module):
         h = layer_norm(torch.baddbmm(self.bias2, h, self.weight2), width)
         h = relu(torch.addcmul(self.shift2, h, self.scale2))
         return torch.baddbmm(self.bias3, h, self.weight3)[..., 0]
+
+
+class Controller(nn.Module):
+    """What acts: the learned policy, or the cloned one where the critics like its action better.
+
+    Imitation-bootstrapped RL (IBRL, Hu et al. 2023): while the critics know little, the robot does what it was
+    shown, and what is learned replaces it state by state. Both see inputs at the scale of `policy`.
+    """
+
+    def __init__(self, policy: Policy, imitation: Policy | None, critics: Critics) -> None:
+        super().__init__()
+        self.policy, self.imitation, self.critics = policy, imitation, critics
+
+    def forward(self, observation: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
+        """Actions for observations as they come from the robot."""
+        return self.act(self.policy.normalize(observation))
+
+    def act(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
+        """Actions for normalized observations."""
+        own = self.policy.act(x)
+        if self.imitation is None:
+            return own
+        shown = self.imitation.act(x)
+        better = self.critics(x, own).mean(dim=0) >= self.critics(x, shown).mean(dim=0)
+        return torch.where(better[:, None], own, shown)
 
 
 def _matrix(inputs: int, outputs: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:

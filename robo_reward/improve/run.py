@@ -21,6 +21,7 @@ import torch
 
 from robo_reward.checkpoint import write_atomic
 from robo_reward.errors import CheckpointError
+from robo_reward.imports import instantiate
 from robo_reward.improve.config import ImproveConfig, check_config
 from robo_reward.improve.demonstrations import (
     choose_demonstrations,
@@ -34,12 +35,10 @@ from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
 from robo_reward.improve.savings import PromisingStarts, abort_rule
 from robo_reward.improve.trust import Scaled, outcome_trust
 from robo_reward.improve.worker import Order, Worker
-from robo_reward.imports import instantiate
 
 __all__ = ["Evaluation", "improve", "run"]
 
 _RUN_FILE, _STATE, _METRICS = "improve.json", "state.pt", "metrics.json"
-_SCALE_ROLLOUTS = 20
 
 
 @dataclass(frozen=True)
@@ -138,13 +137,13 @@ class _Session:
     def run(self) -> None:
         """Everything up to the last rollout."""
         config = self.config
-        self._restore()
-        if self.done == 0 and not self.evaluations:
+        begun = self._restore()
+        if not begun:
             self.learner.fit_scale(self.replay.observations(), self.replay.sizes)
             self.clone_error = self.learner.clone(self.replay)
         title = f"improve ({config.arm_name}, seed {config.seed})"
         with ImproveDisplay(self.folder, config.rollouts, self.done, title) as display:
-            if not self.evaluations:
+            if not begun:
                 self._evaluate(display)
                 self._save()
             while self.done < config.rollouts:
@@ -168,7 +167,7 @@ class _Session:
         path = self._rollout_path(self.done)
         if path.is_file():
             return load_rollout(path)
-        self.worker.set_policy(self.learner.policy.state_dict())
+        self.worker.set_policy(self.learner.controller)
         order = self._order()
         rollout, states = self.worker.run(order)
         while rollout.decisions == 0:  # the physics failed at once: there is nothing to learn from
@@ -198,8 +197,6 @@ class _Session:
         )
 
     def _learn(self, rollout: Rollout) -> dict[str, float]:
-        if self.done < _SCALE_ROLLOUTS:
-            self.learner.fit_scale(self.replay.observations(), self.replay.sizes)
         numbers: dict[str, float] = {}
         if self.config.shaping.outcome_trust:
             numbers["trust"] = self._fade()
@@ -217,7 +214,7 @@ class _Session:
         config = self.config
         if not (config.evaluate_every and config.evaluate_episodes):
             return
-        self.worker.set_policy(self.learner.policy.state_dict())
+        self.worker.set_policy(self.learner.controller)
         found: list[Rollout] = []
         for index in range(config.evaluate_episodes):
             film = index < 3 and bool(config.film_every) and self.done in (0, config.rollouts)
@@ -266,10 +263,11 @@ class _Session:
         )
         write_atomic(self.folder / _STATE, buffer.getvalue())
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Whether there was a state to go on from."""
         path = self.folder / _STATE
         if not path.is_file():
-            return
+            return False
         state = torch.load(path, weights_only=True)
         self.learner.load_state_dict(state["learner"])
         self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
@@ -277,13 +275,15 @@ class _Session:
         self.clone_error = state["clone_error"]
         for index in range(self.done):
             self.replay.add(load_rollout(self._rollout_path(index)))
+        return True
 
     def finish(self) -> dict[str, Any]:
         """Write the policy and the numbers; returns the numbers."""
         config, rollouts = self.config, self.rollouts
         buffer = io.BytesIO()
         torch.save(
-            {"policy": self.learner.policy.state_dict(), "observe": list(self.replay.observed)}, buffer
+            {"controller": self.learner.controller.state_dict(), "observe": list(self.replay.observed)},
+            buffer,
         )
         write_atomic(self.folder / "policy.pt", buffer.getvalue())
         metrics = {

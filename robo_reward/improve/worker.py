@@ -16,11 +16,10 @@ from jaxtyping import Float32
 from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.imports import instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
-from robo_reward.improve.networks import Policy
 from robo_reward.improve.observer import Moment, Observer
 from robo_reward.improve.rollouts import Rollout
-from robo_reward.imports import instantiate
 
 __all__ = ["Order", "Start", "Worker", "make_environment"]
 
@@ -101,7 +100,7 @@ class Worker:
         if self.model is not None:
             stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
         self.observer = Observer(self._parts, stream, stages)
-        self._policy: Policy | None = None
+        self._policy: torch.nn.Module | None = None
         self.first_images: dict[str, np.ndarray] = {}
 
     def _check_environment(self, config: ImproveConfig) -> None:
@@ -131,14 +130,9 @@ class Worker:
         unit = 2 * (actions - self._low) / (self._high - self._low) - 1
         return np.clip(unit, -1.0, 1.0).astype(np.float32)
 
-    def set_policy(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Act with these weights from now on."""
-        if self._policy is None:
-            width, observation = state["weight1"].shape
-            generator = torch.Generator().manual_seed(0)
-            self._policy = Policy(observation, self.action_size, width, generator)
-        self._policy.load_state_dict(state)
-        self._policy.requires_grad_(False)
+    def set_policy(self, policy: torch.nn.Module) -> None:
+        """Act with this from now on: observations f32[b, d] to actions f32[b, a] in [-1, 1]."""
+        self._policy = policy
 
     def set_model(self, model: RewardModel, instruction: str) -> None:
         """Estimate progress with a refreshed model from now on."""

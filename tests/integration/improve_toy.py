@@ -1,0 +1,134 @@
+"""A small world for the tests of improvement: a dot that has to reach a mark on a plane, seen by one camera."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
+from robo_reward.testing import MemoryReader
+
+REACH = 0.15
+STEP = 0.12
+SIZE = 32
+
+
+class Dot(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """Reach the mark. `proprio` is the dot's place; the mark is only in the image and in the truth."""
+
+    decision_ns = 100_000_000
+
+    def __init__(self, limit: int = 25, cameras: tuple[str, ...] = ("top",)) -> None:
+        parts: dict[str, spaces.Space[Any]] = {"proprio": spaces.Box(-2, 2, (2,), np.float32)}
+        if cameras:
+            image = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+            parts["images"] = spaces.Dict(dict.fromkeys(cameras, image))
+        self.observation_space = spaces.Dict(parts)
+        self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)  # twice the policy's units
+        self.limit, self.cameras = limit, tuple(cameras)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.place = np.zeros(2)
+        angle = self.np_random.uniform(-0.6, 0.6)
+        self.mark = np.array([np.cos(angle), np.sin(angle)])
+        self.far = float(np.linalg.norm(self.mark - self.place))
+        self.time = 0
+        return self._seen(), {"success": False}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.time += 1
+        self.place = np.clip(self.place + STEP * np.clip(action, -2, 2) / 2, -1.5, 1.5)
+        done = self.apart() < REACH
+        return self._seen(), float(done), done, self.time >= self.limit, {"success": done}
+
+    def apart(self) -> float:
+        return float(np.linalg.norm(self.mark - self.place))
+
+    def oracle(self) -> Any:
+        return SimpleNamespace(progress=float(np.clip(1 - self.apart() / self.far, 0, 1)))
+
+    def privileged_state(self) -> np.ndarray:
+        return np.concatenate([self.place, self.mark])
+
+    def get_state(self) -> Any:
+        return (self.place.copy(), self.mark.copy(), self.time)
+
+    def set_state(self, state: Any) -> Any:
+        self.place, self.mark, self.time = state[0].copy(), state[1].copy(), 0
+        return self._seen(), {"success": False}
+
+    def _seen(self) -> dict[str, Any]:
+        seen: dict[str, Any] = {"proprio": self.place.astype(np.float32)}
+        if self.cameras:
+            image = np.zeros((SIZE, SIZE, 3), np.uint8)
+            for point, color in ((self.mark, (255, 80, 0)), (self.place, (0, 120, 255))):
+                row, column = ((point + 1.5) / 3 * (SIZE - 3)).astype(int)
+                image[row : row + 3, column : column + 3] = color
+            seen["images"] = dict.fromkeys(self.cameras, image)
+        return seen
+
+
+def expert(env: Dot) -> np.ndarray:
+    """Straight to the mark."""
+    return np.clip((env.mark - env.place) / STEP * 2, -1.6, 1.6).astype(np.float32)
+
+
+def demonstration(index: int, aim: bool = True) -> Episode:
+    """One episode of the expert, or of one that goes the other way."""
+    env = Dot()
+    observation, _ = env.reset(seed=1000 + index)
+    seen, actions, progress, done = [observation], [], [env.oracle().progress], False
+    while not done:
+        actions.append(expert(env) if aim else -expert(env))
+        observation, _, terminated, truncated, _ = env.step(actions[-1])
+        seen.append(observation)
+        progress.append(1.0 if terminated else env.oracle().progress)
+        done = terminated or truncated
+    length = len(seen)
+    success = np.zeros(length, np.bool_)
+    success[-1] = aim
+    stage = (np.array(progress) >= 0.5).astype(np.int64)
+    info = EpisodeInfo(
+        name=f"dot_{index:03d}",
+        uid=hashlib.sha256(f"dot {index} {aim}".encode()).hexdigest()[:32],
+        cameras=("top",),
+        image_sizes={"top": (SIZE, SIZE)},
+        stamp_ns=np.arange(length, dtype=np.int64) * Dot.decision_ns,
+        instruction="go to the mark",
+        stage_names=("leave", "arrive"),
+        truth=ProgressLabel(
+            stage, np.clip(np.array(progress) * 2 - stage, 0, 1).astype(np.float32), np.ones(length, np.bool_)
+        ),
+        success=success,
+        outcome=Outcome.SUCCESS if aim else Outcome.FAILURE,
+        kind="expert" if aim else "aborted",
+        source={"mark": env.mark.tolist()},
+    )
+    return Episode(
+        info=info,
+        frames={"top": np.stack([item["images"]["top"] for item in seen])},
+        proprio=np.stack([item["proprio"] for item in seen]),
+        actions=np.array([*actions, np.zeros(2)], np.float32),
+    )
+
+
+class Demos:
+    """Episodes in memory: the last one fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.episodes = [MemoryReader(demonstration(i)) for i in range(4)]
+        self.episodes.append(MemoryReader(demonstration(9, aim=False)))
+        self.fingerprint = "dots"
+
+
+def privileged(env: Any, reader: Any) -> np.ndarray:
+    """The simulator's state along a demonstration."""
+    proprio = reader.read_proprio()
+    return np.concatenate([proprio, np.tile(reader.info.source["mark"], (len(proprio), 1))], axis=1)

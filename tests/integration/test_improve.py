@@ -1,0 +1,233 @@
+"""`robo-reward improve` end to end, on a small world: it learns, survives kills, and its report says what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robo_reward.cli.main import load_config, main, run_command
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.improve.demonstrations import choose_demonstrations, demonstration_rollout
+from robo_reward.improve.run import improve
+from robo_reward.improve.worker import Order, Worker
+
+HERE = Path(__file__).parent
+WORLD = [
+    "env={_target_: improve_toy.Dot}",
+    "plugins=[]",
+    "reader={_target_: improve_toy.Demos}",
+    "demos=memory",
+    "demonstrations=1",
+    "learner.width=32",
+    "learner.batch_size=32",
+    "learner.critics=2",
+    "learner.clone_steps=300",
+    "evaluate_episodes=5",
+]
+BLIND = ["arm=oracle", "privileged=true", "privileged_demos=improve_toy.privileged"]
+FAST = ["rollouts=4", "evaluate_every=2", "learner.updates_per_decision=1", "learner.clone_steps=50"]
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def go(out: Path, *overrides: str) -> dict[str, Any]:
+    _, config = load_config("improve", [*WORLD, f"out={out}", *overrides])
+    return improve(config)
+
+
+def policy_of(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "policy.pt", weights_only=True)["controller"]
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hardly trained reward model of the small world."""
+    from robo_reward_data.store import EpisodeStore
+
+    sys.path.insert(0, str(HERE))
+    import improve_toy
+
+    folder = tmp_path_factory.mktemp("improve")
+    store = EpisodeStore.create(folder / "store")
+    for index in range(6):
+        store.write(improve_toy.demonstration(20 + index, aim=index < 5))
+    network = ["network.encoder.channels=[4,4,8,8]", "network.encoder.bottleneck=4", "network.width=16"]
+    options = ["network.heads=2", "windows.frames=4", "batch_size=4", "threads=1", "accelerator=cpu"]
+    run_command(
+        "train",
+        [f"data={folder / 'store'}", f"out={folder / 'run'}", "augment=sim", "steps=5", *network, *options]
+        + ["precision=32-true"],
+    )
+    return folder / "run"
+
+
+def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -> None:
+    options = ["rollouts=30", "evaluate_every=30", "evaluate_episodes=12", "learner.noise_rollouts=20"]
+    metrics = go(tmp_path / "run", *BLIND, *options)
+    (_, before), (_, after) = metrics["evaluations"]
+    assert np.mean(before) <= 0.6
+    assert np.mean(after) >= 0.9
+    assert metrics["privileged"] is True
+    assert metrics["observe"] == ["proprio", "privileged"]
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    options = [*WORLD, *BLIND, "rollouts=5", "evaluate_every=5", "learner.clone_steps=50"]
+    whole = tmp_path / "whole"
+    reference = go(whole, *options[len(WORLD) :])
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "robo_reward.cli.main", "improve", *options, f"out={killed}"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((killed / "rollouts").glob("[0-9]*.npz"))) < 2:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list((killed / "rollouts").glob("[0-9]*.npz")))
+    assert 2 <= kept < 5
+    stamps = {path.name: path.stat().st_mtime_ns for path in (killed / "rollouts").glob("[0-9]*.npz")}
+    resumed = go(killed, *options[len(WORLD) :])
+    for name, stamp in stamps.items():
+        assert (killed / "rollouts" / name).stat().st_mtime_ns == stamp  # not run again
+    for key in ("rollout_success", "rollout_seconds", "evaluations", "updates", "clone_error"):
+        assert resumed[key] == reference[key]
+    ours, theirs = policy_of(whole), policy_of(killed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_scale_zero_is_the_sparse_arm_by_the_same_path(tmp_path: Path) -> None:
+    sparse = go(tmp_path / "sparse", *BLIND, *FAST, "arm=sparse")
+    unscaled = go(tmp_path / "unscaled", *BLIND, *FAST, "shaping.kappa=0")
+    shaped = go(tmp_path / "shaped", *BLIND, *FAST)
+    assert sparse["evaluations"] == unscaled["evaluations"]
+    ours, theirs, other = (policy_of(tmp_path / name) for name in ("sparse", "unscaled", "shaped"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not all(torch.equal(ours[name], other[name]) for name in ours)
+
+
+def test_pixels_are_encoded_once_and_alike_in_demonstrations_and_rollouts(
+    reward_model: Path, tmp_path: Path
+) -> None:
+    overrides = [*WORLD, f"out={tmp_path}", f"model={reward_model}"]
+    _, config = load_config("improve", overrides)
+    readers = choose_demonstrations(config)
+    worker = Worker(config, readers[0].info.instruction)
+    demo = demonstration_rollout(config, worker, readers[0])
+    assert set(demo.parts) == {"proprio", "motion", "embedding", "start", "estimate"}
+    assert np.isfinite(demo.progress).all()
+    assert np.array_equal(demo.parts["start"], np.repeat(demo.parts["embedding"][:1], len(demo.progress), 0))
+    assert np.array_equal(demo.parts["estimate"][:, 0], demo.progress)
+
+    class Replayed(torch.nn.Module):
+        """Does what the demonstration did."""
+
+        step = 0
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            self.step += 1
+            return torch.from_numpy(demo.actions[self.step - 1 : self.step])
+
+    worker.set_policy(Replayed())
+    rollout, _ = worker.run(Order(index=0, seed=1000, noise=0.0, film=True))
+    assert rollout.terminated
+    assert rollout.decisions == demo.decisions
+    for name, values in demo.parts.items():
+        np.testing.assert_allclose(rollout.parts[name], values, atol=2e-4, err_msg=name)
+    np.testing.assert_allclose(rollout.progress, demo.progress, atol=1e-4)
+    assert rollout.task_reward.tolist() == demo.task_reward.tolist()
+    assert len(rollout.images["top"]) == rollout.decisions + 1
+
+
+@pytest.mark.parametrize("arm", ["learned", "naive_dense", "absolute"])
+def test_every_arm_runs_from_pixels_and_reports(reward_model: Path, tmp_path: Path, arm: str) -> None:
+    run = tmp_path / "run"
+    overrides = [*WORLD, *FAST, f"out={run}", f"model={reward_model}", f"arm={arm}"]
+    if arm == "learned":
+        overrides += ["savings.abort=true", "savings.priority=1", "savings.promising_resets=0.5"]
+        overrides += ["shaping.outcome_trust=true", "success=detector"]
+    run_command("improve", overrides)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["arm"] == arm
+    assert metrics["model_version"]
+    assert len(metrics["rollout_success"]) == 4
+    page = (run / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert [chart["title"] for chart in data["charts"]] == [
+        "Success over rollouts",
+        "Success over robot time",
+    ]
+    assert {"before", "after", "with exploration"} == {episode["kind"] for episode in data["episodes"]}
+    assert all(episode["cameras"] == ["top"] for episode in data["episodes"])
+    assert data["tables"][0]["title"] == "Where the reward was wrong"
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> None:
+    out = tmp_path / "experiment"
+    cells = ["arm_names=[sparse,oracle]", "seeds=[0,1]", "task_names=[dot]", "+stores.dot=memory"]
+    fast = [o for o in [*WORLD, *BLIND[1:], *FAST] if not o.startswith(("env=", "demos", "arm="))]
+    task = "+tasks.dot={_target_: improve_toy.Dot}"
+    overrides = ["+experiment=one_demo", *cells, task, *fast, f"out={out}"]
+    run_command("improve", overrides)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert set(results["dot"]) == {"sparse", "oracle"}
+    oracle = results["dot"]["oracle"]
+    assert oracle["seeds"] == [0, 1]
+    assert oracle["curve"]["rollouts"] == [0, 2, 4]
+    # Arms of one seed start from the same policy and are judged on the same episodes.
+    begin = [[curve[0] for curve in results["dot"][arm]["curve"]["success"]] for arm in ("sparse", "oracle")]
+    assert begin[0] == begin[1]
+    assert (out / "report.html").is_file()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    run_command("improve", overrides)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["demonstrations=9"], r"has 4 successful episodes.*demonstrations=9"),
+        (["observe=[proprio,embedding]", "arm=oracle"], "reads the reward model: give model=RUN"),
+        (["arm=oracle", "observe=[privileged]"], "needs privileged=true"),
+        (["arm=oracle", "observe=[smell]"], "observe has 'smell'"),
+        (
+            [*BLIND, "env={_target_: gymnasium.envs.classic_control.CartPoleEnv}", "~blind_args.cameras"],
+            "continuous",
+        ),
+        ([*BLIND, "learner.discount=1.0"], "learner.discount=1.0"),
+        ([*BLIND, "success=detector"], "give model=RUN"),
+        ([*BLIND, "plugins=[no_such_simulator]"], "no_such_simulator"),
+        (["arm=oracle", "privileged=true", "privileged_demos=''"], "privileged_demos="),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        go(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    go(tmp_path / "run", *BLIND, *FAST)
+    with pytest.raises(CheckpointError, match="other seed"):
+        go(tmp_path / "run", *BLIND, *FAST, "seed=1")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.txt").write_text("words")
+    assert main(["improve", *WORLD, *BLIND, f"out={tmp_path / 'else'}"]) == 1
+    assert "choose another out=" in capsys.readouterr().err
