@@ -7,8 +7,10 @@ calibration episodes: split-conformal bands from its spread, Platt scaling, thre
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int64
 
 from robo_reward.calibration import (
     LEVELS,
@@ -21,7 +23,7 @@ from robo_reward.calibration import (
 from robo_reward.compare.judge import Judged
 from robo_reward.compare.method import MethodPrediction
 from robo_reward.errors import DataError
-from robo_reward.estimate import Estimates, band
+from robo_reward.estimate import band
 from robo_reward.evaluate.predict import EpisodeResult, Truth, true_labels
 from robo_reward.labels import label_success
 from robo_reward.model.config import TaskConfig
@@ -99,7 +101,7 @@ def episode_results(
     """Judged test episodes as every metric takes them."""
     results: list[EpisodeResult] = []
     for one, reader, true in zip(judged, readers, truth, strict=True):
-        forward = _estimates(one.forward, calibration)
+        forward = _answers(one.forward, calibration)
         low, high = (np.full((len(LEVELS), reader.info.length), np.nan, np.float32) for _ in range(2))
         if one.forward.std is not None and calibration.quantiles:
             for row, level in enumerate(LEVELS):
@@ -110,31 +112,45 @@ def episode_results(
                 truth=true,
                 unseen=np.ones(reader.info.length, dtype=np.bool_),
                 forward=forward,
-                backward=_estimates(one.backward or one.forward, calibration),
-                conditions={k: _estimates(p, calibration) for k, p in (one.conditions or {}).items()},
+                backward=_answers(one.backward or one.forward, calibration),
+                conditions={k: _answers(p, calibration) for k, p in (one.conditions or {}).items()},
                 bands=(low, high),
             )
         )
     return results
 
 
-def _estimates(found: MethodPrediction, calibration: Calibration) -> Estimates:
+@dataclass(frozen=True)
+class _Answers:
+    """See `robo_reward.evaluate.predict.Answers`; raw_std is the spread before calibration."""
+
+    progress: Float32[np.ndarray, " n"]
+    std: Float32[np.ndarray, " n"]
+    raw_std: Float32[np.ndarray, " n"]
+    low: Float32[np.ndarray, " n"]
+    high: Float32[np.ndarray, " n"]
+    tau: Float32[np.ndarray, " n"]
+    success_prob: Float32[np.ndarray, " n"]
+    stage: Int64[np.ndarray, " n"]
+    valid: Bool[np.ndarray, " n"]
+    reason: tuple[str, ...]
+
+
+def _answers(found: MethodPrediction, calibration: Calibration) -> _Answers:
     progress = found.progress.astype(np.float32)
     valid = np.isfinite(progress)
     nothing = np.full(len(progress), np.nan, dtype=np.float32)
     std = nothing if found.std is None else np.where(valid, _spread(found.std), np.nan).astype(np.float32)
     low, high = band(progress, std, calibration, 0.9) if calibration.quantiles else (nothing, nothing)
-    return Estimates(
-        stage_probs=nothing[:, None],
-        stage=np.full(len(progress), -1, dtype=np.int64) if found.stage is None else found.stage,
-        tau=nothing,
+    return _Answers(
         progress=progress,
         std=(std * calibration.std_scale).astype(np.float32),
         raw_std=std,
         low=low,
         high=high,
+        tau=nothing,
         success_prob=nothing if found.success_prob is None else _success(found, calibration),
-        success_logit=nothing,
+        stage=np.full(len(progress), -1, dtype=np.int64) if found.stage is None else found.stage,
         valid=valid,
         reason=tuple("" if good else found.reason for good in valid),
     )

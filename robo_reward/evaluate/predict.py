@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from robo_reward.calibration import LEVELS
 from robo_reward.checkpoint import Checkpoint
-from robo_reward.estimate import Estimates, band
+from robo_reward.estimate import band
 from robo_reward.labels import equal_stage_weights, label_episode, label_success, task_progress
 from robo_reward.model.config import TaskConfig
 from robo_reward.offline import encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
-__all__ = ["EpisodeResult", "Truth", "camera_conditions", "predict_episodes", "seen_frames", "true_labels"]
+__all__ = [
+    "Answers",
+    "EpisodeResult",
+    "Truth",
+    "camera_conditions",
+    "predict_episodes",
+    "seen_frames",
+    "true_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,60 @@ class Truth:
     same_stages: bool
 
 
+@runtime_checkable
+class Answers(Protocol):
+    """What is judged of n moments: of `Estimates`, or of another reward model's (NaN, stage -1: no answer).
+
+    progress, std, low, high, tau, success_prob   f32[n]
+    stage, valid, reason                          i64[n], bool[n], and why not
+    """
+
+    @property
+    def progress(self) -> Float32[np.ndarray, " n"]:
+        """In [0, 1]."""
+        ...
+
+    @property
+    def std(self) -> Float32[np.ndarray, " n"]:
+        """Calibrated standard deviation of progress."""
+        ...
+
+    @property
+    def low(self) -> Float32[np.ndarray, " n"]:
+        """Lower end of the 90 % band."""
+        ...
+
+    @property
+    def high(self) -> Float32[np.ndarray, " n"]:
+        """Upper end of the 90 % band."""
+        ...
+
+    @property
+    def tau(self) -> Float32[np.ndarray, " n"]:
+        """Progress within the stage."""
+        ...
+
+    @property
+    def success_prob(self) -> Float32[np.ndarray, " n"]:
+        """Probability that the task is done."""
+        ...
+
+    @property
+    def stage(self) -> Int64[np.ndarray, " n"]:
+        """Most likely stage."""
+        ...
+
+    @property
+    def valid(self) -> Bool[np.ndarray, " n"]:
+        """Whether there is an answer."""
+        ...
+
+    @property
+    def reason(self) -> tuple[str, ...]:
+        """Why there is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """One episode, judged.
@@ -49,9 +111,9 @@ class EpisodeResult:
     info: EpisodeInfo
     truth: Truth
     unseen: Bool[np.ndarray, " t"]
-    forward: Estimates
-    backward: Estimates
-    conditions: Mapping[str, Estimates]
+    forward: Answers
+    backward: Answers
+    conditions: Mapping[str, Answers]
     bands: tuple[Float32[np.ndarray, "m t"], Float32[np.ndarray, "m t"]]
 
 

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from robo_reward import metrics as m
 from robo_reward.calibration import LEVELS, SuccessDetector
-from robo_reward.estimate import Estimates
-from robo_reward.evaluate.predict import EpisodeResult
+from robo_reward.evaluate.predict import Answers, EpisodeResult
 from robo_reward.schema import Outcome
 
 __all__ = [
@@ -235,7 +234,7 @@ def _episodes(
 # --- progress and stage --------------------------------------------------------------------------------
 
 
-def progress_error(r: EpisodeResult, found: Estimates | None = None) -> Float64[np.ndarray, " t"]:
+def progress_error(r: EpisodeResult, found: Answers | None = None) -> Float64[np.ndarray, " t"]:
     """|estimated - true progress| of every frame, NaN where either is unknown."""
     estimate = (found or r.forward).progress
     if r.truth.progress is None:
@@ -243,7 +242,7 @@ def progress_error(r: EpisodeResult, found: Estimates | None = None) -> Float64[
     return np.abs(estimate - r.truth.progress).astype(np.float64)
 
 
-def stage_hits(r: EpisodeResult, found: Estimates | None = None) -> Float64[np.ndarray, " t"]:
+def stage_hits(r: EpisodeResult, found: Answers | None = None) -> Float64[np.ndarray, " t"]:
     """1 where the stage is right, 0 where it is wrong, NaN where it is unknown."""
     stage = (found or r.forward).stage
     if r.truth.stage is None or not r.truth.same_stages:
@@ -268,7 +267,7 @@ def _never_back(r: EpisodeResult) -> bool:
     return bool((np.maximum.accumulate(known) - known).max(initial=0.0) < _FALL)
 
 
-def _voc(found: Estimates, unseen: Bool[np.ndarray, " t"]) -> float:
+def _voc(found: Answers, unseen: Bool[np.ndarray, " t"]) -> float:
     return m.voc(np.where(unseen, found.progress, np.nan))
 
 
