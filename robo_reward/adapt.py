@@ -117,7 +117,7 @@ def grow(base: ProgressModel, config: ModelConfig) -> ProgressModel:
         "tau_head.3.bias": _first_rows(base.config.max_stages * config.tau_bins),
     }
     if base.sentence_encoder is None:
-        rows["text.weight"] = _known_rows(base.config.texts, config.texts)
+        rows["text.weight"] = _known_rows(_task_names(base.config), _task_names(config))
     for name, value in after.items():
         old = before.get(name)
         if old is not None and name in rows and old.shape[1:] == value.shape[1:]:
@@ -129,6 +129,10 @@ def grow(base: ProgressModel, config: ModelConfig) -> ProgressModel:
                 f"'{name}' of the model does not fit the new one: only tasks and cameras may differ"
             )
     return model
+
+
+def _task_names(config: ModelConfig) -> list[str]:
+    return [task.instructions[0] for task in config.tasks]
 
 
 def _known_rows(old: Sequence[str], new: Sequence[str]) -> Callable[[Tensor, Tensor], None]:

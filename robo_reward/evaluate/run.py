@@ -144,10 +144,11 @@ def _judgeable(
 
 def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str]:
     notes: list[str] = []
-    known = set(checkpoint.model.config.texts)
-    strange = sorted({r.info.instruction for r in results} - known)
+    config = checkpoint.model.config
+    asked = sorted({r.info.instruction for r in results})
+    strange = [f"'{text}'" for text in asked if config.task_of(text) is None]
     if strange:
-        notes.append(f"instruction '{strange[0]}' is new to the model: taken for its only task")
+        notes.append(f"new to the model and taken for its only task: {', '.join(strange)}")
     cameras = sorted({c for r in results for c in r.info.cameras} - set(checkpoint.model.config.cameras))
     if cameras:
         notes.append(f"cameras the model was not trained on: {', '.join(cameras)}")

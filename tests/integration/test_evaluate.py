@@ -69,7 +69,7 @@ def test_other_stages_words_and_cameras_are_judged_and_noted(trained: Path, tmp_
     alone = toy_episode(31, length=15, cameras=("front",))
     metrics = evaluate(trained, write(tmp_path / "data", strange, alone), tmp_path / "out")
     notes = " ".join(metrics["notes"])
-    assert "instruction 'pour the tea' is new to the model" in notes
+    assert "new to the model and taken for its only task: 'pour the tea'" in notes
     assert "cameras the model was not trained on: top" in notes
     assert "another number of stages than the model" in notes
     # Progress is judged in both, stages only where there are as many as the model's.
