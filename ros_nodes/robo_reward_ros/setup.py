@@ -26,6 +26,8 @@ setup(
             f"reward_node = {NAME}.reward_node:main",
             f"safety_node = {NAME}.safety_node:main",
             f"sim_robot_node = {NAME}.sim_robot_node:main",
+            f"bag_recorder = {NAME}.bag_recorder:main",
+            f"bag_player = {NAME}.bag_player:main",
         ],
     },
 )

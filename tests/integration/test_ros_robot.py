@@ -316,6 +316,6 @@ def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
         assert done.returncode == 1
         return done.stderr
 
-    assert "stop the robot only after 0.52 s" in refuse("robo_reward_ros.safety_node", command_s=0.5)
+    assert "stop the robot only after 0.51 s" in refuse("robo_reward_ros.safety_node", command_s=0.5)
     cartpole = refuse("robo_reward_ros.sim_robot_node", env_id="CartPole-v1", env_kwargs="'{}'")
     assert "'CartPole-v1' must observe `images` and `proprio`" in cartpole

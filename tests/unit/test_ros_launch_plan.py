@@ -30,7 +30,12 @@ from robo_reward_ros.launching import LaunchError, run_plan
 
 @pytest.fixture(autouse=True)
 def _no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AMENT_PREFIX_PATH", "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+    for name in (
+        "AMENT_PREFIX_PATH",
+        "ROS_DISTRO",
+        "FASTDDS_DEFAULT_PROFILES_FILE",
+        "FASTRTPS_DEFAULT_PROFILES_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

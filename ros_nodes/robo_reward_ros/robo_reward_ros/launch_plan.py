@@ -209,10 +209,11 @@ def _existing(path: str | Path) -> Path:
 def _environment() -> dict[str, str]:
     """Fast DDS with room for raw images, unless the user has a profile of their own."""
     profile = Path(__file__).with_name("fastdds_large_images.xml")
-    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-    if not profile.exists() or any(name in os.environ for name in names):
+    new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+    if not profile.exists() or new in os.environ or old in os.environ:
         return {}
-    return dict.fromkeys(names, str(profile))
+    # Jazzy reads the old name, later releases warn of it.
+    return {old if os.environ.get("ROS_DISTRO") == "jazzy" else new: str(profile)}
 
 
 def _yaml(value: Any) -> str:

@@ -282,7 +282,7 @@ _NUMBERS: dict[str, tuple[float, float, float, str]] = {
         "the policy stays out for so long after a human's last command, seconds",
     ),
     "step_s": (0.1, 0.001, 10.0, "longest time that the change of one command may take, seconds"),
-    "period_s": (0.02, 0.001, 1.0, "of the watchdog, seconds; with command_s 0.2 or less"),
+    "period_s": (0.01, 0.001, 1.0, "of the watchdog, seconds; with command_s 0.2 or less"),
     "horizon_s": (0.2, 0.001, 10.0, "velocity components: how far ahead position limits look, seconds"),
 }
 
