@@ -114,6 +114,5 @@ if __name__ == "__main__":
         f"last command to stop, {len(times)} times: median {np.median(times):.0f} ms, "
         f"max {times.max():.0f} ms (bar: 200)"
     )
-    print(
-        f"lock-step through ROS and safety, 3 cameras 84x84: {steps_per_second():.0f} decisions/s (real time: 16)"
-    )
+    rate = steps_per_second()
+    print(f"lock-step through ROS and safety, 3 cameras 84x84: {rate:.0f} decisions/s (real time: 16)")
