@@ -33,13 +33,15 @@ def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
     chosen = good[config.demo_offset : config.demo_offset + count]
     if count < 1 or len(chosen) < count:
         raise DataError(
-            f"{config.demos} has {len(good)} successful episodes{f' of kind {list(kinds)}' if kinds else ''}: "
+            f"{config.demos} has {len(good)} successful episodes"
+            f"{f' of kind {list(kinds)}' if kinds else ''}: "
             f"demonstrations={count} from demo_offset={config.demo_offset} on are not there"
         )
     for reader in chosen:
         if reader.read_actions() is None or reader.read_proprio() is None:
             raise DataError(
-                f"{reader.info.name} of {config.demos} has no actions or no proprioception: a policy needs both"
+                f"{reader.info.name} of {config.demos} has no actions or no proprioception: "
+                "a policy needs both"
             )
     instructions = {reader.info.instruction for reader in chosen}
     if len(instructions) > 1:

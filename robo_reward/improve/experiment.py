@@ -1,7 +1,8 @@
 """`robo-reward improve +experiment=one_demo`: tasks by arms by seeds, from one demonstration each.
 
 Every cell is a run of `improve` in a folder of its own, so an experiment that is killed goes on where it was.
-Arms of one seed share the demonstration, the reward model, the first policy and the episodes: they are paired.
+Arms of one seed share the demonstration, the reward model, the first policy and the evaluation episodes: they
+are paired.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
     """The reward model of a task and seed: the given one, or `base_model` adapted from the one demonstration.
 
     Raises:
-        DataError: the base model knows the task already, which would not be adaptation from one demonstration.
+        DataError: the base model knows the task already: that is no adaptation from one demonstration.
     """
     if not _uses_model(config):
         return None
@@ -214,9 +215,9 @@ def _run_cells(
 
 
 def summarize(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Everything that is reported, by task and arm: means over seeds with 95 % intervals, and paired differences.
+    """What is reported, by task and arm: means over seeds with 95 % intervals, and paired differences.
 
-    A level that a run never reached has no time: `reached` says how many runs did, and the mean is over those.
+    A level that a run never reached has no time: `reached` counts the runs that did; the mean is theirs.
     """
     found: dict[str, Any] = {}
     for (task, arm), members in _groups(cells).items():

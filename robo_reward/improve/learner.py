@@ -39,6 +39,8 @@ class LearnerConfig:
     tau: float = 0.005
     target_noise: float = 0.2
     imitate: bool = True
+    caution: float = 1.0
+    warm_rollouts: int = 10
     clone_weight: float = 1.0
     clone_steps: int = 1500
     clone_noise: float = 0.2
@@ -64,8 +66,10 @@ class Learner:
         imitation = None
         if config.imitate:
             imitation = Policy(observation, action, config.width, self.generator).requires_grad_(False)
-        self.controller = Controller(self.policy, imitation, self.critics)
-        self.target_controller = Controller(self.target_policy, imitation, self.target_critics)
+        self.controller = Controller(self.policy, imitation, self.critics, config.caution)
+        self.target_controller = Controller(
+            self.target_policy, imitation, self.target_critics, config.caution
+        )
         self.target_policy.requires_grad_(False)
         self.target_critics.requires_grad_(False)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.lr, fused=True)
@@ -95,7 +99,7 @@ class Learner:
         error = float("nan")
         for _ in range(self.config.clone_steps):
             rows = torch.randint(len(x), (min(128, len(x)),), generator=self.generator)
-            # A little noise on the inputs: one demonstration is a thin line, and the policy leaves it at once.
+            # Noise on the inputs: one demonstration is a thin line, and the policy leaves it at once.
             noisy = x[rows] + self.config.clone_noise * torch.randn(
                 len(rows), x.shape[1], generator=self.generator
             )
@@ -134,7 +138,7 @@ class Learner:
                 -1, 1
             )
             members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
-            # The lower of a random few critics: enough pessimism against over-estimation (REDQ, Chen et al. 2021).
+            # The lower of a random few critics: pessimism against over-estimation (REDQ, Chen et al. 2021).
             value = self.target_critics(next_x, action)[members].amin(dim=0)
             target = batch.reward + batch.discount * value
         values = self.critics(x, batch.action)
@@ -166,6 +170,11 @@ class Learner:
         _follow(self.target_policy, self.policy, config.tau * config.actor_every)
         return {"actor": -gain.detach(), "clone": clone.detach()}
 
+    def behavior(self, rollout: int) -> torch.nn.Module:
+        """What acts in a rollout, counted from 0: at first the cloned policy, until critics know some failures."""
+        self.controller.only_imitate = rollout < self.config.warm_rollouts
+        return self.controller
+
     def noise(self, rollout: int) -> float:
         """Standard deviation of the exploration noise of a rollout, counted from 0."""
         share = min(rollout / max(self.config.noise_rollouts, 1), 1.0)
@@ -195,5 +204,5 @@ class Learner:
 def _follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None:
     """Move the target's parameters a share `tau` towards the source's."""
     with torch.no_grad():
-        ours = list(target.parameters())
-        torch._foreach_lerp_(ours, list(source.parameters()), tau)
+        for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
+            ours.lerp_(theirs, tau)

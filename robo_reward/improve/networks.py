@@ -86,13 +86,16 @@ class Critics(nn.Module):
 class Controller(nn.Module):
     """What acts: the learned policy, or the cloned one where the critics like its action better.
 
-    Imitation-bootstrapped RL (IBRL, Hu et al. 2023): while the critics know little, the robot does what it was
-    shown, and what is learned replaces it state by state. Both see inputs at the scale of `policy`.
+    Imitation-bootstrapped RL (IBRL, Hu et al. 2023): while the critics know little, the robot does what
+    it was shown, and what is learned replaces it state by state. Both see inputs at the scale of `policy`.
+    The learned action has to be better by `caution` standard deviations of what the critics say: far from the
+    data they disagree, and there the robot does what it was shown.
     """
 
-    def __init__(self, policy: Policy, imitation: Policy | None, critics: Critics) -> None:
+    def __init__(self, policy: Policy, imitation: Policy | None, critics: Critics, caution: float) -> None:
         super().__init__()
         self.policy, self.imitation, self.critics = policy, imitation, critics
+        self.caution, self.only_imitate = caution, False
 
     def forward(self, observation: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
         """Actions for observations as they come from the robot."""
@@ -104,7 +107,10 @@ class Controller(nn.Module):
         if self.imitation is None:
             return own
         shown = self.imitation.act(x)
-        better = self.critics(x, own).mean(dim=0) >= self.critics(x, shown).mean(dim=0)
+        if self.only_imitate:
+            return shown
+        gain = self.critics(x, own) - self.critics(x, shown)
+        better = gain.mean(dim=0) >= self.caution * gain.std(dim=0)
         return torch.where(better[:, None], own, shown)
 
 

@@ -1,4 +1,4 @@
-"""What the policy sees: parts of an observation by name, with the cameras encoded once for policy and reward."""
+"""What the policy sees: parts of an observation by name; policy and reward share one pass over the cameras."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Observer:
         """One moment of an environment's observation: `proprio`, and `images` where something looks at them.
 
         Raises:
-            ConfigError: no proprioception, no images for the model, or no simulator state where it is asked for.
+            ConfigError: no proprioception, or no simulator state where it is asked for.
         """
         if "proprio" not in observation:
             raise ConfigError("the environment's observation has no 'proprio': wrap it so that it has")

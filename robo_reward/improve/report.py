@@ -1,4 +1,4 @@
-"""The report of an improvement run: learning curves, where the reward was wrong, rollouts before and after."""
+"""The report of an improvement run: learning curves, where the reward was wrong, rollouts as they were."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def _wrong(rollouts: Sequence[Rollout]) -> TextTable:
     rows.sort(key=lambda item: -item[0])
     return TextTable(
         "Where the reward was wrong",
-        "The ten rollouts whose estimated progress is furthest from the truth (from the outcome, where no truth "
-        "is known). Progress is the highest before the last moment.",
+        "The ten rollouts whose estimated progress is furthest from the truth (from the outcome, where no "
+        "truth is known). Progress is the highest before the last moment.",
         ("rollout", "outcome", "highest estimate", "highest truth", "mean error"),
         tuple(row for _, row in rows[:10]),
     )

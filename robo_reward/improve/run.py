@@ -167,7 +167,7 @@ class _Session:
         path = self._rollout_path(self.done)
         if path.is_file():
             return load_rollout(path)
-        self.worker.set_policy(self.learner.controller)
+        self.worker.set_policy(self.learner.behavior(self.done))
         order = self._order()
         rollout, states = self.worker.run(order)
         while rollout.decisions == 0:  # the physics failed at once: there is nothing to learn from
@@ -214,7 +214,7 @@ class _Session:
         config = self.config
         if not (config.evaluate_every and config.evaluate_episodes):
             return
-        self.worker.set_policy(self.learner.controller)
+        self.worker.set_policy(self.learner.behavior(self.done))
         found: list[Rollout] = []
         for index in range(config.evaluate_episodes):
             film = index < 3 and bool(config.film_every) and self.done in (0, config.rollouts)

@@ -158,7 +158,7 @@ class DetectedSuccess:
     def judge(
         self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
     ) -> Verdict:
-        """Success once its probability has been above the threshold for long enough; invalid is no success."""
+        """Success once its probability has been high for long enough; invalid is no success."""
         sure = estimate is not None and estimate.valid and estimate.success_prob > self._detector.threshold
         self._held = self._held + 1 if sure else 0
         done = self._held >= self._detector.debounce

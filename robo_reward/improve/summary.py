@@ -62,7 +62,7 @@ def area_under(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
 
 
 def reached_at(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], level: float) -> float:
-    """Where the curve first reaches a level, by straight lines between its points; NaN where it never does."""
+    """Where the curve first reaches a level, with straight lines between its points; NaN: never."""
     above = np.flatnonzero(y >= level)
     if not len(above):
         return math.nan
@@ -74,7 +74,7 @@ def reached_at(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], level: fl
 
 
 def t_interval(values: Sequence[float]) -> Metric:
-    """Mean over seeds with Student's 95 % interval. Five seeds are too few for a bootstrap, which would be too sure.
+    """Mean over seeds with Student's 95 % interval: a bootstrap of five seeds would be too sure.
 
     NaN values are left out, and `n` says how many are left.
     """

@@ -1,4 +1,4 @@
-"""How far a potential is trusted, judged by outcomes: one that does not tell successes from failures fades out."""
+"""Trust in a potential by outcomes: one that does not tell successes from failures fades out."""
 
 from __future__ import annotations
 
