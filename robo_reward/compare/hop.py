@@ -17,7 +17,7 @@ Phi_F and Phi_B are clamped to [0, 1] (as published they reach -1 and 2).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,60 +56,43 @@ _PAIRS_PER_EPISODE = 2000
 _EPS = 1e-3
 
 
-@dataclass(frozen=True)
 class HopPairs:
-    """Windows of pairs (start, end) of one episode, drawn evenly over hop value and time gap.
+    """Windows of pairs (start, end) of one episode, even over hop value and, for each of these, over gap.
 
-    cells   i64[n, 4]: (cell, episode, start, end), sorted by cell; a cell is a bin of hop value and of gap
-    zeros   share of pairs that are one frame shown twice
+    Args:
+        progress: true progress f32[t] of each episode, NaN where unknown.
+        seed: of which pairs of a long episode are kept to draw from (some thousands).
+        zeros: share of pairs that are one frame shown twice.
+
+    Raises:
+        DataError: no episode has two frames with known progress.
     """
 
-    cells: Int64[np.ndarray, "n 4"]
-    zeros: float = 0.05
-
-    @classmethod
-    def of(cls, progress: Sequence[Float32[np.ndarray, " _t"]], seed: int, zeros: float = 0.05) -> HopPairs:
-        """The cells of episodes with this true progress (NaN where unknown).
-
-        Long episodes are thinned to some thousands of their pairs.
-
-        Raises:
-            DataError: no episode has two frames with known progress.
-        """
+    def __init__(
+        self, progress: Sequence[Float32[np.ndarray, " _t"]], seed: int, zeros: float = 0.05
+    ) -> None:
         rng = np.random.default_rng([seed, 0x40B5])
-        rows: list[Int64[np.ndarray, "m 4"]] = []
+        self._zeros = zeros
+        self._rows: dict[int, Int64[np.ndarray, "m 4"]] = {}
         for episode, phi in enumerate(progress):
-            known = np.flatnonzero(np.isfinite(phi))
-            if len(known) < 2:
-                continue
-            start, end = (known[rng.integers(0, len(known), _PAIRS_PER_EPISODE)] for _ in range(2))
-            apart = start != end
-            start, end = start[apart], end[apart]
-            value = hop(phi[start].astype(np.float64), phi[end].astype(np.float64))
-            across = ((value + 1) / 2 * _HOP_BINS).astype(np.int64).clip(0, _HOP_BINS - 1)
-            gap = (_GAP_BINS * np.abs(end - start) // (known[-1] - known[0] + 1)).clip(0, _GAP_BINS - 1)
-            rows.append(
-                np.stack([across * _GAP_BINS + gap, np.full(len(start), episode), start, end], axis=1)
-            )
-        if not rows:
+            if np.isfinite(phi).sum() >= 2:
+                self._rows[episode] = _all_pairs(phi, rng)
+        if not self._rows:
             raise DataError("no training episode has two frames with known progress: nothing to compare")
-        table = np.concatenate(rows)
-        return cls(table[np.argsort(table[:, 0], kind="stable")], zeros)
+        everything = [np.insert(rows, 0, episode, axis=1) for episode, rows in self._rows.items()]
+        self._everywhere = _cells(np.concatenate(everything), by=1)
+        self._within: dict[int, list[list[Int64[np.ndarray, "m 4"]]]] = {}
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
         """Pairs in place of the window's frames, all of one episode; the last of an odd number has none."""
-        names, starts = np.unique(self.cells[:, 0], return_index=True)
-        edges = np.append(starts, len(self.cells))
-        cell = int(rng.integers(len(names)))
-        _, episode, *frames = self.cells[rng.integers(edges[cell], edges[cell + 1])].tolist()
-        own = self.cells[self.cells[:, 1] == episode]
-        names = np.unique(own[:, 0])
+        episode, _, _, *frames = _draw(self._everywhere, rng)
+        if episode not in self._within:
+            self._within[episode] = _cells(self._rows[episode], by=0)
         count = len(line.frame)
         while len(frames) < count:
-            rows = own[own[:, 0] == rng.choice(names)]
-            frames += rows[rng.integers(len(rows)), 2:].tolist()
+            frames += _draw(self._within[episode], rng)[2:]
         for at in range(0, len(frames), 2):
-            if rng.random() < self.zeros:
+            if rng.random() < self._zeros:
                 frames[at + 1] = frames[at]
         return replace(
             line,
@@ -118,6 +101,35 @@ class HopPairs:
             time_s=np.arange(count, dtype=np.float64),
             first=(episode, 0) if line.first is not None else None,
         )
+
+
+def _all_pairs(phi: Float32[np.ndarray, " t"], rng: np.random.Generator) -> Int64[np.ndarray, "m 4"]:
+    """Rows (bin of hop value, bin of gap, start, end) of random pairs of frames with known progress."""
+    known = np.flatnonzero(np.isfinite(phi))
+    start, end = (
+        rng.integers(0, len(known), _PAIRS_PER_EPISODE),
+        rng.integers(1, len(known), _PAIRS_PER_EPISODE),
+    )
+    start, end = known[start], known[(start + end) % len(known)]  # never one frame with itself
+    value = hop(phi[start].astype(np.float64), phi[end].astype(np.float64))
+    across = ((value + 1) / 2 * _HOP_BINS).astype(np.int64).clip(0, _HOP_BINS - 1)
+    gap = (_GAP_BINS * np.abs(end - start) // (known[-1] - known[0] + 1)).clip(0, _GAP_BINS - 1)
+    return np.stack([across, gap, start, end], axis=1).astype(np.int64)
+
+
+def _cells(rows: Int64[np.ndarray, "m c"], by: int) -> list[list[Int64[np.ndarray, "_n c"]]]:
+    """Rows by bin of hop value (column `by`), and by bin of gap (the column after it) within."""
+    cells: list[list[Int64[np.ndarray, "n c"]]] = []
+    for across in np.unique(rows[:, by]):
+        own = rows[rows[:, by] == across]
+        cells.append([own[own[:, by + 1] == gap] for gap in np.unique(own[:, by + 1])])
+    return cells
+
+
+def _draw(cells: list[list[Int64[np.ndarray, "_n c"]]], rng: np.random.Generator) -> list[int]:
+    own = cells[rng.integers(len(cells))]
+    rows = own[rng.integers(len(own))]
+    return rows[rng.integers(len(rows))].tolist()
 
 
 class HopModel:
@@ -156,7 +168,7 @@ class HopModel:
         tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
         weights = {task.instructions[0]: task.stage_weights for task in tasks}
         labelled = [r for r in data.train if label_episode(r.info) is not None]
-        pairs = HopPairs.of([_truth(r, weights[r.info.instruction]) for r in labelled], seed)
+        pairs = HopPairs([_truth(r, weights[r.info.instruction]) for r in labelled], seed)
         # An even number of frames: every window is whole pairs. Anchors are their episode's own first frame.
         options = data.options.windows
         options = replace(

@@ -126,7 +126,7 @@ def _look_at(page: Path, methods: list[str]) -> None:
     table = done.stdout.split('id="table-body"')[1].split("</table>")[0]
     assert all(f">{name}<" in table for name in methods)
     assert done.stdout.count('class="mark"') > len(methods)  # bars of several metrics
-    assert done.stdout.count('class="truth"') == 6  # a chart of each test episode
+    assert done.stdout.count('<path class="truth"') == 6  # a chart of each test episode
     assert not re.search(r'(?:src|href)="(?!#)', done.stdout), "the page asks for something outside"
 
 
