@@ -27,13 +27,13 @@ __all__ = [
     "StageModel",
     "boundary_matches",
     "boundary_stability",
-    "choose_stage_count",
     "fit_stages",
+    "paying_stages",
     "segment",
 ]
 
 _SHORTEST = 2  # frames in a stage: fewer have no variance
-_VARIANCE_FLOOR = 0.02  # of a feature whose scale is about 1: keeps a still feature from deciding everything
+_VARIANCE_FLOOR = 0.045  # of a feature whose scale is about 1: keeps a still feature from deciding everything
 _LEAST_SPREAD = 0.3  # of a stage's log share of the episode: demonstrators differ, also where few were seen
 _MOST_ROUNDS = 30
 _TOLERANCE = 1e-6
@@ -134,59 +134,50 @@ def segment(model: StageModel, sequence: Float64[np.ndarray, "t d"]) -> tuple[In
 
 def boundary_stability(
     sequences: Sequences,
-    fit: StageFit,
+    fits: Sequence[StageFit],
     rng: np.random.Generator,
     resamples: int = 8,
     tolerance: float = 0.05,
-) -> Float64[np.ndarray, " n"]:
-    """How often each of the k-1 inner boundaries comes out again from other demonstrations, in [0, 1].
+) -> list[Float64[np.ndarray, " _n"]]:
+    """How often each inner boundary of each fit comes out again from other demonstrations, in [0, 1].
 
-    The share, over bootstrap resamples of the demonstrations and over all episodes, in which a model fitted
-    to the resample puts some boundary within `tolerance` of the episode's length of the one in `fit`.
+    The share, over bootstrap resamples of the demonstrations and over all episodes, in which a model of as
+    many stages, fitted to the resample, puts some boundary within `tolerance` of the episode's length of it.
 
     Args:
-        sequences: What `fit` was fitted to.
-        fit: The stages in question.
+        sequences: What the fits were fitted to.
+        fits: The stages in question; f64[k-1] is returned for each.
         rng: Draws the resamples.
         resamples: How many.
         tolerance: Share of an episode's length.
     """
-    hits = np.zeros(fit.model.stages - 1)
+    hits = [np.zeros(fit.model.stages - 1) for fit in fits]
     for _ in range(resamples):
         drawn = rng.integers(0, len(sequences), len(sequences))
-        other = fit_stages([sequences[i] for i in drawn], fit.model.stages)[-1].model
-        for sequence, reference in zip(sequences, fit.boundaries, strict=True):
-            found = segment(other, sequence)[0][1:-1]
-            apart = np.abs(reference[1:-1, None] - found[None])
-            hits += np.min(apart, axis=1, initial=len(sequence)) <= tolerance * len(sequence)
-    return hits / max(resamples * len(sequences), 1)
+        others = fit_stages([sequences[i] for i in drawn], max(fit.model.stages for fit in fits))
+        for hit, fit in zip(hits, fits, strict=True):
+            model = others[fit.model.stages - 1].model
+            for sequence, reference in zip(sequences, fit.boundaries, strict=True):
+                apart = np.abs(reference[1:-1, None] - segment(model, sequence)[0][None, 1:-1])
+                hit += np.min(apart, axis=1, initial=len(sequence)) <= tolerance * len(sequence)
+    return [hit / max(resamples * len(sequences), 1) for hit in hits]
 
 
-def choose_stage_count(
-    fits: Sequence[StageFit],
-    stability: Sequence[Float64[np.ndarray, " _n"]],
-    least_gain: float = 0.1,
-    least_stability: float = 0.8,
-) -> int:
-    """The index of the fit to keep: as many stages as pay for themselves and come out again.
+def paying_stages(fits: Sequence[StageFit], least_gain: float = 0.1) -> int:
+    """How many of `fits`, from the first on, pay for themselves: 1 or more.
 
     More stages always fit better. The number rises while one more gains `least_gain` nats for each frame and
     feature; frames follow each other too closely to be counted as samples, as an information criterion would.
-    Of the numbers up to there, the largest whose every boundary is stable is kept.
 
     Args:
         fits: For one stage, two, three and so on, of the same sequences.
-        stability: `boundary_stability` of each.
         least_gain: What a further stage must gain, in nats for each frame and feature.
-        least_stability: The least stability of a boundary, in [0, 1].
     """
     values = sum(int(b[-1]) for b in fits[0].boundaries) * fits[0].model.mean.shape[1]
-    paying = kept = 0
-    while paying + 1 < len(fits) and fits[paying].cost - fits[paying + 1].cost >= least_gain * values:
-        paying += 1
-        if np.min(stability[paying]) >= least_stability:
-            kept = paying
-    return kept
+    count = 1
+    while count < len(fits) and fits[count - 1].cost - fits[count].cost >= least_gain * values:
+        count += 1
+    return count
 
 
 def boundary_matches(
@@ -252,16 +243,18 @@ def _stage_costs(
     model: StageModel, stage: int, sequence: Float64[np.ndarray, "t d"]
 ) -> Float64[np.ndarray, "s e"]:
     """Cost of every span (s, e) as this stage, infinite where it is too short: f64[t+1, t+1]."""
-    variance = model.variance[stage]
+    variance, frames = model.variance[stage], len(sequence)
     surprise = ((sequence - model.mean[stage]) ** 2 / variance).sum(axis=1) + np.log(variance).sum()
     running = np.concatenate([[0.0], np.cumsum(surprise)])
-    place = np.arange(len(sequence) + 1)
-    length = place[None, :] - place[:, None]
-    n = np.maximum(length, 1).astype(np.float64)
-    cost = running[None, :] - running[:, None]
-    share = (np.log(n / len(sequence)) - model.share_mean[stage]) / model.share_spread[stage]
-    cost += share**2 + 2 * np.log(model.share_spread[stage])
-    return np.where(length >= _SHORTEST, 0.5 * cost, np.inf)
+    # What depends on the length alone, by length; a span that is too short, or runs backwards, never is.
+    shares = np.log(np.arange(1, frames + 1) / frames)
+    lengths = ((shares - model.share_mean[stage]) / model.share_spread[stage]) ** 2
+    by_length = np.concatenate([[np.inf], lengths + 2 * np.log(model.share_spread[stage])])
+    by_length[:_SHORTEST] = np.inf
+    place = np.arange(frames + 1)
+    return 0.5 * (
+        running[None, :] - running[:, None] + by_length[np.maximum(place[None, :] - place[:, None], 0)]
+    )
 
 
 def _split(length: int, shares: Float64[np.ndarray, " k"]) -> Int64[np.ndarray, " n"]:

@@ -13,8 +13,8 @@ from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeReader
 from robo_reward.stages import (
     boundary_stability,
-    choose_stage_count,
     fit_stages,
+    paying_stages,
     segment,
 )
 from robo_reward_data.annotate.features import Moments, stage_features
@@ -29,8 +29,8 @@ class StageSettings:
     stages: int | None = None
     most_stages: int = 6
     least_gain: float = 0.1
-    least_stability: float = 0.8
-    lead: float = 0.03
+    least_stability: float = 0.6
+    lead: float = 0.045
     resamples: int = 6
     fit_episodes: int = 20
     most_frames: int = 120
@@ -73,20 +73,18 @@ def find_stages(readers: Sequence[EpisodeReader], settings: StageSettings, model
     fitted = [sequences[i] for i in some]
     most = min(settings.most_stages, max(min(len(x) for x in fitted) // 3, 1))
     fits = fit_stages(fitted, most if settings.stages is None else settings.stages)
-    considered = fits if settings.stages is None else fits[-1:]
-    scores = [boundary_stability(fitted, fit, rng, settings.resamples) for fit in considered]
-    kept = 0
-    if settings.stages is None:
-        kept = choose_stage_count(fits, scores, settings.least_gain, settings.least_stability)
+    considered = (
+        fits[-1:] if settings.stages is not None else fits[: paying_stages(fits, settings.least_gain)]
+    )
+    scores = boundary_stability(fitted, considered, rng, settings.resamples)
+    least = [float(np.min(score, initial=1.0)) for score in scores]
+    kept = max((i for i, score in enumerate(least) if score >= settings.least_stability), default=0)
     boundaries = [
         _in_frames(segment(considered[kept].model, m.features)[0], m, r, settings.lead)
         for m, r in zip(moments, readers, strict=True)
     ]
-    least = {
-        fit.model.stages: float(np.min(score, initial=1.0))
-        for fit, score in zip(considered, scores, strict=True)
-    }
-    return FoundStages(tuple(boundaries), scores[kept], least)
+    by_count = {fit.model.stages: score for fit, score in zip(considered, least, strict=True)}
+    return FoundStages(tuple(boundaries), scores[kept], by_count)
 
 
 def _check(readers: Sequence[EpisodeReader]) -> None:

@@ -1,14 +1,15 @@
-"""What makes the stages of a task visible: how the robot moves, and what moves besides it.
+"""What makes the stages of a task visible.
 
-A step of a task changes how the body moves (where the hand goes, whether the fingers close) and what else
-moves: an object that comes along makes the pictures change more than the motion of the robot explains. Where
-things are says little, since it differs from episode to episode. So the features of a moment are
+A step of a task changes how the body moves: where the hand goes, whether the fingers close. Where things are
+says little, since it differs from episode to episode. So a moment is described by
 
-  proprioception   its velocity, column by column
-  each camera      how much the picture changes, less what the speed of the robot makes one expect
-  a trained model  where one is given: the main directions of its fused embedding
+  proprioception   its velocity, column by column, and speed, relative to the episode's own pace
+  each camera      where there is no proprioception: the velocity of its pictures along their main directions
+  a trained model  where one is given: the main directions of its embedding
 
-each on a scale of about 1. Only pixels and proprioception are used, never a label.
+each on a scale of about 1. Only pixels and proprioception are used, never a label. Pictures beside
+proprioception moved the boundaries away from the contacts (tests/bench/bench_stages.py), so they only
+stand in for it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from robo_reward.schema import EpisodeReader
 __all__ = ["Moments", "stage_features"]
 
 _SIDE = 16  # pixels: small enough that noise and texture average out, large enough to see an object move
-_FASTEST = 0.98  # quantile of speed that counts as 1: the very fastest moments are collisions
-_STILL = 0.003  # change of a picture, of its range, that is sensor noise
-_SLOW = 0.02  # speed, of the fastest, below which the robot stands
-_DIRECTIONS = 3  # of a trained model's embedding, or of the pictures where there is nothing else
+_FASTEST = 0.98  # quantile of a column's speed that counts as 1: the very fastest moments are collisions
+_PACE = 0.9  # quantile of the speed in an episode that is its pace
+_STILL = 1e-9  # below this nothing moves
+_DIRECTIONS = 3  # of a trained model's embedding, or of one camera's pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,10 @@ def stage_features(
         proprio: Whether to look at proprioception where every episode has it.
     """
     frames = [_thinned(reader.info.length, most_frames) for reader in readers]
-    body = _velocities(readers, frames) if proprio else None
-    parts = [] if body is None else [body]
-    for camera in readers[0].info.cameras:
-        pictures = [_small(r.read_frames(camera, f)) for r, f in zip(readers, frames, strict=True)]
-        parts.append(_unexplained(pictures, body))
-        if body is None:
-            parts.append(_main_directions([x - x[:1] for x in pictures]))
+    body = _proprioception(readers, frames) if proprio else None
+    if body is None:
+        body = _pictures(readers, frames)
+    parts = [_velocities(body)]
     if model is not None:
         parts.append(
             _main_directions([_embedding(model, r, f) for r, f in zip(readers, frames, strict=True)])
@@ -84,49 +82,44 @@ def _smooth(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:
     return np.stack([np.convolve(column, kernel / kernel.sum(), "valid") for column in padded.T], axis=1)
 
 
-def _velocities(
+def _proprioception(
     readers: Sequence[EpisodeReader], frames: Sequence[Int64[np.ndarray, " n"]]
 ) -> list[Float64[np.ndarray, "n d"]] | None:
-    """Change per frame of each column of proprioception that moves at all, or None where there is none."""
+    """Proprioception at the frames, or None unless every episode has it, with the same columns."""
     tables = [reader.read_proprio() for reader in readers]
-    if any(table is None or table.shape[1:] != tables[0].shape[1:] for table in tables):
-        return None
-    moves = [
-        np.gradient(_smooth(table[shown].astype(np.float64)), axis=0)
-        if len(shown) > 1
-        else np.zeros((1, table.shape[1]))
-        for table, shown in zip(tables, frames, strict=True)
-        if table is not None
+    found = [
+        table[f].astype(np.float64) for table, f in zip(tables, frames, strict=True) if table is not None
     ]
-    # A slow demonstrator takes the same steps as a fast one: speed is relative to the episode's own.
+    same = len(found) == len(readers) and len({table.shape[1] for table in found}) == 1
+    return found if same else None
+
+
+def _pictures(
+    readers: Sequence[EpisodeReader], frames: Sequence[Int64[np.ndarray, " n"]]
+) -> list[Float64[np.ndarray, "n d"]]:
+    """The main directions in which each camera's small pictures differ from the episode's first one."""
+    views: list[list[Float64[np.ndarray, "n d"]]] = []
+    for camera in readers[0].info.cameras:
+        small = [_small(r.read_frames(camera, f)) for r, f in zip(readers, frames, strict=True)]
+        views.append(_main_directions([x - x[:1] for x in small]))
+    return [np.concatenate(parts, axis=1) for parts in zip(*views, strict=True)]
+
+
+def _velocities(tables: Sequence[Float64[np.ndarray, "n d"]]) -> list[Float64[np.ndarray, "n e"]]:
+    """Change per frame of each column that moves at all, and the norm of all: the speed.
+
+    A slow demonstrator takes the same steps as a fast one: both are relative to the episode's own pace.
+    """
+    moves = [
+        np.gradient(_smooth(table), axis=0) if len(table) > 1 else np.zeros_like(table) for table in tables
+    ]
     scale = np.quantile(np.abs(np.concatenate(moves)), _FASTEST, axis=0)
-    used = scale > 1e-9
-    if not used.any():
-        return None
-    scaled = [move[:, used] / scale[used] for move in moves]
-    return [x / max(float(np.quantile(np.linalg.norm(x, axis=1), 0.9)), 1e-9) for x in scaled]
-
-
-def _unexplained(
-    pictures: Sequence[Float64[np.ndarray, "n p"]], body: Sequence[Float64[np.ndarray, "n d"]] | None
-) -> list[Float64[np.ndarray, "n 1"]]:
-    """Log change of the picture, less its regression on the log speed of the robot over all episodes."""
-    change = [np.log(_smooth(_changes(x)) + _STILL) for x in pictures]
-    known = [np.ones_like(x) for x in change]
-    if body is not None:
-        speeds = [np.log(np.linalg.norm(x, axis=1, keepdims=True) + _SLOW) for x in body]
-        known = [np.concatenate([one, speed], axis=1) for one, speed in zip(known, speeds, strict=True)]
-    weights = np.linalg.lstsq(np.concatenate(known), np.concatenate(change), rcond=None)[0]
-    rest = [x - given @ weights for x, given in zip(change, known, strict=True)]
-    return [x / max(float(np.concatenate(rest).std()), 1e-9) for x in rest]
-
-
-def _changes(pictures: Float64[np.ndarray, "n p"]) -> Float64[np.ndarray, "n 1"]:
-    """Root mean square difference of each picture from the one before; the first has that of the second."""
-    if len(pictures) < 2:
-        return np.zeros((len(pictures), 1))
-    change = np.sqrt((np.diff(pictures, axis=0) ** 2).mean(axis=1, keepdims=True))
-    return np.concatenate([change[:1], change])
+    scaled = [move[:, scale > _STILL] / scale[scale > _STILL] for move in moves]
+    speeds = [np.linalg.norm(x, axis=1, keepdims=True) for x in scaled]
+    return [
+        np.concatenate([x, speed], axis=1) / max(float(np.quantile(speed, _PACE)), _STILL)
+        for x, speed in zip(scaled, speeds, strict=True)
+    ]
 
 
 def _main_directions(vectors: Sequence[Float64[np.ndarray, "n p"]]) -> list[Float64[np.ndarray, "n d"]]:

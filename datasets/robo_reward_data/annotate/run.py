@@ -39,8 +39,8 @@ class AnnotateConfig:
     proprio: bool = True
     most_stages: int = 6
     least_gain: float = 0.1
-    least_stability: float = 0.8
-    lead: float = 0.03
+    least_stability: float = 0.6
+    lead: float = 0.045
     fit_episodes: int = 20
     resamples: int = 6
     seed: int = 0

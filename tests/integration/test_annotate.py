@@ -1,0 +1,338 @@
+"""Annotating a store: stages found, files read and written, marks that survive a killed server."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robo_reward.cli.main import main, run_command
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
+from robo_reward.stages import boundary_matches
+from robo_reward_data.annotate.journal import Entry, Journal, Marks
+from robo_reward_data.annotate.server import AnnotationServer
+from robo_reward_data.annotate.session import ConflictError, Session
+from robo_reward_data.store import EpisodeStore
+
+STAGES = ("reach", "grasp", "carry")
+
+
+def demonstration(index: int, lengths: tuple[int, int, int], truth: bool = False) -> Episode:
+    """A hand (a bright square) goes right, stands while its fingers close, and goes down with the object."""
+    rng = np.random.default_rng(index)
+    steps = np.repeat([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]], lengths, axis=0)
+    speed = np.repeat([20 / lengths[0], 1 / lengths[1], 20 / lengths[2]], lengths)[:, None]
+    path = (steps * speed).cumsum(axis=0) + np.array([4 + rng.uniform(0, 4), 4, 1])
+    length = len(path)
+    frames = np.full((length, 32, 32, 3), 60, np.uint8)
+    for frame, (x, y, open_) in zip(frames, path, strict=True):
+        row, column, gap = round(y), round(x), round(2 * max(open_, 0))
+        frame[row : row + 4, column - gap : column - gap + 2] = 250
+        frame[row : row + 4, column + gap + 2 : column + gap + 4] = 250
+    boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    stage = np.repeat(np.arange(3), lengths)
+    label = ProgressLabel(stage, np.zeros(length, np.float32), np.ones(length, np.bool_))
+    info = EpisodeInfo(
+        name=f"episode_{index:02d}",
+        uid=f"uid{index}",
+        cameras=("front",),
+        image_sizes={"front": (32, 32)},
+        stamp_ns=np.arange(length) * 50_000_000,
+        instruction="carry it",
+        stage_names=STAGES if truth else (),
+        boundaries=boundaries if truth else None,
+        truth=label if truth else None,
+        outcome=Outcome.SUCCESS,
+        source={"boundaries": boundaries.tolist()},
+    )
+    proprio = (path + rng.normal(0, 0.01, path.shape)).astype(np.float32)
+    return Episode(info, {"front": frames}, proprio)
+
+
+def make_store(path: Path, count: int = 6, truth: bool = False) -> EpisodeStore:
+    store = EpisodeStore.create(path)
+    rng = np.random.default_rng(7)
+    for index in range(count):
+        a, b, c = (int(n) for n in rng.integers((15, 10, 15), (30, 18, 30)))
+        store.write(demonstration(index, (a, b, c), truth))
+    return store
+
+
+def test_stages_are_found_written_and_not_overwritten_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / "store")
+    failed = demonstration(6, (20, 12, 20))
+    store.write(dataclasses.replace(failed, info=dataclasses.replace(failed.info, outcome=Outcome.FAILURE)))
+    command = ["annotate", f"data={store.path}", "lead=0", "names=[reach,grasp,carry]"]
+    assert main([*command, f"files={tmp_path / 'files'}"]) == 0
+    said = capsys.readouterr().out
+    assert "'carry it': 3 stages in 6 episodes" in said
+    assert "stability of the boundaries: 1.00, 1.00" in said
+    for episode in store.episodes[:6]:
+        info = episode.info
+        assert info.stage_names == STAGES
+        assert info.boundaries is not None
+        assert boundary_matches(info.boundaries, np.array(info.source["boundaries"]), info.length) == 2
+    assert store["episode_06"].info.boundaries is None
+    before = store.fingerprint
+    assert main(command) == 0
+    assert store.fingerprint == before, (
+        "the same seed finds the same stages, and finding them again is no harm"
+    )
+    assert main([*command, "stages=2", "names=null"]) == 1
+    assert "6 episodes (episode_00, ...) have other boundaries already" in capsys.readouterr().err
+    assert store.fingerprint == before
+    assert main([*command, "names=[a,b]"]) == 1
+    assert "names has 2 stages, 3 were found: set stages=2" in capsys.readouterr().err
+    # The files say what the store does, and bring it back where it is lost.
+    bounds = store["episode_00"].info.boundaries
+    store.annotate("episode_00", (), None)
+    run_command("annotate", [f"data={store.path}", "mode=read", f"files={tmp_path / 'files'}"])
+    assert store["episode_00"].info.boundaries.tolist() == bounds.tolist()
+    assert store.fingerprint == before
+
+
+def test_pictures_alone_will_do_where_they_show_the_stages(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "store")
+    for index, lengths in enumerate([(12, 20, 16), (22, 10, 18), (15, 15, 15), (20, 24, 12)]):
+        episode = demonstration(index, lengths)
+        # Three lamps brighten one after the other, on the left, in the middle and on the right.
+        level = np.concatenate([np.linspace(0, 1, n + 1)[1:] for n in lengths])
+        frames = np.zeros_like(episode.frames["front"])
+        stage = np.repeat(np.arange(3), lengths)
+        for t, (lamp, now) in enumerate(zip(stage, level, strict=True)):
+            frames[t, :, : 10 * lamp] = 200
+            frames[t, :, 10 * lamp : 10 * (lamp + 1)] = round(200 * now)
+        store.write(Episode(episode.info, {"front": frames}))
+    run_command("annotate", [f"data={store.path}", "lead=0", "stages=3"])
+    for episode in store.episodes:
+        info = episode.info
+        assert boundary_matches(info.boundaries, np.array(info.source["boundaries"]), info.length) == 2
+
+
+def test_a_store_that_knows_its_truth_needs_a_copy_which_goes_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / "store", truth=True)
+    before = store.fingerprint
+    assert main(["annotate", f"data={store.path}"]) == 1
+    assert "know their stage at every frame" in capsys.readouterr().err
+    copy = tmp_path / "copy"
+    # A copy that was interrupted is gone on with.
+    EpisodeStore.create(copy, {"annotated_copy_of": {"store": "store", "attrs": {}}})
+    run_command("annotate", [f"data={store.path}", f"out={copy}", "stages=3"])
+    assert store.fingerprint == before
+    for original, annotated in zip(store.episodes, EpisodeStore.open(copy).episodes, strict=True):
+        assert annotated.uid == original.uid
+        assert annotated.info.truth is None
+        assert len(annotated.info.boundaries) == 4
+        everything = np.arange(original.info.length)
+        frames = (episode.read_frames("front", everything) for episode in (original, annotated))
+        assert np.array_equal(*frames)
+        assert np.array_equal(original.read_proprio(), annotated.read_proprio())
+    make_store(tmp_path / "other", 1)
+    with pytest.raises(DataError, match="not an annotated copy"):
+        run_command("annotate", [f"data={store.path}", f"out={tmp_path / 'other'}"])
+
+
+def test_real_keyframes_go_through_the_store_and_back(shared_data: Path, tmp_path: Path) -> None:
+    task = shared_data / "clean_table"
+    store = tmp_path / "store"
+    options = ["source=video_folders", f"path={task}", f"out={store}", "size=[24,32]", "cameras=[cam_high]"]
+    run_command("import", options)
+    (name,) = [episode.name for episode in EpisodeStore.open(store).episodes]
+    info = EpisodeStore.open(store)[name].info
+    run_command("annotate", [f"data={store}", "mode=write", f"files={tmp_path / 'files'}"])
+    written = tmp_path / "files" / "clean_table" / "episode_001" / "annotated_keyframes.json"
+    ours, theirs = (
+        [list(entry.values()) for entry in json.loads(path.read_text())]
+        for path in (written, task / "episode_001" / "annotated_keyframes.json")
+    )
+    assert [entry[0] for entry in ours] == [entry[0] for entry in theirs]
+    # 10 of 30 frames a second are kept: a boundary is off by the two frames that are not, at most.
+    assert np.abs(np.array([e[1:] for e in ours]) - np.array([e[1:] for e in theirs])).max() <= 2
+    run_command("annotate", [f"data={store}", "mode=read", f"files={tmp_path / 'files'}"])
+    assert EpisodeStore.open(store)[name].info.boundaries.tolist() == info.boundaries.tolist()
+    written.write_text(written.read_text().replace("subtask1", "other", 1))
+    with pytest.raises(DataError, match="says something else"):
+        run_command("annotate", [f"data={store}", "mode=write", f"files={tmp_path / 'files'}"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["mode=guess"], "choose one of auto, web, read, write"),
+        (["stages=0"], "stages=0"),
+        (["lead=0.5"], "lead=0.5"),
+        (["mode=read"], "mode=read needs files=FOLDER"),
+        (["names=[a,a]"], "name each stage once"),
+    ],
+)
+def test_keys_that_make_no_sense_are_refused(tmp_path: Path, keys: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_command("annotate", [f"data={tmp_path}", *keys])
+
+
+# --- by hand -------------------------------------------------------------------------------------------
+
+
+def test_marks_are_in_the_store_as_soon_as_they_are_an_annotation(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 2)
+    session = Session(store)
+    state = session.save("episode_00", 0, Marks((), (7,)))
+    assert store["episode_00"].info.boundaries is None, "one boundary bounds nothing"
+    assert state["boundaries"] == (7,)
+    session.save("episode_00", 1, Marks(("a", "b"), (7, 20, 30)))
+    assert store["episode_00"].info.boundaries.tolist() == [7, 20, 30]
+    with pytest.raises(ConflictError) as caught:
+        session.save("episode_00", 1, Marks(("c",), (0, 9)))
+    assert caught.value.state["boundaries"] == (7, 20, 30)
+    for marks in (Marks(("a",), (9, 9)), Marks(("a",), (0, 999)), Marks((), (0, 9)), Marks((" ",), (0, 9))):
+        with pytest.raises(DataError, match="episode_00"):
+            session.save("episode_00", 2, marks)
+    with pytest.raises(DataError, match="another process"):
+        Session(store)
+    session.close()
+    again = Session(store)
+    assert again.state("episode_00")["boundaries"] == (7, 20, 30)
+    again.close()
+
+
+def test_what_did_not_reach_the_store_comes_from_the_journal(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 3)
+    done = Marks(("a",), (0, 9))
+    journal = Journal(store.path / ".annotate")
+    journal.append(Entry("episode_00", done, Marks()))  # killed between journal and store
+    journal.append(Entry("episode_01", Marks((), (4,)), Marks()))  # begun
+    journal.append(Entry("episode_02", done, Marks()))  # overtaken: another program annotated it since
+    journal.close()
+    store.annotate("episode_02", ("x",), np.array([3, 8]))
+    with (store.path / ".annotate" / "journal.jsonl").open("a") as file:
+        file.write('{"episode":"episode_00","marks":{"names":["torn"],"bound')
+    session = Session(store)
+    assert session.recovered == ["episode_00"]
+    assert store["episode_00"].info.boundaries.tolist() == [0, 9]
+    assert session.state("episode_01")["boundaries"] == (4,)
+    assert session.state("episode_02")["names"] == ("x",)
+    session.save("episode_00", session.state("episode_00")["revision"], Marks(("b",), (1, 9)))
+    session.close()
+    assert Session(store).state("episode_00")["names"] == ("b",), "a torn line does not hide what comes after"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[AnnotationServer]:
+    session = Session(make_store(tmp_path / "store", 2))
+    server = AnnotationServer(session)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    session.close()
+
+
+def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        text = None if body is None else json.dumps(body)
+        connection.request(method, path, text, named)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_only_the_page_itself_can_write(server: AnnotationServer) -> None:
+    port = server.server_address[1]
+    change = {"episode": "episode_00", "revision": 0, "names": ["a"], "boundaries": [0, 9]}
+    good = {
+        "Cookie": f"annotate_{port}={server.token}",
+        "Origin": f"http://127.0.0.1:{port}",
+        "Content_Type": "application/json",
+    }
+    for changed in (
+        {"Cookie": ""},
+        {"Cookie": f"annotate_{port}=guess"},
+        {"Origin": "http://evil.example"},
+        {"Origin": f"http://127.0.0.1:{port + 1}"},
+        {"Host": f"evil.example:{port}"},
+    ):
+        status, why = ask(port, "POST", "/api/save", change, **{**good, **changed})
+        assert (status, changed) == (403, changed), why
+    assert ask(port, "POST", "/api/save", change, **{**good, "Content_Type": "text/plain"})[0] == 400
+    without = {key: value for key, value in good.items() if key != "Origin"}
+    assert ask(port, "POST", "/api/save", change, **without)[0] == 403
+    for path in ("/", "/?token=guess", "/api/overview", "/strip?episode=episode_00&camera=front&start=0"):
+        assert ask(port, "GET", path)[0] == 403
+    assert server.session.state("episode_00")["revision"] == 0
+    assert ask(port, "POST", "/api/save", change, **good)[0] == 200
+    status, now = ask(port, "POST", "/api/save", {**change, "boundaries": [1, 9]}, **good)
+    assert (status, json.loads(now)["boundaries"]) == (409, [0, 9])
+    for bad in (
+        {**change, "boundaries": [0, 9.5]},
+        {**change, "boundaries": "x"},
+        {**change, "episode": "../x"},
+        [],
+        7,
+    ):
+        assert ask(port, "POST", "/api/save", bad, **good)[0] == 400
+    status, jpeg = ask(port, "GET", "/strip?episode=episode_00&camera=front&start=24", Cookie=good["Cookie"])
+    assert (status, jpeg[:3]) == (200, b"\xff\xd8\xff")
+    assert (
+        ask(port, "GET", "/strip?episode=episode_00&camera=front&start=9999", Cookie=good["Cookie"])[0] == 400
+    )
+
+
+def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 2)
+    command = [
+        sys.executable,
+        "-m",
+        "robo_reward.cli.main",
+        "annotate",
+        f"data={store.path}",
+        "mode=web",
+        "port=0",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", process.stdout.readline())
+        assert found is not None
+        port, token = int(found[1]), found[2]
+        headers = {
+            "Cookie": f"annotate_{port}={token}",
+            "Origin": f"http://127.0.0.1:{port}",
+            "Content_Type": "application/json",
+        }
+        for revision, frame in enumerate(range(5, 25)):
+            change = {
+                "episode": "episode_01",
+                "revision": revision,
+                "names": ["a", "b"],
+                "boundaries": [0, frame, 30],
+            }
+            assert ask(port, "POST", "/api/save", change, **headers)[0] == 200
+        begun = {"episode": "episode_00", "revision": 0, "names": [], "boundaries": [3]}
+        assert ask(port, "POST", "/api/save", begun, **headers)[0] == 200
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert store["episode_01"].info.boundaries.tolist() == [0, 24, 30]
+    session = Session(store)
+    assert session.state("episode_01")["boundaries"] == (0, 24, 30)
+    assert session.state("episode_00")["boundaries"] == (3,)
+    session.close()
