@@ -46,6 +46,11 @@ class TrainingData:
     held_out: bool
     fingerprint: str
 
+    @property
+    def device(self) -> str:
+        """Where networks run."""
+        return "cuda" if self.options.accelerator in ("gpu", "cuda") else "cpu"
+
 
 @dataclass(frozen=True)
 class MethodPrediction:

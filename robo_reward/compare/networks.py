@@ -84,7 +84,7 @@ def fit_network(
         DataError: no usable episode.
     """
     if (workdir / "network.json").is_file():
-        return load_network(build, workdir)
+        return load_network(build, workdir).to(data.device)
     if not readers:
         raise DataError("no training episode is of use to this method (it learns from successes)")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def fit_network(
         replace(objective, repeats=config.dropout == 0.0),
     )
     save_network(trained, workdir)
-    return trained.requires_grad_(False)
+    return trained.requires_grad_(False).to(data.device)
 
 
 def save_network(network: Network, workdir: Path) -> None:

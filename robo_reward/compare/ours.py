@@ -51,7 +51,7 @@ class Ours:
             CheckpointError: a `run` that cannot be loaded.
         """
         if self._run is not None:
-            self._checkpoint = load_checkpoint(self._run, _device(data))
+            self._checkpoint = load_checkpoint(self._run, data.device)
             return
         folder = workdir / "run"
         holdout = data.options.holdout if data.held_out else HoldoutConfig(calibration=0.0, test=0.0)
@@ -66,7 +66,7 @@ class Ours:
         )
         if not (folder / "model.json").is_file():
             train(options)
-        self._checkpoint = load_checkpoint(folder, _device(data))
+        self._checkpoint = load_checkpoint(folder, data.device)
         if not data.held_out and not self._checkpoint.calibration.fitted:
             self._calibrate(data, folder)
 
@@ -118,8 +118,4 @@ class Ours:
                 f"no calibration could be fitted for '{folder}': its episodes have no labels"
             )
         save_checkpoint(folder, model, calibration, training)
-        self._checkpoint = load_checkpoint(folder, _device(data))
-
-
-def _device(data: TrainingData) -> str:
-    return "cuda" if data.options.accelerator in ("gpu", "cuda") else "cpu"
+        self._checkpoint = load_checkpoint(folder, data.device)
