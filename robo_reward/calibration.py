@@ -2,20 +2,25 @@
 
 Stage and success logits get temperature (and, for success, bias) scaling (Guo et al. 2017; Platt 1999).
 Progress gets split-conformal bands on normalized residuals (Lei et al. 2018): with `r = |Phi - mean| / std`
-over the calibration moments, the band at level p is `mean +- q_p std`, where `q_p` is the empirical quantile.
-Moments of one episode are correlated, so the guarantee is approximate; `robo-reward evaluate` measures it.
+over the calibration moments, the band at level p is `mean +- q_p std`. Moments of one episode are correlated;
+what is exchangeable are episodes. So every episode weighs the same, and one more, unseen and as bad as can
+be, joins them: `q_p` is the p-quantile of `sum_e 1/(E+1) (1/n_e) sum_i delta(r_ei) + 1/(E+1) delta(inf)`.
+The band then covers a moment drawn from a new episode of the same kind with probability p, whatever the
+residuals' shape (Lee, Barber and Willett 2023, inference for hierarchical data), where `p <= E/(E+1)`:
+beyond, the largest residual stands in, and nothing is guaranteed. `robo-reward evaluate` measures coverage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from robo_reward.errors import CheckpointError
+from robo_reward.fusion import FusionParameters
 from robo_reward.metrics import detect_success, false_positive
 
 __all__ = ["LEVELS", "Calibration", "SuccessDetector", "fit_detector", "fit_platt", "fit_quantiles"]
@@ -43,6 +48,10 @@ class Calibration:
     success_scale, _bias     success_prob = sigmoid(scale * logit + bias)
     std_scale                calibrated std = std_scale * raw std
     quantiles                q_p of normalized residuals at each of LEVELS
+    episodes                 whole calibration episodes behind them
+    fusion                   how perspectives are fused, and what spoke for it
+    novelty_limit            distance of an embedding that 1 % of calibration moments exceed; 0: not fitted
+    absent                   what widens bands when 1, 2, ... of the training cameras are not there
     """
 
     fitted: bool = False
@@ -53,6 +62,22 @@ class Calibration:
     quantiles: tuple[float, ...] = ()
     detector: SuccessDetector = SuccessDetector()
     moments: int = 0
+    episodes: int = 0
+    fusion: FusionParameters = field(default_factory=FusionParameters)
+    novelty_limit: float = 0.0
+    absent: tuple[float, ...] = ()
+
+    def novelty(self, distance: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
+        """Distances of embeddings in units of `novelty_limit`, NaN where there is none."""
+        return distance / self.novelty_limit if self.novelty_limit > 0 else np.full(distance.shape, np.nan)
+
+    def widening(
+        self, distance: Float64[np.ndarray, "*n"], absent: Int64[np.ndarray, "*n"]
+    ) -> Float64[np.ndarray, "*n"]:
+        """What the raw standard deviation is multiplied by: for novelty above 1, and for missing cameras."""
+        factors = np.array([1.0, *self.absent])
+        novelty = np.nan_to_num(self.novelty(distance), nan=1.0)
+        return np.maximum(novelty, 1.0) * factors[np.minimum(absent, len(factors) - 1)]
 
     def quantile(self, level: float) -> float:
         """Half-width, in raw standard deviations, of the band at a coverage level in (0, 1)."""
@@ -71,6 +96,8 @@ class Calibration:
             rest = dict(data)
             rest["quantiles"] = tuple(rest["quantiles"])
             rest["detector"] = SuccessDetector(**rest["detector"])
+            rest["fusion"] = FusionParameters.from_json(rest["fusion"])
+            rest["absent"] = tuple(rest["absent"])
             return cls(**rest)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"calibration is not one of this version's: {error}") from error
@@ -82,14 +109,28 @@ _NORMAL_QUANTILES = (0.0, 0.6745, 1.0, 1.2816, 1.6449, 1.96, 2.5758)
 
 
 def fit_quantiles(
-    residual: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]
+    residual: Float[np.ndarray, " n"],
+    std: Float[np.ndarray, " n"],
+    episode: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[tuple[float, ...], float]:
-    """Conformal quantiles at LEVELS with the finite-sample correction, and the scale for an honest std."""
+    """Conformal quantiles at LEVELS with the finite-sample correction, and the scale for an honest std.
+
+    Args:
+        episode: which episode each residual is of; None: each is one of its own.
+    """
     ratio = np.abs(residual) / std
-    count = len(ratio)
-    levels = np.minimum(np.ceil((count + 1) * LEVELS) / count, 1.0)
-    quantiles = np.quantile(ratio, levels, method="inverted_cdf")
-    return tuple(float(q) for q in quantiles), float(np.sqrt(np.mean(ratio**2)))
+    _, member, sizes = np.unique(
+        np.arange(len(ratio)) if episode is None else episode, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(ratio)
+    mass = np.cumsum(1.0 / sizes[member[order]]) / (len(sizes) + 1)
+    # Rounding may not turn a level that is just reached into one that is not.
+    at = np.minimum(np.searchsorted(mass, LEVELS - 1e-9), len(ratio) - 1)
+    weights = 1.0 / sizes[member]
+    return (
+        tuple(float(q) for q in ratio[order][at]),
+        float(np.sqrt(np.average(ratio**2, weights=weights))),
+    )
 
 
 def fit_platt(

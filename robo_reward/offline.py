@@ -16,11 +16,21 @@ from torch import Tensor
 
 from robo_reward.calibration import Calibration
 from robo_reward.errors import DataError
-from robo_reward.estimate import Estimates, estimates
+from robo_reward.estimate import Estimates, Moments, Tracker
 from robo_reward.model.progress_model import Context, ProgressModel
 from robo_reward.schema import EpisodeReader
 
-__all__ = ["EncodedEpisode", "encode_episode", "estimate_episode", "resize_frames", "resolve_task"]
+__all__ = [
+    "EncodedEpisode",
+    "encode_episode",
+    "encode_goal",
+    "episode_context",
+    "episode_moments",
+    "estimate_episode",
+    "read_moments",
+    "resize_frames",
+    "resolve_task",
+]
 
 
 def resize_frames(rgb: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "n h2 w2 3"]:
@@ -104,35 +114,81 @@ def encode_episode(
 
 
 @torch.inference_mode()
+def encode_goal(
+    model: ProgressModel, reader: EpisodeReader, goal: EpisodeReader, frame: int
+) -> Float[Tensor, "v d"] | None:
+    """A frame of another episode as a picture of the goal of `reader`'s, seen beside its first images.
+
+    None where it lacks one of the cameras.
+    """
+    cameras, device = reader.info.cameras, model.no_goal.device
+    if set(cameras) - set(goal.info.cameras):
+        return None
+
+    def images(source: EpisodeReader, index: int) -> Tensor:
+        shown = [
+            resize_frames(source.read_frames(c, np.array([index])), model.config.image_size) for c in cameras
+        ]
+        return torch.from_numpy(np.stack(shown, axis=1)).to(device)
+
+    known = torch.ones(1, len(cameras), dtype=torch.bool, device=device)
+    memory = model.remember(images(reader, 0), known)
+    return model.encode(images(goal, frame), model.camera_ids(cameras)[None], known, memory, known)[0]
+
+
 def estimate_episode(
     model: ProgressModel,
     encoded: EncodedEpisode,
     calibration: Calibration,
     cameras: Sequence[str] | None = None,
     instruction: str | None = None,
+    goal: Float[Tensor, "v d"] | None = None,
 ) -> Estimates:
     """Estimates at every shown moment of an episode.
 
     Args:
         cameras: look only through these (all by default).
         instruction: ask for another task.
+        goal: embeddings of a picture of the goal, see `encode_goal`.
     """
+    moments = episode_moments(model, encoded, cameras, instruction, goal)
+    return read_moments(model, moments, calibration)
+
+
+@torch.inference_mode()
+def episode_moments(
+    model: ProgressModel,
+    encoded: EncodedEpisode,
+    cameras: Sequence[str] | None = None,
+    instruction: str | None = None,
+    goal: Float[Tensor, "v d"] | None = None,
+) -> Moments:
+    """What the network says of every shown moment; arguments as for `estimate_episode`."""
     count = len(encoded.frames)
     shown = [camera in cameras if cameras is not None else True for camera in encoded.cameras]
     mask = torch.tensor(shown, device=encoded.features.device).expand(count, -1)
     ids = model.camera_ids(encoded.cameras).expand(count, -1)
     state, _ = model.fuse(encoded.features, ids, mask)
+    target = None if goal is None else model.fuse(goal[None], ids[:1], mask[:1])[0]
     text = encoded.instruction if instruction is None else instruction
-    context = episode_context(model, state[:1], text)
+    context = episode_context(model, state[:1], text, target)
     proprio = None if encoded.proprio is None else encoded.proprio[None]
     live = mask.any(dim=1)
-    prediction_ = model(state[None], context, encoded.time_s[None], live[None], proprio)
-    task = context.task.expand(count)
-    reasons = ["" if alive else "no camera" for alive in live.tolist()]
-    flat = type(prediction_)(
-        *(x[0] for x in (prediction_.stage_logits, prediction_.tau_logits, prediction_.success_logit))
+    return Moments(
+        prediction=model(state[None], context, encoded.time_s[None], live[None], proprio),
+        state=state[None],
+        context=context,
+        time_s=encoded.time_s.cpu().numpy()[None],
+        live=live.cpu().numpy()[None],
+        views=mask.sum(dim=1).cpu().numpy()[None],
     )
-    return estimates(model, flat, task, calibration, reasons)
+
+
+@torch.inference_mode()
+def read_moments(model: ProgressModel, moments: Moments, calibration: Calibration) -> Estimates:
+    """Estimates of one whole episode's moments under a calibration."""
+    reasons = ["" if alive else "no camera" for alive in moments.live[0]]
+    return Tracker(model, calibration, 1).estimates(moments, reasons)
 
 
 def episode_context(

@@ -217,6 +217,8 @@ class ProgressEstimate:
     success_prob   calibrated probability that the task is done now
     per_view       share of the fusion's attention by camera name; sums to 1 over the live cameras
     valid, reason  where `valid` is False every number is NaN and `reason` says why
+    note           what a valid estimate had to do without, or should be doubted for; "" where nothing
+    novelty        how unlike the calibration data the scene is (1: as 1 % of those); NaN where not known
     """
 
     stage_probs: Float32[np.ndarray, " k"]
@@ -230,6 +232,8 @@ class ProgressEstimate:
     reason: str
     stamp_ns: int
     model_version: str
+    note: str = ""
+    novelty: float = float("nan")
 
     @property
     def stage(self) -> int:

@@ -1,27 +1,58 @@
 """Live estimates: push time-stamped frames of whatever cameras arrived, get a `ProgressEstimate`.
 
-Each frame is encoded once and the trunk keeps a ring cache, so a moment costs one encoder pass. What a stream
-says is what `robo_reward.offline` says of the same frames. Bad input never becomes a silent guess: either the
-estimate is valid, or it says why not, and the stream stays as it was.
+Each frame is encoded once and the trunk keeps a ring cache, so a moment costs one encoder pass; the fused
+perspectives reuse its embedding. What a stream says is what `robo_reward.offline` says of the same frames.
+Bad input never becomes a silent guess:
+
+    what arrives                                 what it gets
+    -------------------------------------------  -----------------------------------------------------------
+    irregular intervals, gaps                    valid; attention and fusion count seconds, not moments
+    a stamp that is not after the last (late,    invalid: "stamp S is not after L"; the stream stays as it
+    out of order, a duplicate)                   was
+    no image of any camera                       invalid: "no camera frame"; the stream stays as it was
+    some training cameras missing                valid, band wider by what their absence cost in calibration
+    another size than in training                valid: resized
+    another aspect than that of the camera's     that camera is left out, with a note; invalid where it was
+    first image                                  the only one
+    not uint8[h, w, 3], or empty                 invalid, with camera, dtype and shape; the stream stays as
+                                                 it was
+    the same image of a camera STUCK_AFTER       that camera is left out, with a note, until it moves; band
+    times while another camera moves             as for a missing camera
+    a scene unlike calibration's                 valid, band wider in proportion; past STRANGE, with a note
+    NaN or infinity in proprioception            proprioception counts as missing
+    a network output that is not finite          invalid: "the network's output is not finite"; it enters
+                                                 neither the cache nor the fusion
+    a bad moment of one stream of a batch        as above, for that stream; the others do not notice
+    not one entry for each stream, or another    ConfigError, before anything changes
+    length of proprioception
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Float64
 from torch import Tensor, nn
 
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import ConfigError
-from robo_reward.estimate import Estimates, estimates
+from robo_reward.estimate import STRANGE, Estimates, Moments, Tracker
 from robo_reward.model.progress_model import Context, Prediction, ProgressModel
 from robo_reward.offline import resize_frames, resolve_task
 from robo_reward.schema import Frame, ProgressEstimate
 
-__all__ = ["BatchStream", "Images", "Stream"]
+__all__ = ["STUCK_AFTER", "BatchStream", "Images", "Stream"]
+
+STUCK_AFTER = 8
+"""Repeats of an image, while another camera moves, after which a camera counts as stuck."""
+
+_SAME_LEVEL = 2  # gray levels that compression and sensor noise may move a pixel of a still image
+_MOVED_SHARE = 0.002  # of a camera's values that move beyond that where its scene does
+_ASPECT_SLACK = 0.05
 
 Images = Mapping[str, np.ndarray | Frame]
 """Images by camera name: u8[h, w, 3] arrays (any size), or `Frame`s."""
@@ -68,6 +99,71 @@ class _Firsts:
         )
 
 
+class _Watchdog:
+    """Of one stream: cameras that repeat an image while others move, and those whose aspect changed."""
+
+    def __init__(self) -> None:
+        self._image: dict[str, np.ndarray] = {}
+        self._repeats: dict[str, int] = {}
+        self._aspect: dict[str, float] = {}
+
+    def bent(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """Why cameras with images (h, w) of these sizes are left out; first sizes are kept."""
+        notes: dict[str, str] = {}
+        for name, (height, width) in sizes.items():
+            first = self._aspect.get(name, width / height)
+            if abs(width / height / first - 1.0) > _ASPECT_SLACK:
+                notes[name] = f"camera '{name}' changed its aspect from {first:.2f} to {width / height:.2f}"
+        return notes
+
+    def stuck(self, views: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Why some of a moment's cameras are left out, given their images at one size."""
+        moved = {name: _moved(self._image.get(name), image) for name, image in views.items()}
+        notes: dict[str, str] = {}
+        for name in views:
+            elsewhere = any(change for other, change in moved.items() if other != name)
+            if moved[name] or moved[name] is None:
+                self._repeats[name] = 0
+            elif elsewhere:
+                self._repeats[name] = self._repeats.get(name, 0) + 1
+            if self._repeats[name] >= STUCK_AFTER:
+                notes[name] = f"camera '{name}' is stuck: {self._repeats[name]} times the same image"
+        return notes
+
+    def keep(self, views: Mapping[str, np.ndarray], sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Remember a moment that was used."""
+        for name, image in views.items():
+            self._image[name] = image
+            height, width = sizes[name]
+            self._aspect.setdefault(name, width / height)
+
+
+def _moved(before: np.ndarray | None, image: np.ndarray) -> bool | None:
+    """Whether an image differs from the one before; None where there is none or it is not clear."""
+    if before is None:
+        return None
+    if np.array_equal(before, image):
+        return False
+    # At the model's size, 16 thousand values take some microseconds.
+    share = np.count_nonzero(cv2.absdiff(before, image) > _SAME_LEVEL) / image.size
+    return True if share > _MOVED_SHARE else False if share == 0 else None
+
+
+@dataclass
+class _Given:
+    """One moment of one stream, sorted: usable images at the model's size, and what is wrong.
+
+    seen    every image of a right kind;  views  those that are used
+    sizes   (h, w) as they came;  reason  why nothing can be said, or "";  note  what was left out, or ""
+    """
+
+    seen: dict[str, np.ndarray]
+    views: dict[str, np.ndarray]
+    sizes: dict[str, tuple[int, int]]
+    reason: str
+    note: str = ""
+
+
 class BatchStream:
     """n episodes at once, in step. Cameras, sizes and gaps may differ between them and over time."""
 
@@ -96,6 +192,8 @@ class BatchStream:
             self._cache = self._model.trunk.empty_cache(streams)
             self._states = torch.full((streams, width), float("nan"), device=self._device)
         self._firsts = _Firsts(self._model, streams)
+        self._watchdogs = [_Watchdog() for _ in instructions]
+        self._tracker = Tracker(self._model, checkpoint.calibration, streams)
         self._start_ns: list[int | None] = [None] * streams
         self._last_ns: list[int | None] = [None] * streams
 
@@ -118,6 +216,8 @@ class BatchStream:
         self._context.first_mask[index] = False
         self._cache.filled[index] = False
         self._firsts.forget(index)
+        self._watchdogs[index] = _Watchdog()
+        self._tracker.reset(index)
         self._start_ns[index] = self._last_ns[index] = None
 
     @torch.inference_mode()
@@ -127,10 +227,10 @@ class BatchStream:
         Raises:
             ConfigError: images that cannot be used.
         """
-        views, reasons = self._collect([images])
-        if reasons[0]:
-            raise ConfigError(f"goal picture: {reasons[0]}")
-        state, _ = self._encode(views, slice(index, index + 1))
+        given = self._sort(images, None)
+        if given.reason:
+            raise ConfigError(f"goal picture: {given.reason}")
+        state, _ = self._encode([given.views], slice(index, index + 1))
         self._context.goal[index], self._context.goal_mask[index] = state[0], True
 
     @torch.inference_mode()
@@ -148,54 +248,55 @@ class BatchStream:
         if len(images) != len(self) or len(stamps_ns) != len(self):
             raise ConfigError(f"{len(self)} streams, but {len(images)} images and {len(stamps_ns)} stamps")
         body = self._proprio(proprio)  # refused before anything of the stream changes
-        views, reasons = self._collect(images)
-        reasons = [
-            reason or self._stamp_reason(i, stamp)
-            for i, (reason, stamp) in enumerate(zip(reasons, stamps_ns, strict=True))
+        late = [self._stamp_reason(i, stamp) for i, stamp in enumerate(stamps_ns)]
+        given = [
+            self._sort(each, None if reason else dog)
+            for each, dog, reason in zip(images, self._watchdogs, late, strict=True)
         ]
-        live = torch.tensor([not reason for reason in reasons], device=self._device)
+        reasons = [g.reason or reason for g, reason in zip(given, late, strict=True)]
         self._states.fill_(float("nan"))
-        if not bool(live.any()):
+        if all(reasons):
             return [self._invalid(reason, stamp) for reason, stamp in zip(reasons, stamps_ns, strict=True)]
-        self._firsts.learn(views)
-        fresh = live & ~self._context.first_mask
-        if bool(fresh.any()):
-            rgb, mask = self._stack(views)
-            self._firsts.keep(rgb, mask & fresh[:, None])
-        state, share = self._encode(views, slice(None))
-        self._states[live] = state[live]
-        self._begin(live, state, stamps_ns)
-        seconds = torch.tensor(
-            [
-                (t - s) * 1e-9 if s is not None else 0.0
-                for t, s in zip(stamps_ns, self._start_ns, strict=True)
-            ],
-            dtype=torch.float64,
-            device=self._device,
+        views = [g.views if not reason else {} for g, reason in zip(given, reasons, strict=True)]
+        live = np.array([not reason for reason in reasons])
+        known = self._context.first_mask.cpu().numpy()
+        state, share = self._begin(views, live & ~known)
+        seconds = np.array(
+            [(t - (t if s is None else s)) * 1e-9 for t, s in zip(stamps_ns, self._start_ns, strict=True)]
         )
-        x = self._model.inputs(state[:, None], self._context, body)[:, 0]
-        h = self._model.trunk.step(x, seconds, live, self._cache)
-        found = self._estimates(self._model.heads(h, self._context.task), reasons)
-        return [self._result(found, i, share[i], views[i], int(stamps_ns[i])) for i in range(len(self))]
+        found = self._estimate(state, seconds, live, body, [len(v) for v in views], reasons)
+        self._end(given, state, stamps_ns, live, found)
+        return [
+            self._result(found, i, share[i], views[i], int(stamps_ns[i]), given[i].note)
+            for i in range(len(self))
+        ]
 
-    def _collect(self, images: Sequence[Images]) -> tuple[list[dict[str, np.ndarray]], list[str]]:
-        """Usable images by camera at the model's size, and why there are none."""
-        collected: list[dict[str, np.ndarray]] = []
-        reasons: list[str] = []
-        for given in images:
-            views: dict[str, np.ndarray] = {}
-            problems: list[str] = []
-            for name, item in given.items():
-                rgb = item.rgb if isinstance(item, Frame) else np.asarray(item)
-                if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
-                    problems.append(
-                        f"camera '{name}' gave {rgb.dtype}{list(rgb.shape)}, needs uint8[h, w, 3]"
-                    )
-                    continue
-                views[name] = resize_frames(rgb[None], self._model.config.image_size)[0]
-            reasons.append("; ".join(problems) if problems else "" if views else "no camera frame")
-            collected.append({} if problems else views)
-        return collected, reasons
+    def _sort(self, given: Images, watchdog: _Watchdog | None) -> _Given:
+        """What can be used of one moment's images, at the model's size, and why there is nothing."""
+        found = _Given({}, {}, {}, "")
+        problems: list[str] = []
+        for name, item in given.items():
+            rgb = item.rgb if isinstance(item, Frame) else np.asarray(item)
+            if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+                problems.append(f"camera '{name}' gave {rgb.dtype}{list(rgb.shape)}, needs uint8[h, w, 3]")
+                continue
+            # A copy: the caller may write the next image into the same array.
+            resized = resize_frames(rgb[None], self._model.config.image_size)[0]
+            found.seen[name] = resized.copy() if resized.base is not None else resized
+            found.sizes[name] = (rgb.shape[0], rgb.shape[1])
+        if problems or not found.seen:
+            found.reason = "; ".join(problems) or "no camera frame"
+            return found
+        left_out: dict[str, str] = {}
+        if watchdog is not None:
+            left_out = watchdog.bent(found.sizes)
+            straight = {n: image for n, image in found.seen.items() if n not in left_out}
+            left_out |= watchdog.stuck(straight)
+            found.seen = straight
+        found.views = {name: image for name, image in found.seen.items() if name not in left_out}
+        found.note = "; ".join(left_out.values())
+        found.reason = "" if found.views else found.note
+        return found
 
     def _stamp_reason(self, index: int, stamp: int) -> str:
         last = self._last_ns[index]
@@ -227,15 +328,66 @@ class BatchStream:
                     rgb[row, column], mask[row, column] = given[name], True
         return torch.from_numpy(rgb).to(self._device), torch.from_numpy(mask).to(self._device)
 
-    def _begin(self, live: Tensor, state: Tensor, stamps_ns: Sequence[int]) -> None:
-        fresh = live & ~self._context.first_mask
-        self._context.first[fresh] = state[fresh]
-        self._context.first_mask[fresh] = True
-        for index, alive in enumerate(live.tolist()):
-            if alive:
+    def _begin(
+        self, views: Sequence[Mapping[str, np.ndarray]], fresh: Bool[np.ndarray, " n"]
+    ) -> tuple[Tensor, Tensor]:
+        """States of what all streams see and the views' shares; those that are `fresh` get their anchors."""
+        self._firsts.learn(views)
+        new = torch.from_numpy(fresh).to(self._device)
+        if fresh.any():
+            rgb, mask = self._stack(views)
+            self._firsts.keep(rgb, mask & new[:, None])
+        state, share = self._encode(views, slice(None))
+        self._context.first[new] = state[new]
+        self._context.first_mask[new] = True
+        return state, share
+
+    def _estimate(
+        self,
+        state: Tensor,
+        seconds: Float64[np.ndarray, " n"],
+        live: Bool[np.ndarray, " n"],
+        body: Tensor | None,
+        views: Sequence[int],
+        reasons: Sequence[str],
+    ) -> Estimates:
+        """One step of trunk, heads and fusion."""
+        x = self._model.inputs(state[:, None], self._context, body)[:, 0]
+        clock = torch.from_numpy(seconds).to(self._device)
+        h = self._model.trunk.step(x, clock, torch.from_numpy(live).to(self._device), self._cache)
+        said = self._model.heads(h, self._context.task)
+        prediction = Prediction(
+            said.stage_logits[:, None], said.tau_logits[:, None], said.success_logit[:, None]
+        )
+        moments = Moments(
+            prediction,
+            state[:, None],
+            self._context,
+            seconds[:, None],
+            live[:, None],
+            np.array(views)[:, None],
+        )
+        return self._tracker.estimates(moments, reasons)
+
+    def _end(
+        self,
+        given: Sequence[_Given],
+        state: Tensor,
+        stamps_ns: Sequence[int],
+        live: Bool[np.ndarray, " n"],
+        found: Estimates,
+    ) -> None:
+        """Streams with a good moment go on; one whose very first was none has not begun."""
+        for index in np.flatnonzero(live):
+            if found.valid[index]:
+                self._states[index] = state[index]
+                self._watchdogs[index].keep(given[index].seen, given[index].sizes)
                 self._last_ns[index] = int(stamps_ns[index])
                 if self._start_ns[index] is None:
                     self._start_ns[index] = int(stamps_ns[index])
+            elif self._start_ns[index] is None:
+                self._context.first_mask[index] = False
+                self._firsts.forget(int(index))
 
     def _proprio(self, proprio: Sequence[Float32[np.ndarray, " p"] | None] | None) -> Tensor | None:
         size = self._model.config.proprio_dim
@@ -248,17 +400,22 @@ class BatchStream:
             raise ConfigError(f"proprioception has shape {wrong}, the model was trained on ({size},)")
         return torch.from_numpy(np.stack(rows))[:, None].to(self._device)
 
-    def _estimates(self, prediction: Prediction, reasons: list[str]) -> Estimates:
-        return estimates(
-            self._model, prediction, self._context.task, self._checkpoint.calibration, list(reasons)
-        )
-
     def _result(
-        self, found: Estimates, index: int, share: Tensor, views: Mapping[str, np.ndarray], stamp: int
+        self,
+        found: Estimates,
+        index: int,
+        share: Tensor,
+        views: Mapping[str, np.ndarray],
+        stamp: int,
+        note: str,
     ) -> ProgressEstimate:
         if not found.valid[index]:
             return self._invalid(found.reason[index], stamp)
         task = self._model.config.tasks[int(self._context.task[index])]
+        novelty = float(found.novelty[index])
+        if novelty > STRANGE:
+            unlike = f"the scene is unlike what calibration saw (novelty {novelty:.1f})"
+            note = f"{note}; {unlike}" if note else unlike
         return ProgressEstimate(
             stage_probs=found.stage_probs[index, : len(task.stage_names)],
             tau=float(found.tau[index]),
@@ -271,6 +428,8 @@ class BatchStream:
             reason="",
             stamp_ns=stamp,
             model_version=self._checkpoint.version,
+            note=note,
+            novelty=novelty,
         )
 
     def _invalid(self, reason: str, stamp: int) -> ProgressEstimate:

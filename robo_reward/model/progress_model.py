@@ -5,8 +5,8 @@
 
 Heads, with K stages and B bins: `p(stage)`, `p(tau | stage)` for every stage, and success. Together the first
 two are one distribution over task progress `Phi = W_stage + w_stage tau`, whose mean is the estimate and
-whose spread is its raw uncertainty; an ensemble of E such heads adds what they disagree about. The hop head compares two states (first and now, now and goal, before and
-now).
+whose spread is its raw uncertainty; an ensemble of E such heads adds what they disagree about. The hop head
+compares two states (first and now, now and goal, before and now).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor, nn
 
 from robo_reward.errors import ConfigError
+from robo_reward.fusion import hop_table
 from robo_reward.imports import instantiate
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.fusion import AttentionFusion
@@ -71,6 +72,9 @@ class ProgressModel(nn.Module):
     stage_mask: Tensor
     tau_values: Tensor
     hop_values: Tensor
+    hop_table: Tensor
+    familiar_mean: Tensor
+    familiar_whiten: Tensor
     proprio_mean: Tensor
     proprio_std: Tensor
 
@@ -87,7 +91,10 @@ class ProgressModel(nn.Module):
         self.fusion = AttentionFusion(width, _CAMERA_WIDTH)
         self.sentence_encoder: Any = instantiate(config.instruction) if config.instruction else None
         if self.sentence_encoder is None:
-            self.text: nn.Module = nn.Embedding(len(config.texts) + 1, width)  # row 0: unknown text
+            # A row for each task, whichever of its wordings is used; row 0: unknown. Small at first: large
+            # random vectors would be noise that training has to unlearn.
+            self.text: nn.Module = nn.Embedding(len(config.tasks) + 1, width)
+            nn.init.normal_(self.text.weight, std=0.1)
         else:
             self.text = nn.Linear(np.asarray(self.sentence_encoder(["probe"])).shape[-1], width)
         self.no_first = nn.Parameter(torch.zeros(width))
@@ -126,6 +133,10 @@ class ProgressModel(nn.Module):
         self.register_buffer("stage_mask", mask, persistent=False)
         self.register_buffer("tau_values", torch.linspace(0.0, 1.0, config.tau_bins), persistent=False)
         self.register_buffer("hop_values", torch.linspace(-1.0, 1.0, config.hop_bins), persistent=False)
+        table = torch.from_numpy(hop_table(self.hop_values.numpy())).float()
+        self.register_buffer("hop_table", table, persistent=False)
+        self.register_buffer("familiar_mean", torch.zeros(config.width))
+        self.register_buffer("familiar_whiten", torch.zeros(config.width, config.width))
         size = max(config.proprio_dim, 1)
         self.register_buffer("proprio_mean", torch.zeros(size))
         self.register_buffer("proprio_std", torch.ones(size))
@@ -139,8 +150,9 @@ class ProgressModel(nn.Module):
         """Instruction embeddings; a text the learned table does not know gets the "unknown" row."""
         device = self.no_goal.device
         if self.sentence_encoder is None:
-            rows = {text: index + 1 for index, text in enumerate(self.config.texts)}
-            return self.text(torch.tensor([rows.get(text, 0) for text in texts], device=device))
+            known = [self.config.task_of(text) for text in texts]
+            rows = [0 if index is None else index + 1 for index in known]
+            return self.text(torch.tensor(rows, device=device))
         features = np.asarray(self.sentence_encoder(list(texts)), dtype=np.float32)
         return self.text(torch.from_numpy(features).to(device))
 
@@ -257,6 +269,16 @@ class ProgressModel(nn.Module):
     ) -> Float[Tensor, "*batch m"]:
         """Logits over `hop_values` of the hop from one state to another."""
         return self.hop_head(torch.cat([start, end, end - start], dim=-1)).float()
+
+    def hop_moments(
+        self, start: Float[Tensor, "*batch d"], end: Float[Tensor, "*batch d"]
+    ) -> Float[Tensor, "*batch 4"]:
+        """Moments of the hop from one state to another: see `robo_reward.fusion.hop_table`."""
+        return self.hop_logits(start, end).softmax(dim=-1) @ self.hop_table
+
+    def strangeness(self, state: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Mahalanobis distance of states from those that `familiar_mean` and `_whiten` were fitted on."""
+        return ((state - self.familiar_mean) @ self.familiar_whiten).norm(dim=-1)
 
     def forward(
         self,

@@ -25,14 +25,14 @@ class TrunkCache:
     keys, values  f32[layers, n, window, heads, d]; keys are stored before rotation
     time_s        f64[n, window] when each slot was written
     filled        bool[n, window]
-    position      the slot to write next, the same for all streams
+    position      i64[n] the slot to write next
     """
 
     keys: Tensor
     values: Tensor
     time_s: Tensor
     filled: Tensor
-    position: int = 0
+    position: Tensor
 
 
 class CausalTrunk(nn.Module):
@@ -78,6 +78,7 @@ class CausalTrunk(nn.Module):
             values=weight.new_zeros(shape),
             time_s=torch.zeros(streams, self.window, dtype=torch.float64, device=weight.device),
             filled=torch.zeros(streams, self.window, dtype=torch.bool, device=weight.device),
+            position=torch.zeros(streams, dtype=torch.long, device=weight.device),
         )
 
     def step(
@@ -89,19 +90,28 @@ class CausalTrunk(nn.Module):
     ) -> Float[Tensor, "n d"]:
         """One moment of each stream; the cache is updated in place.
 
-        A stream that is not `live` saw nothing: its slot stays empty and its output means nothing.
+        A stream that is not `live` saw nothing: it takes no slot of its ring and its output means nothing.
+        A live one whose output is not finite takes none either, so that it spoils no later moment.
         """
-        slot = cache.position
-        cache.time_s[:, slot] = time_s
+        rows, slot = torch.arange(len(x), device=x.device), cache.position
+        old = [c[rows, slot] for c in (cache.time_s, cache.filled)]
+        kept = [c[:, rows, slot] for c in (cache.keys, cache.values)]
+        cache.time_s[rows, slot] = time_s
         # Each moment sees itself: a stream without a past would have none to see.
-        cache.filled[:, slot] = True
+        cache.filled[rows, slot] = True
         phase = self._phase(cache.time_s - time_s[:, None])
         here = torch.zeros_like(phase[:, :1])
         for index, layer in enumerate(self.layers):
             x = cast("_Layer", layer).step(x, phase, here, cache, index)
-        cache.filled[:, slot] = live
-        cache.position = (slot + 1) % self.window
-        return self.norm(x)
+        x = self.norm(x)
+        took = live & x.isfinite().all(dim=-1)
+        if not bool(took.all()):
+            for whole, before in zip((cache.time_s, cache.filled), old, strict=True):
+                whole[rows, slot] = torch.where(took, whole[rows, slot], before)
+            for whole, before in zip((cache.keys, cache.values), kept, strict=True):
+                whole[:, rows, slot] = torch.where(took[:, None, None], whole[:, rows, slot], before)
+        cache.position = torch.where(took, (slot + 1) % self.window, slot)
+        return x
 
     def _phase(self, seconds: Float64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
         # Radians are reduced in float64, so that long streams lose no precision.
@@ -128,8 +138,9 @@ class _Layer(nn.Module):
 
     def step(self, x: Tensor, phase: Tensor, here: Tensor, cache: TrunkCache, index: int) -> Tensor:
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        cache.keys[index, :, cache.position] = key
-        cache.values[index, :, cache.position] = value
+        rows = torch.arange(len(x), device=x.device)
+        cache.keys[index][rows, cache.position] = key
+        cache.values[index][rows, cache.position] = value
         keys = _rotate(cache.keys[index], phase)
         mixed = _attend(_rotate(query[:, None], here), keys, cache.values[index], cache.filled[:, None])
         x = x + self.out(mixed[:, 0].flatten(-2))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import DataError
-from robo_reward.estimate import Estimates, estimates
+from robo_reward.estimate import Estimates, Moments, Tracker
 from robo_reward.model.progress_model import Context, Prediction, ProgressModel
 from robo_reward.offline import episode_context, resize_frames
 
@@ -74,14 +74,14 @@ def watch(
             model's, or cameras that differ between episodes.
     """
     waiting = iter(episodes)
-    active = [_Lane(checkpoint.model, episode) for episode in islice(waiting, lanes)]
+    active = [_Lane(checkpoint, episode) for episode in islice(waiting, lanes)]
     while active:
         _look(checkpoint, active, chunk)
         if advance is not None:
             advance(sum(lane.fresh for lane in active))
         for lane in [lane for lane in active if lane.finished]:
             active.remove(lane)
-            active.extend(_Lane(checkpoint.model, episode) for episode in islice(waiting, 1))
+            active.extend(_Lane(checkpoint, episode) for episode in islice(waiting, 1))
             yield lane.result()
 
 
@@ -89,7 +89,7 @@ def watch(
 class _Lane:
     """One episode being watched: what is kept of its past, and what was said of it."""
 
-    model: ProgressModel
+    checkpoint: Checkpoint
     episode: WatchedEpisode
     anchor: Tensor = field(init=False)
     context: Context | None = None
@@ -99,6 +99,8 @@ class _Lane:
     said: list[Estimates] = field(default_factory=list[Estimates])
 
     def __post_init__(self) -> None:
+        self.model = self.checkpoint.model
+        self._tracker = Tracker(self.model, self.checkpoint.calibration, 1)
         self._streams = [stream() for stream in self.episode.frames.values()]
         self.past = torch.zeros(0, self.model.config.width, device=self.model.no_goal.device)
         wanted, proprio = self.model.config.proprio_dim, self.episode.proprio
@@ -127,8 +129,21 @@ class _Lane:
             self.anchor = rgb[:1]
         return rgb
 
-    def remember(self, state: Tensor, reach: int) -> None:
-        """Keep the last `reach` states before the next look."""
+    def note(self, prediction: Prediction, state: Tensor, reach: int) -> None:
+        """Keep what is said of the fresh moments, and the last `reach` states before the next look."""
+        assert self.context is not None
+        stamps = self.episode.stamp_ns
+        rows = slice(self.seen, self.seen + self.fresh)
+        everything = np.ones((1, self.fresh), dtype=np.bool_)
+        moments = Moments(
+            prediction=prediction,
+            state=state[None],
+            context=self.context,
+            time_s=((stamps[rows] - stamps[0]) * 1e-9)[None],
+            live=everything,
+            views=np.full(everything.shape, len(self.episode.frames)),
+        )
+        self.said.append(self._tracker.estimates(moments, [""] * self.fresh))
         self.past = torch.cat([self.past, state])[-reach:]
         self.seen += len(state)
 
@@ -169,20 +184,14 @@ def _look(checkpoint: Checkpoint, lanes: Sequence[_Lane], chunk: int) -> None:
     for lane, state in zip(lanes, states, strict=True):
         if lane.context is None:
             lane.context = episode_context(model, state[:1], lane.episode.instruction)
-    prediction, task = _predict(model, lanes, states)
-    found = estimates(model, prediction, task, checkpoint.calibration, [""] * len(rgb))
+    said = _predict(model, lanes, states)
     reach = model.config.layers * (model.config.window - 1)
-    begin = 0
-    for lane, state in zip(lanes, states, strict=True):
-        rows = slice(begin, begin := begin + lane.fresh)
-        lane.said.append(Estimates(**{f.name: getattr(found, f.name)[rows] for f in fields(found)}))
-        lane.remember(state, reach)
+    for lane, state, prediction in zip(lanes, states, said, strict=True):
+        lane.note(prediction, state, reach)
 
 
-def _predict(
-    model: ProgressModel, lanes: Sequence[_Lane], states: Sequence[Tensor]
-) -> tuple[Prediction, Tensor]:
-    """Raw outputs at the fresh moments of every lane, one after the other, and their tasks.
+def _predict(model: ProgressModel, lanes: Sequence[_Lane], states: Sequence[Tensor]) -> list[Prediction]:
+    """Raw outputs at the fresh moments of every lane, with a leading axis of one.
 
     Each row holds a lane's past and its fresh moments, right-aligned; what is left of them is masked.
     """
@@ -198,12 +207,11 @@ def _predict(
     context = Context(*(torch.cat([getattr(c, f.name) for c in contexts]) for f in fields(Context)))
     body = torch.from_numpy(np.stack(proprio)).to(device) if model.config.proprio_dim else None
     out = model(state, context, torch.from_numpy(np.stack(time_s)).to(device), mask, body)
-    fresh = [(index, slice(longest - lane.fresh, longest)) for index, lane in enumerate(lanes)]
-    parts = (
-        torch.cat([x[i, s] for i, s in fresh]) for x in (out.stage_logits, out.tau_logits, out.success_logit)
-    )
-    task = torch.cat([context.task[i].expand(lane.fresh) for i, lane in enumerate(lanes)])
-    return Prediction(*parts), task
+    outputs = (out.stage_logits, out.tau_logits, out.success_logit)
+    return [
+        Prediction(*(x[index : index + 1, longest - lane.fresh :] for x in outputs))
+        for index, lane in enumerate(lanes)
+    ]
 
 
 def _clock_and_body(lane: _Lane, count: int, longest: int) -> tuple[np.ndarray, np.ndarray]:

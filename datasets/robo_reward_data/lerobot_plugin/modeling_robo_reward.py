@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robo_reward.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from robo_reward.errors import CheckpointError, DataError
-from robo_reward.estimate import estimates
+from robo_reward.estimate import Moments, Tracker
 from robo_reward.model.progress_model import Context
 from robo_reward.offline import episode_context, resize_frames
 from robo_reward.stream import BatchStream
@@ -216,10 +216,19 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         context = Context(*(torch.cat([getattr(c, f) for c in each]) for f in Context.__dataclass_fields__))
         back = torch.tensor(self.config.observation_delta_indices[1:][-(length - 1) :], dtype=torch.float64)
         time_s = (back / self.config.fps).to(device).expand(rows, -1)
-        out = model(state[:, 1:], context, time_s, seen[:, 1:].any(dim=2), None)
-        last = type(out)(out.stage_logits[:, -1], out.tau_logits[:, -1], out.success_logit[:, -1])
-        found = estimates(model, last, context.task, self._checkpoint.calibration, [""] * rows)
-        return torch.from_numpy(found.progress if self.config.output == "progress" else found.success_prob)
+        live = seen[:, 1:].any(dim=2)
+        moments = Moments(
+            prediction=model(state[:, 1:], context, time_s, live, None),
+            state=state[:, 1:],
+            context=context,
+            time_s=time_s.cpu().numpy(),
+            live=live.cpu().numpy(),
+            views=seen[:, 1:].sum(dim=2).cpu().numpy(),
+        )
+        tracker = Tracker(model, self._checkpoint.calibration, rows)
+        found = tracker.estimates(moments, ["" if alive else "not seen" for alive in moments.live.ravel()])
+        said = found.progress if self.config.output == "progress" else found.success_prob
+        return torch.from_numpy(said.reshape(rows, -1)[:, -1].copy())
 
     def _seen(
         self, batch: Mapping[str, Any], name: str, rows: int, length: int, device: torch.device
