@@ -17,7 +17,9 @@ import tempfile
 import threading
 import time
 from array import array
+from contextlib import suppress
 from importlib.resources import files
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,14 @@ def camera(name: str, compressed: bool) -> None:
     else:
         pool = [array("B", image.tobytes()) for image in pictures]
         message = Image(height=SIZE[0], width=SIZE[1], encoding="rgb8", step=3 * SIZE[1])
-    due, count = time.monotonic(), 0
-    while True:
-        due += 1 / FPS
-        time.sleep(max(0.0, due - time.monotonic()))
-        message.data = pool[count % len(pool)]
-        message.header.stamp = node.get_clock().now().to_msg()
-        publisher.publish(message)
-        count += 1
+    with suppress(KeyboardInterrupt):
+        due = time.monotonic()
+        for data in cycle(pool):
+            due += 1 / FPS
+            time.sleep(max(0.0, due - time.monotonic()))
+            message.data = data
+            message.header.stamp = node.get_clock().now().to_msg()
+            publisher.publish(message)
 
 
 def build_model(folder: Path) -> Path:
@@ -200,6 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.camera:
         camera(options.camera, options.compressed)
+        return
     os.environ |= {"ROS_DOMAIN_ID": str(options.domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("ROS_LOG_DIR", folder)

@@ -33,7 +33,9 @@ class _Parameter:
 _ALL: dict[str, _Parameter] = {
     "model": _Parameter("", "run folder of robo-reward train, or the import path of another model"),
     "device": _Parameter("auto", "where the model runs", choices=("auto", "cpu", "cuda")),
-    "threads": _Parameter(1, "CPU threads of the model; 0: as many as PyTorch likes", 0, 256),
+    "threads": _Parameter(
+        1, "CPU threads of the model and of decoding; 0: as many as the libraries like", 0, 256
+    ),
     "instruction": _Parameter(
         "", "what is judged where an episode names nothing; empty: the model's only task"
     ),

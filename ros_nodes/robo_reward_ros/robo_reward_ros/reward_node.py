@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
@@ -215,7 +216,9 @@ class RewardNode(LifecycleNode):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if settings.threads:
+            # OpenCV too: its pool for a resize of 0.3 ms waits for cores that cameras keep busy.
             torch.set_num_threads(settings.threads)
+            cv2.setNumThreads(settings.threads)
         model = robo_reward.load(path, device=device)
         judge = EpisodeJudge(
             model,
