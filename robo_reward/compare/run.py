@@ -54,7 +54,7 @@ class CompareConfig:
     out: str
     calibration: Any = None
     methods: dict[str, Any] = field(default_factory=dict)
-    reference: str = "ours"
+    reference: str | None = None
     steps: int | None = None
     minutes: float | None = 5.0
     fitted: str | None = None
@@ -88,7 +88,7 @@ class CompareConfig:
         """
         if not self.methods:
             raise ConfigError("no method to compare: method=[ours,...]")
-        if self.reference not in self.methods:
+        if self.reference is not None and self.reference not in self.methods:
             raise ConfigError(
                 f"reference='{self.reference}' is not among the methods: {', '.join(self.methods)}"
             )
@@ -101,6 +101,13 @@ class CompareConfig:
                 f"holdout.calibration={self.holdout.calibration}, holdout.test={self.holdout.test}: "
                 "a comparison keeps a share for calibration, and brings its test episodes as test=STORE"
             )
+
+    @property
+    def judged_against(self) -> str:
+        """The method that all others are compared with."""
+        if self.reference is not None:
+            return self.reference
+        return "ours" if "ours" in self.methods else next(iter(self.methods))
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def run(config: CompareConfig) -> None:
             spec = config.methods[name]
             costs[name] = _costs(config, name, spec, episodes, budget, workdir, folder)
     comparison = compare_methods(
-        results, judged, calibrations, costs, config.reference, config.samples, config.seed
+        results, judged, calibrations, costs, config.judged_against, config.samples, config.seed
     )
     notes = _notes(episodes, methods) + validity_notes(comparison) + loss_notes(comparison)
     facts = _facts(config, episodes)
