@@ -76,7 +76,7 @@ def test_stages_are_found_written_and_not_overwritten_unasked(
     store = make_store(tmp_path / "store")
     failed = demonstration(6, (20, 12, 20))
     store.write(dataclasses.replace(failed, info=dataclasses.replace(failed.info, outcome=Outcome.FAILURE)))
-    command = ["annotate", f"data={store.path}", "lead=0", "names=[reach,grasp,carry]"]
+    command = ["annotate", f"data={store.path}", "lead=0", "resamples=2", "names=[reach,grasp,carry]"]
     assert main([*command, f"files={tmp_path / 'files'}"]) == 0
     said = capsys.readouterr().out
     assert "'carry it': 3 stages in 6 episodes" in said
@@ -117,7 +117,7 @@ def test_pictures_alone_will_do_where_they_show_the_stages(tmp_path: Path) -> No
             frames[t, :, : 10 * lamp] = 200
             frames[t, :, 10 * lamp : 10 * (lamp + 1)] = round(200 * now)
         store.write(Episode(episode.info, {"front": frames}))
-    run_command("annotate", [f"data={store.path}", "lead=0", "stages=3"])
+    run_command("annotate", [f"data={store.path}", "lead=0", "stages=3", "resamples=1"])
     for episode in store.episodes:
         info = episode.info
         assert boundary_matches(info.boundaries, np.array(info.source["boundaries"]), info.length) == 2
@@ -133,7 +133,7 @@ def test_a_store_that_knows_its_truth_needs_a_copy_which_goes_without(
     copy = tmp_path / "copy"
     # A copy that was interrupted is gone on with.
     EpisodeStore.create(copy, {"annotated_copy_of": {"store": "store", "attrs": {}}})
-    run_command("annotate", [f"data={store.path}", f"out={copy}", "stages=3"])
+    run_command("annotate", [f"data={store.path}", f"out={copy}", "stages=3", "resamples=1"])
     assert store.fingerprint == before
     for original, annotated in zip(store.episodes, EpisodeStore.open(copy).episodes, strict=True):
         assert annotated.uid == original.uid
