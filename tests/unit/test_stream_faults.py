@@ -1,0 +1,215 @@
+"""What cameras and networks do wrong, and what a stream answers: see the table of `robo_reward.stream`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from robo_reward.calibration import Calibration
+from robo_reward.checkpoint import Checkpoint
+from robo_reward.errors import ConfigError
+from robo_reward.fusion import PERSPECTIVES, FusionParameters
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.offline import encode_episode, encode_goal, estimate_episode
+from robo_reward.schema import Episode, ProgressEstimate
+from robo_reward.stream import STUCK_AFTER, BatchStream, Stream
+from robo_reward.testing import MemoryReader, toy_episode
+
+CALIBRATION = Calibration(
+    fitted=True,
+    fusion=FusionParameters(active=PERSPECTIVES),
+    novelty_limit=1e9,
+    absent=(1.5,),
+)
+TASK = "fill the bar"
+
+
+def build() -> ProgressModel:
+    """Random weights, whose embeddings are as familiar as those of a ball around 0."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [8, 8, 16, 16],
+            "bottleneck": 8,
+        },
+        tasks=(TaskConfig((TASK,), ("red", "green"), (0.4, 0.6)),),
+        cameras=("front", "wrist"),
+        image_size=(32, 32),
+        period_s=0.1,
+        width=32,
+        window=5,
+        ensemble=3,
+    )
+    model = ProgressModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.familiar_whiten.copy_(torch.eye(32))
+    return model.eval().requires_grad_(False)
+
+
+MODEL = build()
+CHECKPOINT = Checkpoint(model=MODEL, calibration=CALIBRATION, version="test")
+
+
+def moments(episode: Episode) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    for index, stamp in enumerate(episode.info.stamp_ns):
+        yield {name: rgb[index] for name, rgb in episode.frames.items()}, int(stamp)
+
+
+def numbers(found: list[ProgressEstimate]) -> np.ndarray:
+    return np.array([[e.progress, e.std, e.tau, e.success_prob, e.novelty] for e in found])
+
+
+def moving(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (length, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fused_streams_say_what_the_offline_path_says(seed: int) -> None:
+    """Irregular intervals, all perspectives but the goal's, and an ensemble."""
+    episode = toy_episode(seed, length=17)
+    steps = np.random.default_rng(seed).uniform(0.01, 0.9, 17)
+    info = replace(episode.info, stamp_ns=(1.7e18 + np.cumsum(steps) * 1e9).astype(np.int64))
+    episode = replace(episode, info=info)
+    found = estimate_episode(MODEL, encode_episode(MODEL, MemoryReader(episode)), CALIBRATION)
+    stream = Stream(CHECKPOINT, TASK)
+    live = [stream.push(images, stamp) for images, stamp in moments(episode)]
+    offline = np.stack([found.progress, found.std, found.tau, found.success_prob, found.novelty], axis=1)
+    np.testing.assert_allclose(numbers(live), offline, atol=1e-5)
+    assert np.isfinite(found.perspectives[1:, :3]).all()
+    assert not np.allclose(found.progress, found.perspectives[:, 0], atol=1e-3)
+
+
+def test_a_goal_picture_adds_the_backward_perspective_live_and_offline() -> None:
+    episode, other = toy_episode(0, length=9), toy_episode(1, length=9)
+    reader = MemoryReader(episode)
+    goal = encode_goal(MODEL, reader, MemoryReader(other), 8)
+    found = estimate_episode(MODEL, encode_episode(MODEL, reader), CALIBRATION, goal=goal)
+    stream = Stream(CHECKPOINT, TASK)
+    live = []
+    for index, (images, stamp) in enumerate(moments(episode)):
+        live.append(stream.push(images, stamp))
+        if index == 0:
+            stream.set_goal({name: rgb[8] for name, rgb in other.frames.items()})
+    assert np.isfinite(found.perspectives[:, 3]).all()
+    without = estimate_episode(MODEL, encode_episode(MODEL, reader), CALIBRATION)
+    assert np.isnan(without.perspectives[:, 3]).all()
+    # The stream saw its first moment without the goal; what that did to the filter fades.
+    assert abs(live[-1].progress - found.progress[-1]) < abs(live[-1].progress - without.progress[-1])
+
+
+def test_a_stuck_camera_is_left_out_and_comes_back() -> None:
+    front, wrist = moving(40, 0), moving(40, 1)
+    front[10:30] = front[10]
+    stream, alone = Stream(CHECKPOINT, TASK), Stream(CHECKPOINT, TASK)
+    live = [stream.push({"front": front[i], "wrist": wrist[i]}, i * 10**8) for i in range(40)]
+    assert all(e.valid for e in live)
+    noted = [i for i, e in enumerate(live) if e.note]
+    assert noted == list(range(10 + STUCK_AFTER, 30))
+    assert "camera 'front' is stuck: 8 times the same image" in live[18].note
+    assert set(live[18].per_view) == {"wrist"}
+    assert set(live[30].per_view) == {"front", "wrist"}
+    # From then on it is a stream that is given the other camera alone, whose band is wider.
+    for i in range(30):
+        gone = i >= 18
+        given = {"wrist": wrist[i]} if gone else {"front": front[i], "wrist": wrist[i]}
+        expected = alone.push(given, i * 10**8)
+        np.testing.assert_allclose(numbers([live[i]]), numbers([expected]), atol=1e-6)
+
+
+def test_a_scene_at_rest_is_no_stuck_camera() -> None:
+    stream = Stream(CHECKPOINT, TASK)
+    image = moving(2, 0)
+    found = [stream.push({"front": image[0], "wrist": image[1]}, i) for i in range(3 * STUCK_AFTER)]
+    assert not any(e.note for e in found)
+
+
+def test_a_camera_whose_aspect_changes_is_left_out() -> None:
+    stream = Stream(CHECKPOINT, TASK)
+    wide, square = np.zeros((48, 64, 3), np.uint8), np.zeros((48, 48, 3), np.uint8)
+    stream.push({"front": wide, "wrist": square}, 0)
+    found = stream.push({"front": square, "wrist": square}, 1)
+    assert (found.valid, set(found.per_view)) == (True, {"wrist"})
+    assert "camera 'front' changed its aspect from 1.33 to 1.00" in found.note
+    only = stream.push({"front": square}, 2)
+    assert (only.valid, only.reason) == (False, found.note)
+    assert stream.push({"front": np.zeros((96, 128, 3), np.uint8)}, 3).valid
+
+
+def test_missing_cameras_and_strange_scenes_widen_the_band() -> None:
+    images = {"front": moving(1, 0)[0], "wrist": moving(1, 1)[0]}
+    both = Stream(CHECKPOINT, TASK).push(images, 0)
+    plain = replace(CHECKPOINT, calibration=replace(CALIBRATION, absent=()))
+    one = Stream(CHECKPOINT, TASK).push({"front": images["front"]}, 0)
+    unwidened = Stream(plain, TASK).push({"front": images["front"]}, 0)
+    assert one.std == pytest.approx(1.5 * unwidened.std, rel=1e-5)
+    assert both.note == one.note == ""
+    limit = both.novelty * 1e9 / 4.0  # this very scene is four times as strange as 1 % of calibration
+    strange = replace(CHECKPOINT, calibration=replace(CALIBRATION, novelty_limit=limit))
+    found = Stream(strange, TASK).push(images, 0)
+    assert found.valid
+    assert found.novelty == pytest.approx(4.0, rel=1e-4)
+    assert found.std == pytest.approx(4.0 * both.std, rel=1e-4)
+    assert found.note == "the scene is unlike what calibration saw (novelty 4.0)"
+
+
+def test_a_moment_that_the_network_cannot_take_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its embedding is NaN in the first moment and in a later one; the stream beside it is not touched."""
+    episodes = [toy_episode(i, length=14) for i in range(2)]
+    encode = MODEL.encode
+    clean, alone = Stream(CHECKPOINT, TASK), Stream(CHECKPOINT, TASK)
+    batch = BatchStream(CHECKPOINT, [TASK, TASK])
+    for step in range(14):
+        images = [{n: f[step] for n, f in e.frames.items()} for e in episodes]
+        stamp = (step + 1) * 10**8
+        expected = clean.push(images[0], stamp)
+        poisoned = step in (0, 6)
+        if poisoned:
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    MODEL, "encode", lambda *a: encode(*a) * torch.tensor([1, np.nan])[:, None, None]
+                )
+                found = batch.push(images, [stamp, stamp])
+        else:
+            found = batch.push(images, [stamp, stamp])
+            other = alone.push(images[1], stamp)
+            np.testing.assert_allclose(numbers([found[1]]), numbers([other]), atol=1e-5)
+        np.testing.assert_allclose(numbers([found[0]]), numbers([expected]), atol=1e-5)
+        assert found[1].valid != poisoned
+        assert found[1].reason == ("the network's output is not finite" if poisoned else "")
+
+
+def test_a_bad_moment_takes_no_slot_of_its_streams_memory() -> None:
+    """Bad pushes, more than the window, of one stream of two: it still says what it says alone."""
+    batch, alone = BatchStream(CHECKPOINT, [TASK, TASK]), Stream(CHECKPOINT, TASK)
+    front = moving(30, 2)
+    for step in range(30):
+        stamp = (step + 1) * 10**8
+        bad = step % 8 >= 2
+        late = [stamp, 1 if step > 8 and bad else stamp]
+        found = batch.push(
+            [{"front": front[step]}, {} if bad and step <= 8 else {"front": front[step]}], late
+        )
+        assert found[0].valid
+        assert found[1].valid != bad
+        if not bad:
+            np.testing.assert_allclose(
+                numbers([found[1]]), numbers([alone.push({"front": front[step]}, stamp)]), atol=1e-5
+            )
+
+
+def test_a_caller_may_reuse_its_buffer_and_count_is_checked() -> None:
+    stream, buffer = Stream(CHECKPOINT, TASK), np.zeros((32, 32, 3), np.uint8)
+    wrist = moving(12, 3)
+    for step in range(12):
+        buffer[:] = moving(1, 10 + step)[0]
+        assert stream.push({"front": buffer, "wrist": wrist[step]}, step).note == ""
+    with pytest.raises(ConfigError, match="2 streams, but 1 images"):
+        BatchStream(CHECKPOINT, [TASK, TASK]).push([{}], [0])
