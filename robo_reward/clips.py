@@ -76,7 +76,7 @@ class Timeline:
     first      (episode, frame) of the anchor: the first frame of the episode as the window tells it, or None
     goal       (episode, frame) of a picture of the goal, or None
     off_task   True where the instruction is another task's: progress is 0 and success False throughout
-    apart      True where the moments know nothing of each other: each is told from itself, the anchor, the goal
+    apart      True where the moments know nothing of each other: each is told from itself, anchor and goal
     """
 
     episode: Int64[np.ndarray, " t"]

@@ -10,20 +10,24 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint
+from robo_reward.fusion import FusionParameters
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import episode_context
 from robo_reward.stream import BatchStream
 
+PERSPECTIVES = ("direct", "incremental", "forward")
+
 
 def build(image_size: tuple[int, int]) -> Checkpoint:
-    """`tiny` with random weights: speed does not depend on them."""
+    """`tiny` with random weights and its ensemble of heads: speed does not depend on the weights."""
     torch.manual_seed(0)
     config = ModelConfig(
         encoder={"_target_": "robo_reward.model.encoders.TinyEncoder"},
@@ -31,6 +35,7 @@ def build(image_size: tuple[int, int]) -> Checkpoint:
         cameras=("left", "right", "wrist"),
         image_size=image_size,
         period_s=0.0625,
+        ensemble=4,
     )
     model = ProgressModel(config).eval().requires_grad_(False)
     return Checkpoint(model=model, calibration=Calibration(), version="bench")
@@ -63,6 +68,17 @@ def main() -> None:
     def push(index: int) -> None:
         stream.push([dict(zip(cameras, frames[index % 64], strict=True))], [index])
 
+    fusing = replace(checkpoint, calibration=Calibration(fusion=FusionParameters(active=PERSPECTIVES)))
+    fused = BatchStream(fusing, ["task"])
+    spent: dict[str, list[float]] = {"direct": [], "fused": []}
+
+    def push_both(index: int) -> None:
+        # In turn, so that what else the machine does falls on both alike.
+        for name, one in (("direct", stream), ("fused", fused)):
+            begin = time.perf_counter()
+            one.push([dict(zip(cameras, frames[index % 64], strict=True))], [10**6 + index])
+            spent[name].append(1e3 * (time.perf_counter() - begin))
+
     many = BatchStream(checkpoint, ["task"] * 64)
 
     def push_many(index: int) -> None:
@@ -76,7 +92,9 @@ def main() -> None:
     @torch.inference_mode()
     def again(index: int) -> None:
         rgb = torch.from_numpy(frames[(index + np.arange(window)) % 64])
-        state, _ = model.fuse(model.encode(rgb, ids, mask, model.remember(rgb[:1], mask[:1]), mask[:1]), ids, mask)
+        state, _ = model.fuse(
+            model.encode(rgb, ids, mask, model.remember(rgb[:1], mask[:1]), mask[:1]), ids, mask
+        )
         context = episode_context(model, state[:1], "task")
         model(state[None], context, seconds, mask[:, 0][None])
 
@@ -89,13 +107,23 @@ def main() -> None:
         name: {"p50_ms": float(np.median(t)), "p99_ms": float(np.percentile(t, 99))}
         for name, t in rows.items()
     }
+    timed(push_both, options.repeats)
+    direct, both = (float(np.median(spent[name][10:])) for name in ("direct", "fused"))
     names = list(rows)
     ratio = result[names[1]]["p50_ms"] / result[names[0]]["p50_ms"]
     rate = 64e3 / result[names[2]]["p50_ms"]
     for name, values in result.items():
         sys.stdout.write(f"{name:<45} p50 {values['p50_ms']:8.2f} ms   p99 {values['p99_ms']:8.2f} ms\n")
     sys.stdout.write(f"the ring cache is {ratio:.1f} times faster; batch 64 makes {rate:.0f} decisions/s\n")
-    facts = {"threads": torch.get_num_threads(), "ratio": ratio, "decisions_per_s": rate, **result}
+    cost = 100.0 * (both / direct - 1.0)
+    sys.stdout.write(f"fusing perspectives: {direct:.2f} -> {both:.2f} ms a decision ({cost:+.1f} %)\n")
+    facts = {
+        "fusion_percent": cost,
+        "threads": torch.get_num_threads(),
+        "ratio": ratio,
+        "decisions_per_s": rate,
+        **result,
+    }
     sys.stdout.write(json.dumps({"bench": "stream", **facts}) + "\n")
 
 
