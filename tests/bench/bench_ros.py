@@ -143,11 +143,7 @@ def measure(model: Path, compressed: bool, rate_hz: float, seconds: float) -> di
     }
     arguments = [text for key, value in values.items() for text in ("-p", f"{key}:={value}")]
     profile = str(files("robo_reward_ros") / "fastdds_large_images.xml")
-    sender = {
-        **os.environ,
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
-    }
+    sender = {**os.environ, "FASTDDS_DEFAULT_PROFILES_FILE": profile}
     node = subprocess.Popen([sys.executable, "-m", "robo_reward_ros.reward_node", "--ros-args", *arguments])
     me = [sys.executable, __file__, *(["--compressed"] if compressed else [])]
     drivers = [subprocess.Popen([*me, "--camera", name], env=sender) for name in CAMERAS]
