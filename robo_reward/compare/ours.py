@@ -11,7 +11,8 @@ import numpy as np
 
 from robo_reward.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
-from robo_reward.errors import CheckpointError
+from robo_reward.errors import CheckpointError, ConfigError
+from robo_reward.fusion import PERSPECTIVES
 from robo_reward.offline import EncodedEpisode, encode_episode, estimate_episode
 from robo_reward.schema import EpisodeReader
 from robo_reward.stream import Stream
@@ -29,13 +30,22 @@ class Ours:
     Args:
         run: a RUN folder of `robo-reward train` to judge instead of training one. Its own training and
             calibration episodes may not be among those that it is judged on.
+        perspectives: which of `robo_reward.fusion.PERSPECTIVES` to fuse instead of those that its calibration
+            chose, to see what each is worth: ("direct",) or ("incremental",) are that one alone.
     """
 
     causal = True
 
-    def __init__(self, run: str | None = None) -> None:
-        """Nothing is loaded yet."""
+    def __init__(self, run: str | None = None, perspectives: Sequence[str] | None = None) -> None:
+        """Nothing is loaded yet.
+
+        Raises:
+            ConfigError: a perspective that does not exist, or none.
+        """
+        if perspectives is not None and (not perspectives or set(perspectives) - set(PERSPECTIVES)):
+            raise ConfigError(f"perspectives={list(perspectives)}: choose some of {', '.join(PERSPECTIVES)}")
         self._run = run
+        self._perspectives = None if perspectives is None else tuple(perspectives)
         self._checkpoint: Checkpoint | None = None
         self._last: tuple[EpisodeReader, EncodedEpisode] | None = None
 
@@ -89,7 +99,7 @@ class Ours:
             or len(self._last[1].frames) != reader.info.length
         ):
             self._last = (reader, encode_episode(model, reader))
-        found = estimate_episode(model, self._last[1], self._checkpoint.calibration, cameras=cameras)
+        found = estimate_episode(model, self._last[1], self._chosen().calibration, cameras=cameras)
         return MethodPrediction(
             progress=found.progress,
             std=found.raw_std,
@@ -100,8 +110,16 @@ class Ours:
 
     def stream(self, instruction: str) -> Stream:
         """A live stream, as a robot would use it."""
+        return Stream(self._chosen(), instruction)
+
+    def _chosen(self) -> Checkpoint:
+        """The checkpoint, with the perspectives that were asked for."""
         assert self._checkpoint is not None
-        return Stream(self._checkpoint, instruction)
+        if self._perspectives is None:
+            return self._checkpoint
+        calibration = self._checkpoint.calibration
+        fusion = calibration.fusion.only(*self._perspectives)
+        return replace(self._checkpoint, calibration=replace(calibration, fusion=fusion))
 
     def _calibrate(self, data: TrainingData, folder: Path) -> None:
         """Calibrate on episodes of another store, and keep that."""

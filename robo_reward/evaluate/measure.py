@@ -18,13 +18,21 @@ from robo_reward.evaluate.quantities import (
     condition_quantities,
     coverage_counts,
     frame_mean,
+    perspective_quantities,
     progress_error,
     quantities,
     stage_hits,
 )
 from robo_reward.metrics import Metric
 
-__all__ = ["calibration_curve", "intervals", "measure", "measure_by_kind", "measure_conditions"]
+__all__ = [
+    "calibration_curve",
+    "intervals",
+    "measure",
+    "measure_by_kind",
+    "measure_conditions",
+    "measure_perspectives",
+]
 
 
 def measure(results: Sequence[EpisodeResult], detector: SuccessDetector, seed: int = 0) -> dict[str, Metric]:
@@ -45,6 +53,12 @@ def measure_conditions(results: Sequence[EpisodeResult], seed: int = 0) -> dict[
         name: intervals(condition_quantities([r for r in results if name in r.conditions], name), seed)
         for name in names
     }
+
+
+def measure_perspectives(results: Sequence[EpisodeResult], seed: int = 0) -> dict[str, dict[str, Metric]]:
+    """Progress error and rank correlation of each perspective alone, and of all of them fused."""
+    names = dict.fromkeys(name for r in results for name in r.perspectives)
+    return {name: intervals(perspective_quantities(results, name), seed) for name in names}
 
 
 def measure_by_kind(results: Sequence[EpisodeResult], seed: int = 0) -> dict[str, dict[str, Metric]]:

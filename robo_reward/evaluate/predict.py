@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +14,13 @@ from robo_reward.checkpoint import Checkpoint
 from robo_reward.estimate import band
 from robo_reward.labels import equal_stage_weights, label_episode, label_success, task_progress
 from robo_reward.model.config import TaskConfig
-from robo_reward.offline import encode_episode, estimate_episode, resolve_task
+from robo_reward.offline import (
+    encode_episode,
+    episode_moments,
+    estimate_episode,
+    read_moments,
+    resolve_task,
+)
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
 __all__ = [
@@ -105,6 +111,7 @@ class EpisodeResult:
     unseen       bool[t]: frames that the model was neither trained nor calibrated on
     forward      estimates in order;  backward of the same frames shown in reverse (index j is frame t-1-j)
     conditions   estimates by camera condition ("without wrist", "only left")
+    perspectives estimates from one perspective alone, and from all of them fused, by name
     bands        (low, high) f32[m, t] at the nominal levels of `robo_reward.calibration.LEVELS`
     """
 
@@ -115,6 +122,16 @@ class EpisodeResult:
     backward: Answers
     conditions: Mapping[str, Answers]
     bands: tuple[Float32[np.ndarray, "m t"], Float32[np.ndarray, "m t"]]
+    perspectives: Mapping[str, Answers] = field(default_factory=dict[str, Answers])
+
+
+READOUTS: Mapping[str, tuple[str, ...]] = {
+    "direct": ("direct",),
+    "incremental": ("incremental",),
+    "forward": ("forward",),
+    "fused": ("direct", "incremental", "forward"),
+}
+"""Perspectives that are judged, alone and together; "backward" needs pictures of goals."""
 
 
 def predict_episodes(
@@ -126,7 +143,8 @@ def predict_episodes(
         info = reader.info
         encoded = encode_episode(model, reader)
         reverse = encode_episode(model, reader, np.arange(info.length)[::-1])
-        forward = estimate_episode(model, encoded, calibration)
+        moments = episode_moments(model, encoded)
+        forward = read_moments(model, moments, calibration)
         low, high = zip(
             *(band(forward.progress, forward.raw_std, calibration, p) for p in LEVELS), strict=True
         )
@@ -142,6 +160,12 @@ def predict_episodes(
                 for name, cameras in camera_conditions(info.cameras).items()
             },
             bands=(np.stack(low), np.stack(high)),
+            perspectives={
+                name: read_moments(
+                    model, moments, replace(calibration, fusion=calibration.fusion.only(*active))
+                )
+                for name, active in READOUTS.items()
+            },
         )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "coverage_counts",
     "end_level",
     "frame_mean",
+    "perspective_quantities",
     "progress_error",
     "quantities",
     "stage_hits",
@@ -199,6 +200,15 @@ def condition_quantities(results: Sequence[EpisodeResult], condition: str) -> di
     return {
         "progress_mae": frame_mean(results, lambda r: progress_error(r, r.conditions[condition])),
         "stage_accuracy": frame_mean(results, lambda r: stage_hits(r, r.conditions[condition])),
+    }
+
+
+def perspective_quantities(results: Sequence[EpisodeResult], name: str) -> dict[str, Quantity]:
+    """Progress error, and rank correlation with time in successful episodes, of one way to read the model."""
+    successes = [r for r in results if r.info.outcome is Outcome.SUCCESS and _never_back(r)]
+    return {
+        "progress_mae": frame_mean(results, lambda r: progress_error(r, r.perspectives[name])),
+        "voc_plus": _episodes(successes, lambda r: _voc(r.perspectives[name], r.unseen)),
     }
 
 

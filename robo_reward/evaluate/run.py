@@ -18,9 +18,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint, load_checkpoint, write_atomic
 from robo_reward.errors import CheckpointError, DataError
-from robo_reward.evaluate.measure import calibration_curve, measure, measure_by_kind, measure_conditions
+from robo_reward.evaluate.measure import (
+    calibration_curve,
+    measure,
+    measure_by_kind,
+    measure_conditions,
+    measure_perspectives,
+)
 from robo_reward.evaluate.predict import EpisodeResult, predict_episodes, seen_frames
 from robo_reward.evaluate.report import Report, ReportEpisode, write_report
 from robo_reward.metrics import Metric
@@ -97,6 +104,8 @@ def run(config: EvaluateConfig) -> None:
     body: dict[str, Any] = {name: metric.to_json() for name, metric in metrics.items()}
     body["conditions"] = _nested(conditions)
     body["kinds"] = _nested(kinds)
+    body["perspectives"] = _nested(measure_perspectives(results, config.seed))
+    body["fusion"] = dataclasses.asdict(checkpoint.calibration.fusion)
     body["notes"] = notes
     body["facts"] = dict(report.facts)
     write_atomic(folder / "metrics.json", json.dumps(body, indent=1).encode())
@@ -158,10 +167,23 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
         )
     if not checkpoint.calibration.fitted:
         notes.append("the model has no calibration split: its bands are a guess")
+    notes.append(_fusion_note(checkpoint.calibration))
     invalid = sum(int((~r.forward.valid).sum()) for r in results)
     if invalid:
         notes.append(f"{invalid} frames got an invalid estimate and count in no accuracy")
     return notes
+
+
+def _fusion_note(calibration: Calibration) -> str:
+    """Which perspectives progress comes from, and what calibration said for it."""
+    fusion, found = calibration.fusion, calibration.fusion.evidence
+    if not found.episodes:
+        return "progress is the direct perspective alone: too few whole calibration episodes to fuse others"
+    used = "fused from " + ", ".join(fusion.active) if fusion.fuses else "the direct perspective alone"
+    return (
+        f"progress is {used}: on {found.episodes} calibration episodes fusing changed the error from "
+        f"{found.direct_mae:.4f} to {found.fused_mae:.4f} (gain {found.gain:.4f} +- {found.gain_error:.4f})"
+    )
 
 
 def measure_latency(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from robo_reward.calibration import (
     fit_platt,
     fit_quantiles,
 )
+from robo_reward.fusion import FusionParameters
 
 
 def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
@@ -32,6 +35,31 @@ def test_few_residuals_give_the_largest_for_the_highest_level() -> None:
     quantiles, _ = fit_quantiles(np.array([0.1, -0.3, 0.2]), np.ones(3))
     assert quantiles[-1] == 0.3
     assert quantiles[0] == 0.1
+
+
+def test_bands_cover_moments_of_new_episodes_whose_errors_differ() -> None:
+    """Episodes of 5 or 500 moments with a level of error each: every episode counts once, plus one unseen."""
+    rng = np.random.default_rng(2)
+
+    def draw(episodes: int) -> list[np.ndarray]:
+        return [rng.exponential() * np.abs(rng.normal(size=rng.choice([5, 500]))) for _ in range(episodes)]
+
+    covered, pooled = [], []
+    for _ in range(60):
+        known = draw(19)
+        member = np.repeat(np.arange(19), [len(r) for r in known])
+        flat = np.concatenate(known)
+        by_episode = fit_quantiles(flat, np.ones(len(flat)), member)[0][17]
+        by_moment = fit_quantiles(flat, np.ones(len(flat)))[0][17]
+        new = draw(40)
+        covered.append(np.mean([(r <= by_episode).mean() for r in new]))
+        pooled.append(np.mean([(r <= by_moment).mean() for r in new]))
+    assert np.mean(covered) >= 0.9
+    assert np.mean(pooled) < np.mean(covered)
+    # Two episodes, by hand: masses 1/3 each, of the first split over its two moments.
+    quantiles, scale = fit_quantiles(np.array([1.0, 2.0, 3.0]), np.ones(3), np.array([0, 0, 1]))
+    assert [quantiles[i] for i in (2, 5, 12, 18)] == [1.0, 2.0, 3.0, 3.0]  # at .15, .30, .65, .95
+    assert scale == pytest.approx(np.sqrt((2.5 + 9.0) / 2))
 
 
 def test_platt_finds_scale_and_bias_and_survives_perfect_separation() -> None:
@@ -59,5 +87,27 @@ def test_the_detector_prefers_late_over_false() -> None:
 
 
 def test_json_round_trip() -> None:
-    calibration = Calibration(True, 2.0, 0.5, 1.0, 1.1, (0.5, 1.0), SuccessDetector(0.7, 3), 12)
-    assert Calibration.from_json(calibration.to_json()) == calibration
+    calibration = Calibration(
+        True,
+        2.0,
+        0.5,
+        1.0,
+        1.1,
+        (0.5, 1.0),
+        SuccessDetector(0.7, 3),
+        12,
+        3,
+        FusionParameters(active=("direct", "forward"), drift=0.1),
+        7.5,
+        (1.2, 1.4),
+    )
+    assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+
+
+def test_bands_widen_for_missing_cameras_and_beyond_novelty_one() -> None:
+    calibration = Calibration(novelty_limit=2.0, absent=(1.5,))
+    widening = calibration.widening(np.array([1.0, 3.0, 3.0, 1.0]), np.array([0, 0, 1, 4]))
+    np.testing.assert_allclose(widening, [1.0, 1.5, 2.25, 1.5])
+    plain = Calibration().widening(np.array([9.0]), np.array([1]))
+    assert plain.tolist() == [1.0]
+    assert np.isnan(Calibration().novelty(np.array([9.0]))).all()

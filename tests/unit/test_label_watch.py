@@ -11,6 +11,7 @@ import torch
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import DataError
+from robo_reward.fusion import PERSPECTIVES, FusionParameters
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import encode_episode, estimate_episode
@@ -21,6 +22,8 @@ TASKS = (
     TaskConfig(("fill the bar",), ("red", "green"), (0.3, 0.7)),
     TaskConfig(("empty the bar",), ("a", "b", "c"), (0.2, 0.3, 0.5)),
 )
+
+CALIBRATION = Calibration(fusion=FusionParameters(active=PERSPECTIVES))  # which has a memory of its own
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def checkpoint() -> Checkpoint:
         window=3,
         proprio_dim=2,
     )
-    return Checkpoint(ProgressModel(config).eval().requires_grad_(False), Calibration())
+    return Checkpoint(ProgressModel(config).eval().requires_grad_(False), CALIBRATION)
 
 
 def offered(readers: list[MemoryReader]) -> Iterator[WatchedEpisode]:
@@ -70,7 +73,7 @@ def test_watching_in_pieces_is_looking_at_the_whole(checkpoint: Checkpoint, lane
     assert sum(seen) == sum(lengths)
     assert sorted(watched) == [0, 1, 2, 3]
     for key, reader in enumerate(readers):
-        whole = estimate_episode(checkpoint.model, encode_episode(checkpoint.model, reader), Calibration())
+        whole = estimate_episode(checkpoint.model, encode_episode(checkpoint.model, reader), CALIBRATION)
         for name in ("progress", "std", "success_prob"):
             np.testing.assert_allclose(getattr(watched[key], name), getattr(whole, name), atol=2e-6)
         np.testing.assert_array_equal(watched[key].stage, whole.stage)
