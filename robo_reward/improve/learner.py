@@ -19,7 +19,7 @@ from torch import Tensor
 from robo_reward.improve.networks import Controller, Critics, Policy
 from robo_reward.improve.replay import Batch, Replay
 
-__all__ = ["Learner", "LearnerConfig"]
+__all__ = ["Learner", "LearnerConfig", "input_scale"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class LearnerConfig:
     warm_rollouts: int = 10
     clone_weight: float = 1.0
     clone_steps: int = 1500
+    clone_lr: float = 1e-3
     clone_noise: float = 0.2
     scale_floor: float = 1.0
     value_weight: float = 1.0
@@ -77,17 +78,8 @@ class Learner:
         self.updates = 0
 
     def fit_scale(self, observation: Float[Tensor, "n d"], sizes: Sequence[int]) -> None:
-        """Bring inputs to mean 0 and deviation 1 over what has been seen.
-
-        The numbers of one part of the observation (`sizes` of them) share a unit, so one that has hardly
-        varied yet (the goal, in a single demonstration) gets a good share of its part's deviation: blown up
-        to 1, the first other goal would look like nothing ever seen.
-        """
-        mean, std = observation.mean(dim=0), observation.std(dim=0)
-        floors = [
-            part.square().mean().sqrt().clamp(min=0.02).expand(len(part)) for part in std.split(list(sizes))
-        ]
-        std = torch.maximum(std, self.config.scale_floor * torch.cat(floors))
+        """Bring inputs to one scale, once: a policy whose inputs are rescaled later is another policy."""
+        mean, std = input_scale(observation, sizes, self.config.scale_floor)
         for policy in (self.policy, self.target_policy):
             policy.mean.copy_(mean)
             policy.std.copy_(std)
@@ -96,6 +88,7 @@ class Learner:
         """Start the actor from the demonstrations; returns the last mean squared error of actions."""
         observation, action = replay.demonstrations()
         x = self.policy.normalize(observation)
+        optimizer = torch.optim.Adam(self.policy.parameters(), self.config.clone_lr, fused=True)
         error = float("nan")
         for _ in range(self.config.clone_steps):
             rows = torch.randint(len(x), (min(128, len(x)),), generator=self.generator)
@@ -104,9 +97,9 @@ class Learner:
                 len(rows), x.shape[1], generator=self.generator
             )
             loss = ((self.policy.act(noisy) - action[rows]) ** 2).mean()
-            self.policy_optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self.policy_optimizer.step()
+            optimizer.step()
             error = float(loss.detach())
         self.target_policy.load_state_dict(self.policy.state_dict())
         if self.controller.imitation is not None:
@@ -171,7 +164,7 @@ class Learner:
         return {"actor": -gain.detach(), "clone": clone.detach()}
 
     def behavior(self, rollout: int) -> torch.nn.Module:
-        """What acts in a rollout, counted from 0: at first the cloned policy, until critics know some failures."""
+        """What acts in a rollout, counted from 0: the cloned policy until critics have seen some failures."""
         self.controller.only_imitate = rollout < self.config.warm_rollouts
         return self.controller
 
@@ -199,6 +192,22 @@ class Learner:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.generator.set_state(state["generator"])
         self.updates = int(state["updates"])
+
+
+def input_scale(
+    observation: Float[Tensor, "n d"], sizes: Sequence[int], floor: float
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Mean and deviation of inputs.
+
+    The numbers of one part of the observation (`sizes` of them) share a unit, so one that has hardly varied
+    yet (the goal, in a single demonstration) gets at least a share `floor` of its part's deviation: blown up
+    to 1, the first other goal would look like nothing ever seen.
+    """
+    mean, std = observation.mean(dim=0), observation.std(dim=0)
+    common = [
+        part.square().mean().sqrt().clamp(min=0.02).expand(len(part)) for part in std.split(list(sizes))
+    ]
+    return mean, torch.maximum(std, floor * torch.cat(common))
 
 
 def _follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None:

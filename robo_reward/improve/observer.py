@@ -1,4 +1,4 @@
-"""What the policy sees: parts of an observation by name; policy and reward share one pass over the cameras."""
+"""What the policy sees: parts of an observation by name. Policy and reward share one encoder pass."""
 
 from __future__ import annotations
 

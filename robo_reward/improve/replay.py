@@ -148,7 +148,7 @@ class Replay:
     def batches(
         self, count: int, size: int, demo_share: float, generator: torch.Generator
     ) -> Iterator[Batch]:
-        """`count` batches, `demo_share` of each from demonstrations and interventions while there are others."""
+        """`count` batches, `demo_share` of each demonstrated (all of it while nothing else is there)."""
         self._refresh()
         demo, own = (torch.nonzero(self._is_start & flag)[:, 0] for flag in (self._is_demo, ~self._is_demo))
         first = size if len(own) == 0 else round(size * demo_share) if len(demo) else 0

@@ -1,4 +1,4 @@
-"""A small world for the tests of improvement: a dot that has to reach a mark on a plane, seen by one camera."""
+"""A small world for the tests of improvement: a dot that has to reach a mark, seen by one camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`robo-reward improve` end to end, on a small world: it learns, survives kills, and its report says what it did."""
+"""`robo-reward improve` end to end on a small world: it learns, survives kills, and reports what it did."""
 
 from __future__ import annotations
 
@@ -67,11 +67,8 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.write(improve_toy.demonstration(20 + index, aim=index < 5))
     network = ["network.encoder.channels=[4,4,8,8]", "network.encoder.bottleneck=4", "network.width=16"]
     options = ["network.heads=2", "windows.frames=4", "batch_size=4", "threads=1", "accelerator=cpu"]
-    run_command(
-        "train",
-        [f"data={folder / 'store'}", f"out={folder / 'run'}", "augment=sim", "steps=5", *network, *options]
-        + ["precision=32-true"],
-    )
+    where = [f"data={folder / 'store'}", f"out={folder / 'run'}", "augment=sim", "steps=5"]
+    run_command("train", [*where, *network, *options, "precision=32-true"])
     return folder / "run"
 
 
@@ -115,7 +112,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Pa
 def test_scale_zero_is_the_sparse_arm_by_the_same_path(tmp_path: Path) -> None:
     sparse = go(tmp_path / "sparse", *BLIND, *FAST, "arm=sparse")
     unscaled = go(tmp_path / "unscaled", *BLIND, *FAST, "shaping.kappa=0")
-    shaped = go(tmp_path / "shaped", *BLIND, *FAST)
+    go(tmp_path / "shaped", *BLIND, *FAST)
     assert sparse["evaluations"] == unscaled["evaluations"]
     ours, theirs, other = (policy_of(tmp_path / name) for name in ("sparse", "unscaled", "shaped"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,348 @@
+"""Parts of improvement by themselves: replay worked by hand, who says success, trust, savings, summaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from robo_reward.calibration import SuccessDetector
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.improve.learner import LearnerConfig, input_scale
+from robo_reward.improve.networks import Controller, Critics, Policy
+from robo_reward.improve.offline import clone_weighted, cloning_weights
+from robo_reward.improve.replay import Replay, Shaping, shaped_rewards
+from robo_reward.improve.report import outcome_curve, wilson
+from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
+from robo_reward.improve.savings import PromisingStarts, abort_rule
+from robo_reward.improve.sources import DetectedSuccess, LearnedProgress, PersonSuccess, SimulatorSuccess
+from robo_reward.improve.summary import Cell, area_under, paired, reached_at, t_interval
+from robo_reward.improve.trust import Scaled, outcome_trust
+from robo_reward.schema import ProgressEstimate
+from robo_reward.shaping import AbsoluteProgress, Faded, NaiveDifference, PotentialBased, Standard
+
+NAN = math.nan
+
+
+def rollout(progress: Sequence[float], *, terminated: bool = False, **changes: Any) -> Rollout:
+    count = len(progress) - 1
+    reward = np.zeros(count, np.float32)
+    reward[-1] = float(terminated)
+    success = np.zeros(count + 1, np.bool_)
+    success[-1] = terminated
+    made = Rollout(
+        parts={"proprio": np.arange(count + 1, dtype=np.float32)[:, None]},
+        actions=np.linspace(-1, 1, count, dtype=np.float32)[:, None],
+        task_reward=reward,
+        intervened=np.zeros(count, np.bool_),
+        progress=np.array(progress, np.float32),
+        std=np.full(count + 1, 0.05, np.float32),
+        truth=np.full(count + 1, NAN, np.float32),
+        success=success,
+        stamp_ns=np.arange(count + 1, dtype=np.int64) * 100_000_000,
+        terminated=terminated,
+        source={"index": 0, "started_after": 0},
+    )
+    return replace(made, **changes)
+
+
+def shaping(kappa: float = 1.0, rule: Any = None, potential: Any = None, discount: float = 0.5) -> Shaping:
+    return Shaping(LearnedProgress(), potential or Standard(), rule or PotentialBased(), kappa, discount)
+
+
+def rows_of(episode: Rollout, how: Shaping, n_step: int) -> dict[int, tuple[float, float, int]]:
+    """By row: n-step reward, discount of what follows, and the row after, as batches give them."""
+    replay = Replay(how, n_step)
+    replay.add(episode)
+    found: dict[int, tuple[float, float, int]] = {}
+    for batch in replay.batches(60, 4, 0.5, torch.Generator().manual_seed(0)):
+        columns = (batch.observation[:, 0], batch.reward, batch.discount, batch.next_observation[:, 0])
+        for row, reward, discount, after in zip(*(c.tolist() for c in columns), strict=True):
+            found[int(row)] = (reward, discount, int(after))
+    return found
+
+
+# --- the replay, by hand: discount 1/2, potentials 0, .2, .4, .6 ---
+
+
+def test_two_step_targets_of_a_success_worked_by_hand() -> None:
+    found = rows_of(rollout([0.0, 0.2, 0.4, 0.6], terminated=True), shaping(), 2)
+    # steps: F = .5*.2-0 = .1; .5*.4-.2 = 0; terminal: 1 - .4 = .6
+    assert found[0] == pytest.approx((0.1 + 0.5 * 0.0, 0.25, 2))
+    assert found[1] == pytest.approx((0.0 + 0.5 * 0.6, 0.0, 3))  # ends in a terminal state: no bootstrap
+    assert found[2] == pytest.approx((0.6, 0.0, 3))
+
+
+def test_a_truncated_episode_keeps_its_last_potential_and_bootstraps() -> None:
+    found = rows_of(rollout([0.0, 0.2, 0.4, 0.6]), shaping(), 2)
+    assert found[1] == pytest.approx((0.0 + 0.5 * (0.5 * 0.6 - 0.4), 0.25, 3))
+    assert found[2] == pytest.approx((0.5 * 0.6 - 0.4, 0.5, 3))
+
+
+def test_a_step_without_a_valid_potential_keeps_its_task_reward() -> None:
+    episode = rollout([0.1, NAN, NAN], terminated=True)
+    rewards = shaped_rewards(episode, shaping())
+    assert rewards[0] == 0.0
+    assert rewards[1] == pytest.approx(1.0 - 0.1 / 0.5)  # what was paid before the gap is charged at the end
+    assert shaped_rewards(rollout([NAN, NAN, NAN], terminated=True), shaping()).tolist() == [0.0, 1.0]
+
+
+def test_the_baselines_pay_for_hovering_and_shaping_does_not() -> None:
+    hover = rollout([0.9] * 30)
+    discounts = 0.5 ** np.arange(29)
+    exact = float(discounts @ shaped_rewards(hover, shaping()))
+    assert exact == pytest.approx(0.5**29 * 0.9 - 0.9)
+    assert float(discounts @ shaped_rewards(hover, shaping(rule=NaiveDifference()))) == 0.0
+    assert float(discounts @ shaped_rewards(hover, shaping(rule=AbsoluteProgress()))) > 1.7
+
+
+def test_a_potential_that_is_unsure_of_itself_fades_to_the_sparse_reward() -> None:
+    wild = rollout([0.9, 0.1, 0.8, 0.2], terminated=True, std=np.full(4, 0.5, np.float32))
+    faded = shaping(potential=Faded(0.1, 0.3))
+    assert shaped_rewards(wild, faded).tolist() == wild.task_reward.tolist()
+    assert shaped_rewards(wild, shaping()).tolist() != wild.task_reward.tolist()
+
+
+def test_half_of_a_batch_is_demonstrated_and_interventions_count_as_that() -> None:
+    replay = Replay(shaping(), 3)
+    replay.add(rollout([0.0, 0.5, 1.0], terminated=True, demonstration=True))
+    by_hand = np.array([True, False, False])
+    replay.add(rollout([0.0, 0.1, 0.2, 0.3], intervened=by_hand))
+    (batch,) = replay.batches(1, 400, 0.5, torch.Generator().manual_seed(0))
+    assert float(batch.demonstrated.sum()) == 200
+    rows, actions = replay.demonstrations()
+    assert rows[:, 0].tolist() == [0.0, 1.0, 0.0]
+    assert actions[2, 0] == -1.0
+
+
+def test_only_demonstrations_there_are_fill_the_batch() -> None:
+    replay = Replay(shaping(), 3)
+    with pytest.raises(DataError, match="empty"):
+        list(replay.batches(1, 4, 0.5, torch.Generator().manual_seed(0)))
+    replay.add(rollout([0.0, 0.5, 1.0], terminated=True, demonstration=True))
+    (batch,) = replay.batches(1, 8, 0.5, torch.Generator().manual_seed(0))
+    assert float(batch.demonstrated.sum()) == 8
+
+
+def test_priority_draws_episodes_that_got_further() -> None:
+    replay = Replay(shaping(), 1, priority=2.0)
+    replay.add(rollout([0.0, 0.1, 0.1]))
+    replay.add(replace(rollout([0.0, 0.9, 0.9]), parts={"proprio": np.full((3, 1), 7.0, np.float32)}))
+    (batch,) = replay.batches(1, 4000, 0.5, torch.Generator().manual_seed(0))
+    share = float((batch.observation[:, 0] == 7).float().mean())
+    assert share == pytest.approx(0.95**2 / (0.95**2 + 0.15**2), abs=0.02)
+
+
+def test_relabelling_replaces_whole_episodes() -> None:
+    def rewards(replay: Replay) -> list[float]:
+        batches = replay.batches(9, 4, 0.0, torch.Generator().manual_seed(0))
+        return sorted({round(float(r), 6) for batch in batches for r in batch.reward})
+
+    replay = Replay(shaping(), 1)
+    replay.add(rollout([0.0, 0.2, 0.4]))
+    assert rewards(replay) == [0.0, 0.1]
+    replay.relabel([rollout([0.4, 0.4, 0.4])])
+    assert rewards(replay) == [-0.2]
+
+
+def test_a_rollout_on_disk_is_the_rollout(tmp_path: Path) -> None:
+    kept = rollout([0.0, NAN, 1.0], terminated=True, images={"top": [b"one", b"", b"three"]}, aborted=True)
+    save_rollout(tmp_path / "a.npz", kept)
+    back = load_rollout(tmp_path / "a.npz")
+    np.testing.assert_equal(back.progress, kept.progress)
+    np.testing.assert_equal(back.parts["proprio"], kept.parts["proprio"])
+    assert back.images == kept.images
+    assert (back.terminated, back.aborted, back.source) == (True, True, kept.source)
+    (tmp_path / "a.npz").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_rollout(tmp_path / "a.npz")
+
+
+# --- networks ---
+
+
+def test_the_ensemble_is_its_members_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    critics = Critics(3, 2, 8, 4, generator)
+    x, action = torch.randn(5, 3, generator=generator), torch.randn(5, 2, generator=generator)
+    together = critics(x, action)
+    for member in range(4):
+        h = torch.cat([x, action], 1)
+        for layer in (1, 2):
+            weight, bias, scale, shift = (
+                getattr(critics, f"{name}{layer}")[member] for name in ("weight", "bias", "scale", "shift")
+            )
+            h = torch.nn.functional.layer_norm(h @ weight + bias, (8,))
+            h = torch.relu(h * scale + shift)
+        alone = (h @ critics.weight3[member] + critics.bias3[member])[:, 0]
+        torch.testing.assert_close(together[member], alone)
+
+
+def test_the_robot_does_what_it_was_shown_unless_the_critics_agree_on_better() -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, shown = (Policy(2, 1, 8, generator) for _ in range(2))
+
+    class Judges(Critics):
+        def __init__(self, slopes: list[float]) -> None:
+            torch.nn.Module.__init__(self)
+            self.slopes = torch.tensor(slopes)[:, None]
+
+        def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+            return self.slopes * action[:, 0]
+
+    x = torch.randn(50, 2, generator=generator)
+    agree, split = Judges([1.0, 1.1, 0.9]), Judges([3.0, -3.0, 0.5])
+    larger = torch.maximum(own.act(x), shown.act(x))
+    torch.testing.assert_close(Controller(own, shown, agree, 1.0).act(x), larger)
+    torch.testing.assert_close(Controller(own, shown, split, 1.0).act(x), shown.act(x))
+
+
+def test_what_has_not_varied_gets_the_scale_of_its_part() -> None:
+    seen = torch.tensor([[0.0, 5.0, 0.0], [2.0, 5.0, 100.0]])
+    _, std = input_scale(seen, [2, 1], 1.0)
+    first = math.sqrt(2.0)
+    torch.testing.assert_close(std, torch.tensor([first, 1.0, 100 / math.sqrt(2)]))
+
+
+# --- who says success ---
+
+
+def estimate(prob: float, valid: bool = True) -> ProgressEstimate:
+    value = 0.5 if valid else NAN
+    probs = np.full(2, value, np.float32)
+    said = prob if valid else NAN
+    return ProgressEstimate(probs, value, value, value, (value, value), said, {}, valid, "", 0, "v")
+
+
+def test_the_detector_waits_for_its_debounce_and_invalid_is_no_success() -> None:
+    source = DetectedSuccess()
+    source.begin(SuccessDetector(threshold=0.7, debounce=2))
+    found = [
+        source.judge({"success": True}, said, False, False).success
+        for said in (estimate(0.9), estimate(0.9, valid=False), estimate(0.9), estimate(0.9))
+    ]
+    assert found == [False, False, False, True]
+    with pytest.raises(ConfigError, match="model=RUN"):
+        source.begin(None)
+
+
+def test_the_simulator_has_to_say_so() -> None:
+    source = SimulatorSuccess()
+    assert source.judge({"success": True}, None, True, True).ends
+    assert not source.judge({"success": True}, None, False, False).ends
+    with pytest.raises(ConfigError, match="no 'success'"):
+        source.judge({}, None, False, False)
+
+
+def test_a_person_ends_an_episode_or_is_asked_at_its_end() -> None:
+    typed = ["", "", "s\n"]
+    source = PersonSuccess(lambda _: typed.pop(0) if typed else "")
+    source.begin(None)
+    assert not source.judge({}, None, False, False).ends
+    assert source.judge({}, None, False, False).ends
+    answers = iter(["", "y\n"])
+    source = PersonSuccess(lambda _: next(answers))
+    assert source.judge({}, None, False, True).success
+
+
+# --- trust, savings ---
+
+
+def test_a_potential_that_misleads_loses_trust_and_one_that_leads_keeps_it() -> None:
+    good = [rollout([0, 0.9, 0.9, 1], terminated=True) for _ in range(15)]
+    bad = [rollout([0, 0.1, 0.1, 0.1]) for _ in range(15)]
+    assert outcome_trust(good + bad, LearnedProgress()) == pytest.approx(1.0)
+    assert outcome_trust(good, LearnedProgress()) == 1.0
+    fooled = [rollout([0, 0.1, 0.1, 0.2], terminated=True) for _ in range(15)]
+    fooled += [rollout([0, 0.9, 0.9, 0.9]) for _ in range(15)]
+    assert outcome_trust(fooled, LearnedProgress()) == 0.0
+    few = fooled[:1] + fooled[-1:]
+    assert 0.8 < outcome_trust(few, LearnedProgress()) < 1.0
+    none = shaping(potential=Scaled(Standard(), 0.0))
+    assert shaped_rewards(fooled[0], none).tolist() == fooled[0].task_reward.tolist()
+
+
+def test_hopeless_rollouts_are_given_up_but_not_all_of_them() -> None:
+    good = [rollout(np.linspace(0, 1, 11).tolist(), terminated=True) for _ in range(10)]
+    bad = [rollout([0.0] * 41) for _ in range(20)]
+    rng = np.random.default_rng(0)
+    rule = abort_rule(good + bad, LearnedProgress(), 1, rng)
+    assert rule is not None
+    assert rule.check_s < 1.0
+    assert 0.0 < rule.below < 1.0
+    assert abort_rule(good + bad, LearnedProgress(), 4, rng) is None
+    assert abort_rule(good[:3] + bad[:3], LearnedProgress(), 1, rng) is None
+
+
+def test_promising_starts_lie_before_the_furthest_point_of_failures() -> None:
+    starts = PromisingStarts(keep=1)
+    rng = np.random.default_rng(0)
+    assert starts.draw(rng) is None
+    phi = np.array([0, 0.2, 0.5, 0.7, 0.3, 0.1, 0.0, 0.0])
+    starts.add(rollout(phi.tolist()), list(range(8)), {}, phi)
+    starts.add(rollout([0.0, 1.0], terminated=True), [0, 1], {}, np.array([0.0, 1.0]))
+    drawn = {start.reached for start in (starts.draw(rng) for _ in range(50)) if start}
+    assert drawn == {1, 2}
+
+
+# --- offline ---
+
+
+def test_weighted_cloning_follows_the_decisions_that_make_progress() -> None:
+    up = [rollout(np.linspace(0, 1, 13).tolist(), terminated=True) for _ in range(4)]
+    up = [replace(e, actions=np.full((12, 1), 0.8, np.float32)) for e in up]
+    down = [rollout(np.linspace(0.8, 0, 13).tolist()) for _ in range(8)]
+    down = [replace(e, actions=np.full((12, 1), -0.8, np.float32)) for e in down]
+    episodes = up + down
+    weights = cloning_weights(episodes, LearnedProgress(), chunk=3)
+    config = LearnerConfig(width=16, batch_size=32)
+    mean = {
+        name: float(clone_weighted(episodes, w, config, 200, 0)(torch.tensor([[5.0]]))[0, 0])
+        for name, w in weights.items()
+    }
+    assert mean["plain"] < 0
+    assert mean["rabc"] > 0.6
+    assert mean["advantage"] > mean["plain"] + 0.3
+    with pytest.raises(DataError, match="every weight is zero"):
+        clone_weighted(episodes, [np.zeros(12)] * 12, config, 1, 0)
+
+
+# --- summaries ---
+
+
+def test_area_and_levels_worked_by_hand() -> None:
+    x, y = np.array([0.0, 50.0, 100.0]), np.array([0.0, 0.5, 1.0])
+    assert area_under(x, y) == 0.5
+    assert reached_at(x, y, 0.8) == pytest.approx(80.0)
+    assert math.isnan(reached_at(x, y * 0.5, 0.8))
+    assert reached_at(x, y + 0.9, 0.8) == 0.0
+
+
+def test_intervals_over_seeds_are_students_and_pair_by_seed() -> None:
+    values = [0.61, 0.7, 0.55, 0.81, 0.66]
+    found = t_interval(values)
+    low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+    def cells(arm: str, gain: float) -> list[Cell]:
+        x = np.array([0.0, 100.0])
+        return [Cell("t", arm, s, x, np.array([0.0, 2 * (v + gain)]), x, 1.0) for s, v in enumerate(values)]
+
+    difference = paired(cells("learned", 0.1), cells("sparse", 0.0)[::-1])
+    assert (difference.value, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_rates_have_wilson_intervals_and_windows() -> None:
+    low, high = wilson(8, 10)
+    expected = stats.binomtest(8, 10).proportion_ci(0.95, "wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    rate = outcome_curve([True] * 10 + [False] * 10 + [True] * 5, window=10)
+    assert np.isnan(rate[:9]).all()
+    assert rate[[9, 19, 24]].tolist() == [1.0, 0.0, 0.5]
