@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from robo_reward.cli.main import main, run_command
+from robo_reward.compare.split import hold_out
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.schema import Episode
 from robo_reward.testing import toy_episode
+from robo_reward.train.config import HoldoutConfig
 from robo_reward_data.store import EpisodeStore
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -133,6 +135,12 @@ def _look_at(page: Path, methods: list[str]) -> None:
 def test_a_run_that_is_there_is_judged(stores: dict[str, Path], tmp_path: Path) -> None:
     first = compare(stores, tmp_path / "a", "method=ours")
     (run,) = (tmp_path / "a" / "methods").glob("ours-*/run")
+    # The pipeline kept back the very episodes that the comparison calibrates every method on.
+    split = json.loads((run / "model.json").read_text())["training"]["split"]
+    readers = EpisodeStore.open(stores["train"]).episodes
+    fitting, kept = hold_out(readers, HoldoutConfig(), 0)
+    assert {uid for uid, parts in split.items() if parts["train"]} == {r.info.uid for r in fitting}
+    assert {uid for uid, parts in split.items() if parts["calibration"]} == {r.info.uid for r in kept}
     second = compare(stores, tmp_path / "b", "method=ours", f"methods.ours.run={run}")
     assert second["methods"]["ours"]["metrics"] == first["methods"]["ours"]["metrics"]
     assert "trained before" in " ".join(second["notes"])
