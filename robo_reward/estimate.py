@@ -253,7 +253,7 @@ def look(
         success_logit=logit,
         hops=found,
         distance=model.strangeness(moments.state).double().cpu().numpy(),
-        elapsed_s=np.nan_to_num(elapsed),
+        elapsed_s=np.where(np.isfinite(elapsed), elapsed, 0.0),
         finite=finite & np.isfinite(_numpy(moments.state.sum(dim=-1))),
     )
 

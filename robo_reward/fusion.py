@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ PERSPECTIVES = ("direct", "incremental", "forward", "backward")
 DIRECT, INCREMENTAL, FORWARD, BACKWARD = range(4)
 _ABSENT = 1e6
 _LEAST_VARIANCE = 1e-6
+# Correlations close to 1 would make the smallest innovation a surprise.
+_LEAST_INNOVATION = 0.05
+_DIAGONAL = np.arange(len(PERSPECTIVES))
+_ONES = np.ones((len(PERSPECTIVES), 1))
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,16 @@ class FusionEvidence:
     goal_episodes: int = 0
     goal_gain: float = 0.0
     goal_gain_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class FusionArrays:
+    """Squares of scale and floor, correlation, and which perspectives are active."""
+
+    used: Bool[np.ndarray, " 4"]
+    scale2: Float64[np.ndarray, " 4"]
+    floor2: Float64[np.ndarray, " 4"]
+    correlation: Float64[np.ndarray, "4 4"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,18 @@ class FusionParameters:
     def fuses(self) -> bool:
         """Whether anything but the direct perspective is used."""
         return self.active != ("direct",)
+
+    @cached_property
+    def arrays(self) -> FusionArrays:
+        """The same as arrays, made once: fusing is done at control rate."""
+        floor2 = np.array(self.floor) ** 2
+        floor2[INCREMENTAL] = 0.0
+        return FusionArrays(
+            used=np.array([name in self.active for name in PERSPECTIVES]),
+            scale2=np.array(self.scale) ** 2,
+            floor2=floor2,
+            correlation=np.array(self.correlation),
+        )
 
     def only(self, *perspectives: str) -> FusionParameters:
         """The same with only these perspectives, for ablations."""
@@ -169,12 +196,12 @@ def apply_hop_moments(
     start: Float64[np.ndarray, "*n"], hops: Float64[np.ndarray, "*n 4"]
 ) -> tuple[Float64[np.ndarray, "*n"], Float64[np.ndarray, "*n"], Float64[np.ndarray, "*n"]]:
     """Progress `start` moved by a hop: its mean, its variance, and its slope in `start`."""
-    up, up2, down, down2 = np.moveaxis(hops, -1, 0)
+    up, up2, down, down2 = (hops[..., index] for index in range(4))
     room = 1.0 - start
     mean = start + room * up + start * down
     # E[h+ h-] is 0: a hop is one or the other.
     variance = room**2 * (up2 - up**2) + start**2 * (down2 - down**2) - 2 * room * start * up * down
-    return np.clip(mean, 0.0, 1.0), np.maximum(variance, 0.0), 1.0 - up + down
+    return np.minimum(np.maximum(mean, 0.0), 1.0), np.maximum(variance, 0.0), 1.0 - up + down
 
 
 def fuse(
@@ -185,14 +212,14 @@ def fuse(
     What is returned of a stream that is not live means nothing.
     """
     means, variances = _perspectives(state, sight, parameters)
-    used = np.array([name in parameters.active for name in PERSPECTIVES])
-    there = np.isfinite(means) & used
+    there = np.isfinite(means) & parameters.arrays.used
     # Where nothing that is active can start a stream, the direct perspective does.
     there[:, DIRECT] |= ~there.any(axis=1)
-    surprise, variances = _open_gate(means, variances, there, parameters)
-    weights, covariance = _weights(variances, there, parameters)
-    progress = np.clip((weights * np.nan_to_num(means)).sum(axis=1), 0.0, 1.0)
-    variance = np.maximum(np.einsum("ni,nij,nj->n", weights, covariance, weights), _LEAST_VARIANCE)
+    said, sure = np.where(there, means, 0.0), np.where(there, variances, 0.0)
+    surprise, sure = _open_gate(said, sure, there, parameters)
+    weights, covariance = _weights(sure, there, parameters)
+    progress = np.minimum(np.maximum((weights * said).sum(axis=1), 0.0), 1.0)
+    variance = np.maximum(_quadratic(weights, covariance), _LEAST_VARIANCE)
     fresh = live & ~state.known
     state.anchor = np.where(fresh, sight.direct, state.anchor)
     state.progress = np.where(live, progress, state.progress)
@@ -221,18 +248,17 @@ def _perspectives(
     state: FusionState, sight: Sight, parameters: FusionParameters
 ) -> tuple[Float64[np.ndarray, "n 4"], Float64[np.ndarray, "n 4"]]:
     """Means and calibrated variances [n, 4]; NaN where a perspective says nothing."""
-    begun = np.where(state.known, state.progress, np.nan)
-    anchor = np.where(state.known, state.anchor, sight.direct)
-    start = np.stack([begun, anchor, np.ones_like(begun)], axis=1)
+    table = parameters.arrays
+    start = np.ones((len(sight.direct), 3))
+    start[:, 0] = np.where(state.known, state.progress, np.nan)
+    start[:, 1] = np.where(state.known, state.anchor, sight.direct)
     hopped, spread, slope = apply_hop_moments(start, sight.hops)
     means = np.concatenate([sight.direct[:, None], hopped], axis=1)
-    raw = np.concatenate([sight.spread[:, None] ** 2, spread], axis=1)
-    floor = np.array(parameters.floor) ** 2
-    floor[INCREMENTAL] = 0.0
-    variances = np.array(parameters.scale) ** 2 * raw + floor
-    carried = slope[:, 0] ** 2 * state.variance + parameters.drift * np.maximum(sight.elapsed_s, 0.0)
-    variances[:, INCREMENTAL] += carried
-    return means, np.where(np.isfinite(means), np.maximum(variances, _LEAST_VARIANCE), np.nan)
+    raw = np.concatenate([(sight.spread * sight.spread)[:, None], spread], axis=1)
+    variances = table.scale2 * raw + table.floor2
+    drift = parameters.drift * np.maximum(sight.elapsed_s, 0.0)
+    variances[:, INCREMENTAL] += slope[:, 0] ** 2 * state.variance + drift
+    return means, np.maximum(variances, _LEAST_VARIANCE)
 
 
 def _open_gate(
@@ -247,15 +273,16 @@ def _open_gate(
     judged = there[:, INCREMENTAL] & others.any(axis=1)
     if not judged.any():
         return np.full(len(means), np.nan), variances
+    others[~judged, DIRECT] = True
     weights, _ = _weights(variances, others, parameters)
-    sigma = np.sqrt(np.nan_to_num(variances))
-    correlation = np.array(parameters.correlation)
-    weighted = weights * sigma
-    own = np.einsum("ni,ij,nj->n", weighted, correlation, weighted)
-    prior = np.nan_to_num(variances[:, INCREMENTAL])
-    shared = sigma[:, INCREMENTAL] * (weighted @ correlation[INCREMENTAL])
-    expected = np.maximum(own + prior - 2 * shared, 0.05 * (own + prior)) + _LEAST_VARIANCE
-    innovation = (weights * np.nan_to_num(means)).sum(axis=1) - np.nan_to_num(means[:, INCREMENTAL])
+    # The innovation is a contrast of the perspectives: the others' mean less the prediction.
+    contrast = weights.copy()
+    contrast[:, INCREMENTAL] = -1.0
+    sigma = np.sqrt(variances)
+    own = (contrast**2 * variances).sum(axis=1)
+    expected = _quadratic(contrast * sigma, parameters.arrays.correlation)
+    expected = np.maximum(expected, _LEAST_INNOVATION * own) + _LEAST_VARIANCE
+    innovation = (contrast * means).sum(axis=1)
     excess = np.where(judged, np.maximum(innovation**2 - parameters.gate**2 * expected, 0.0), 0.0)
     raised = variances.copy()
     raised[:, INCREMENTAL] += excess
@@ -266,10 +293,16 @@ def _weights(
     variances: Float64[np.ndarray, "n 4"], there: Bool[np.ndarray, "n 4"], parameters: FusionParameters
 ) -> tuple[Float64[np.ndarray, "n 4"], Float64[np.ndarray, "n 4 4"]]:
     """Generalized least squares weights, clipped at 0 and normalized; and the covariance."""
-    sigma = np.sqrt(np.where(there, variances, 0.0))
-    covariance = sigma[:, :, None] * np.array(parameters.correlation) * sigma[:, None, :]
-    diagonal = np.arange(len(PERSPECTIVES))
-    covariance[:, diagonal, diagonal] += np.where(there, 0.0, _ABSENT)
-    weights = np.linalg.solve(covariance, np.ones((*sigma.shape, 1)))[..., 0]
-    weights = np.where(there, np.maximum(weights, 0.0), 0.0)
+    sigma = np.sqrt(variances) * there
+    covariance = sigma[:, :, None] * parameters.arrays.correlation * sigma[:, None, :]
+    covariance[:, _DIAGONAL, _DIAGONAL] += ~there * _ABSENT
+    weights = np.linalg.solve(covariance, _ONES)[..., 0]
+    weights = np.maximum(weights, 0.0) * there
     return weights / weights.sum(axis=1, keepdims=True), covariance
+
+
+def _quadratic(
+    vector: Float64[np.ndarray, "n 4"], matrix: Float64[np.ndarray, "*n 4 4"]
+) -> Float64[np.ndarray, " n"]:
+    """`v' M v` of each row."""
+    return ((vector[:, None, :] @ matrix)[:, 0] * vector).sum(axis=1)
