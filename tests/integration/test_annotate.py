@@ -16,9 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import robo_reward
+from robo_reward.calibration import Calibration
+from robo_reward.checkpoint import save_checkpoint
 from robo_reward.cli.main import main, run_command
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
 from robo_reward.stages import boundary_matches
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
@@ -184,6 +190,39 @@ def test_real_keyframes_go_through_the_store_and_back(shared_data: Path, tmp_pat
 def test_keys_that_make_no_sense_are_refused(tmp_path: Path, keys: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_command("annotate", [f"data={tmp_path}", *keys])
+
+
+def small_model(folder: Path) -> Path:
+    """A model of random weights that knows the task."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 4, 8, 8],
+            "bottleneck": 4,
+        },
+        tasks=(TaskConfig(("carry it",), STAGES, (0.3, 0.3, 0.4)),),
+        cameras=("front",),
+        image_size=(32, 32),
+        period_s=0.05,
+        width=16,
+    )
+    save_checkpoint(folder, ProgressModel(config), Calibration(), {})
+    return folder
+
+
+def test_a_model_lends_its_embedding_and_shows_its_curve(tmp_path: Path) -> None:
+    run = small_model(tmp_path / "run")
+    store = make_store(tmp_path / "store", 3)
+    run_command("annotate", [f"data={store.path}", f"model={run}", "stages=3", "resamples=1"])
+    assert all(len(episode.info.boundaries) == 4 for episode in store.episodes)
+    session = Session(store, robo_reward.load(run))
+    curve = session.curve("episode_00")
+    session.close()
+    assert curve["reason"] == ""
+    assert len(curve["progress"]) == store["episode_00"].info.length
+    assert all(value is None or 0 <= value <= 1 for value in curve["progress"])
+    assert any(value is not None for value in curve["progress"])
 
 
 # --- by hand -------------------------------------------------------------------------------------------

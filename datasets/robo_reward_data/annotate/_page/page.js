@@ -207,14 +207,17 @@ function hop(direction) {
 }
 
 function copyToNext() {
-  const [from, to] = [current(), state.episodes[state.at + 1]];
+  const [from, to] = [current(), nextToCopy()];
   if (!to || from.boundaries.length < 2) return;
-  if (to.locked) return alertUser(`${to.name} knows its stages already: nothing was copied.`);
   const scaled = scaleMarks(marksOf(from), from.length, to.length);
   if (!scaled) return alertUser(`${to.name} is too short for so many stages: nothing was copied.`);
-  choose(state.at + 1);
+  choose(state.episodes.indexOf(to));
   change(to, scaled);
 }
+
+/** What failed did not go through every stage, and what is locked has its own: both are passed over. */
+const markable = (episode) => !episode.locked && episode.outcome !== "failure";
+const nextToCopy = () => state.episodes.slice(state.at + 1).find(markable);
 
 function toggle() {
   state.playing = !state.playing;
@@ -256,6 +259,7 @@ async function loadCurve(episode) {
     state.curves.delete(episode.name);
   }
   drawTimeline();
+  drawMoment();
 }
 
 // --- drawing ---
@@ -397,11 +401,12 @@ function drawStages() {
   for (const id of ["mark", "remove", "clear"]) byId(id).disabled = episode.locked;
   byId("remove").disabled ||= state.selected === null;
   byId("clear").disabled ||= !boundaries.length;
-  byId("copy").disabled = boundaries.length < 2 || state.at + 1 >= state.episodes.length;
+  byId("copy").disabled = boundaries.length < 2 || !nextToCopy();
   document.body.classList.toggle("locked", episode.locked);
   if (!names.length) {
     const hint = episode.locked
       ? "A simulator knows the stage of every frame of this episode, but not once and in order: there is nothing to mark."
+      : episode.outcome === "failure" ? "This episode failed. Boundaries say that every stage was carried out: better leave it without."
       : boundaries.length ? "One boundary so far. Mark another, and the episode is annotated." : "No boundaries yet. Go to where one stage ends and the next begins, and press M.";
     byId("stages").replaceChildren(el("p", { class: "muted" }, hint));
     return;
@@ -534,7 +539,7 @@ for (const id of ["curves", "bands"]) {
   document.title = `annotate ${said.store}`;
   byId("store").textContent = said.store;
   show("saved", "every change is saved at once");
-  const first = state.episodes.findIndex((episode) => !episode.locked && episode.boundaries.length < 2);
+  const first = state.episodes.findIndex((episode) => markable(episode) && episode.boundaries.length < 2);
   choose(Math.max(0, first));
   setInterval(refresh, 2500);
   addEventListener("focus", refresh);
