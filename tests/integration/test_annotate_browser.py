@@ -174,9 +174,9 @@ KEYBOARD = """
   press("c");
   check("copied again", [current().name, marks().boundaries]);
   press("c");
-  check("too short", [current().name, byId("alert").textContent]);
-  press("j");
-  check("short", [current().name, byId("mark").disabled]);
+  check("shortest", [current().name, marks().boundaries]);
+  press("c");
+  check("last", current().name);
   press("j");
   press("m");
   check("locked", [current().name, byId("mark").disabled, marks().boundaries]);
@@ -217,7 +217,8 @@ def test_an_episode_is_annotated_by_keyboard_and_all_of_it_is_stored(
     assert seen["markup"] == 0
     assert seen["copied"] == ["episode_1", {"boundaries": [0, 42, 60], "names": seen["renamed"]["names"]}]
     assert seen["copied again"] == ["episode_2", [0, 70, 100]]
-    assert seen["too short"][0] == "episode_3"
+    assert seen["shortest"] == ["episode_3", [0, 2, 3]]
+    assert seen["last"] == "episode_3", "a locked episode is passed over, and there is no other"
     assert seen["locked"] == ["episode_4", True, []]
     assert seen["played"]
     assert seen["paused"]

@@ -224,8 +224,9 @@ function toggle() {
   if (state.playing && state.frame >= current().length - 1) go(0);
   let last = performance.now();
   let owed = 0;
-  const tick = (now) => {
+  const tick = () => {
     if (!state.playing) return drawMoment();
+    const now = performance.now();
     const episode = current();
     const rate = episode.seconds ? (episode.length - 1) / episode.seconds : 10;
     owed += ((now - last) / 1000) * rate * Number(byId("speed").value);
@@ -234,9 +235,9 @@ function toggle() {
     owed -= steps;
     if (steps) go(state.frame + steps);
     if (state.frame >= episode.length - 1) state.playing = false;
-    requestAnimationFrame(tick);
+    setTimeout(tick, 15);
   };
-  requestAnimationFrame(tick);
+  tick();
   drawMoment();
 }
 
