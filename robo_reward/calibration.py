@@ -167,7 +167,7 @@ def fit_detector(
         return SuccessDetector()
     best: tuple[int, int, list[float]] | None = None
     for debounce in (1, 2, 3):
-        for threshold in np.round(np.arange(0.3, 0.96, 0.05), 2):
+        for threshold in np.round(np.arange(0.1, 0.97, 0.02), 2):
             cost = sum(_mistakes(prob, done, float(threshold), debounce) for prob, done in episodes)
             if best is None or cost < best[0]:
                 best = (cost, debounce, [float(threshold)])
