@@ -32,9 +32,10 @@ from robo_reward.improve.display import ImproveDisplay
 from robo_reward.improve.learner import Learner
 from robo_reward.improve.replay import Replay, Shaping
 from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
+from robo_reward.improve.runners import LocalRunner, RayRunner, Runner
 from robo_reward.improve.savings import PromisingStarts, abort_rule
 from robo_reward.improve.trust import Scaled, outcome_trust
-from robo_reward.improve.worker import Order, Worker
+from robo_reward.improve.worker import Order, RolloutResult, Worker
 
 __all__ = ["Evaluation", "improve", "run"]
 
@@ -90,14 +91,20 @@ def improve(config: ImproveConfig) -> dict[str, Any]:
     if (done := _finished(folder, claim, config.resume)) is not None:
         return done
     torch.set_num_threads(config.threads)
-    worker = Worker(config, instruction_of(readers))
+    instruction = instruction_of(readers)
+    worker = Worker(config, instruction)
     try:
         demonstrations = [demonstration_rollout(config, worker, reader) for reader in readers]
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / _RUN_FILE, json.dumps(claim, indent=1).encode())
-        session = _Session(config, worker, demonstrations)
-        session.run()
-        return session.finish()
+        local = LocalRunner(worker)
+        runner = RayRunner(config, instruction, config.workers) if config.workers else local
+        try:
+            session = _Session(config, worker, runner, demonstrations)
+            session.run()
+            return session.finish()
+        finally:
+            runner.close()
     finally:
         worker.close()
 
@@ -108,6 +115,7 @@ class _Session:
 
     config: ImproveConfig
     worker: Worker
+    runner: Runner
     demonstrations: Sequence[Rollout]
     evaluations: list[Evaluation] = field(default_factory=list)
     seconds: float = 0.0
@@ -146,52 +154,75 @@ class _Session:
             if not begun:
                 self._evaluate(display)
                 self._save()
+            pending = self._start(self.done)
             while self.done < config.rollouts:
                 begin = time.monotonic()
-                rollout = self._next_rollout()
-                self.replay.add(rollout)
-                numbers = self._learn(rollout)
-                self.done += 1
-                if config.evaluate_every and (
-                    self.done % config.evaluate_every == 0 or self.done == config.rollouts
-                ):
-                    self._evaluate(display)
-                self.seconds += time.monotonic() - begin
-                self._save()
-                rates = self.evaluations
-                numbers |= {"decisions": float(rollout.decisions), "robot_minutes": self.robot_minutes}
-                display.rollout(self.done - 1, self._recent(), rates[-1].rate if rates else None, numbers)
+                rollouts = self._finish(pending)
+                # Actors go on with the policy as it is, while the learner learns from what they have brought.
+                pending = self._start(self.done + len(rollouts)) if config.workers else None
+                for rollout in rollouts:
+                    self._take_in(rollout, begin, display)
+                    begin = time.monotonic()
+                pending = pending or self._start(self.done)
 
-    def _next_rollout(self) -> Rollout:
-        """The rollout that a killed run had written already, or a new one."""
-        path = self._rollout_path(self.done)
-        if path.is_file():
-            return load_rollout(path)
-        self.worker.set_policy(self.learner.behavior(self.done))
-        order = self._order()
-        rollout, states = self.worker.run(order)
-        while rollout.decisions == 0:  # the physics failed at once: there is nothing to learn from
+    def _take_in(self, rollout: Rollout, begin: float, display: ImproveDisplay) -> None:
+        """Learn from one rollout, judge the policy where it is time to, and save."""
+        config = self.config
+        self.replay.add(rollout)
+        numbers = self._learn(rollout)
+        self.done += 1
+        if config.evaluate_every and (self.done % config.evaluate_every == 0 or self.done == config.rollouts):
+            self._evaluate(display)
+        self.seconds += time.monotonic() - begin
+        self._save()
+        rates = self.evaluations
+        numbers |= {"decisions": float(rollout.decisions), "robot_minutes": self.robot_minutes}
+        display.rollout(self.done - 1, self._recent(), rates[-1].rate if rates else None, numbers)
+
+    def _start(self, first: int) -> tuple[list[Order], Any]:
+        """Begin the next rollouts, one for each worker; what a killed run had written is not run again."""
+        count = min(max(self.config.workers, 1), self.config.rollouts - first)
+        orders = [self._order(index) for index in range(first, first + count)]
+        missing = [order for order in orders if not self._rollout_path(order.index).is_file()]
+        return orders, self.runner.start(missing, self.learner.behavior(first))
+
+    def _finish(self, started: tuple[list[Order], Any]) -> list[Rollout]:
+        """The rollouts that were begun, each on disk before anything is learned from it."""
+        orders, pending = started
+        fresh = {result.rollout.source["index"]: result for result in self.runner.finish(pending)}
+        rollouts: list[Rollout] = []
+        for order in orders:
+            path = self._rollout_path(order.index)
+            if order.index in fresh:
+                result = self._with_decisions(fresh[order.index], order)
+                if result.states and order.start is None:
+                    progress, _ = self.shaping.progress(result.rollout)
+                    self.starts.add(result.rollout, result.states, dict(result.first), progress)
+                path.parent.mkdir(exist_ok=True)
+                save_rollout(path, result.rollout)
+            rollouts.append(load_rollout(path))
+        return rollouts
+
+    def _with_decisions(self, result: RolloutResult, order: Order) -> RolloutResult:
+        """A rollout that broke off at once is run again elsewhere: there is nothing to learn from it."""
+        while result.rollout.decisions == 0:
             order = dataclasses.replace(order, seed=order.seed + 1, start=None)
-            rollout, states = self.worker.run(order)
-        if states and order.start is None:
-            self.starts.add(rollout, states, self.worker.first_images, self.shaping.progress(rollout)[0])
-        path.parent.mkdir(exist_ok=True)
-        save_rollout(path, rollout)
-        return rollout
+            (result,) = self.runner.finish(self.runner.start([order], self.learner.behavior(order.index)))
+        return result
 
-    def _order(self) -> Order:
-        """The next rollout to run."""
+    def _order(self, index: int) -> Order:
+        """Rollout `index`."""
         config, savings = self.config, self.config.savings
-        seed = _seed(config.seed, 0, self.done, 0)
+        seed = _seed(config.seed, 0, index, 0)
         rng = np.random.default_rng((seed, 2))
         start = self.starts.draw(rng) if rng.random() < savings.promising_resets else None
         whole = [rollout for rollout in self.rollouts if not rollout.source["started_after"]]
         return Order(
-            index=self.done,
+            index=index,
             seed=seed,
-            noise=self.learner.noise(self.done),
-            film=bool(config.film_every) and self.done % config.film_every == 0,
-            abort=abort_rule(whole, self.shaping.progress, self.done, rng) if savings.abort else None,
+            noise=self.learner.noise(index),
+            film=bool(config.film_every) and index % config.film_every == 0,
+            abort=abort_rule(whole, self.shaping.progress, index, rng) if savings.abort else None,
             start=start,
             keep_states=savings.promising_resets > 0,
         )
@@ -214,14 +245,15 @@ class _Session:
         config = self.config
         if not (config.evaluate_every and config.evaluate_episodes):
             return
-        self.worker.set_policy(self.learner.behavior(self.done))
-        found: list[Rollout] = []
-        for index in range(config.evaluate_episodes):
-            film = index < 3 and bool(config.film_every) and self.done in (0, config.rollouts)
-            order = Order(index=index, seed=_seed(config.seed, 1, index, 0), noise=0.0, film=film)
-            rollout, _ = self.worker.run(order)
-            found.append(rollout)
-            if film and rollout.decisions:
+        films = 3 if config.film_every and self.done in (0, config.rollouts) else 0
+        orders = [
+            Order(index=index, seed=_seed(config.seed, 1, index, 0), noise=0.0, film=index < films)
+            for index in range(config.evaluate_episodes)
+        ]
+        results = self.runner.finish(self.runner.start(orders, self.learner.behavior(self.done)))
+        found = [result.rollout for result in results]
+        for index, rollout in enumerate(found):
+            if rollout.images and rollout.decisions:
                 path = self.folder / "evaluations" / f"after_{self.done:06d}_{index:03d}.npz"
                 path.parent.mkdir(exist_ok=True)
                 save_rollout(path, rollout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +21,7 @@ from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.observer import Moment, Observer
 from robo_reward.improve.rollouts import Rollout
 
-__all__ = ["Order", "Start", "Worker", "make_environment"]
+__all__ = ["Order", "RolloutResult", "Start", "Worker", "make_environment"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,19 @@ class Order:
     abort: AbortRule | None = None
     start: Start | None = None
     keep_states: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """A rollout, and what an order with `keep_states` asks for beside it.
+
+    states  the environment's state at every moment
+    first   the first images of the episode
+    """
+
+    rollout: Rollout
+    states: tuple[Any, ...] = ()
+    first: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def make_environment(config: ImproveConfig, *, blind: bool) -> gymnasium.Env[Any, Any]:
@@ -101,7 +114,6 @@ class Worker:
             stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
         self.observer = Observer(self._parts, stream, stages)
         self._policy: torch.nn.Module | None = None
-        self.first_images: dict[str, np.ndarray] = {}
 
     def _check_environment(self, config: ImproveConfig) -> None:
         space = self.env.action_space
@@ -140,8 +152,17 @@ class Worker:
         stages = len(model.stage_names(instruction))
         self.observer = Observer(self._parts, model.stream(instruction), stages)
 
-    def run(self, order: Order) -> tuple[Rollout, list[Any]]:
-        """One rollout, and the environment's states where `order.keep_states` asks for them."""
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return True
+
+    def run_with(self, order: Order, policy: torch.nn.Module) -> RolloutResult:
+        """One rollout with this policy."""
+        self.set_policy(policy)
+        return self.run(order)
+
+    def run(self, order: Order) -> RolloutResult:
+        """One rollout with the policy that was set."""
         rng = np.random.default_rng((order.seed, 1))
         observation, info = self._reset(order)
         tape = _Tape(self, order, observation)
@@ -149,7 +170,6 @@ class Worker:
         if self._person is not None:
             self._person.begin()
         first = tape.see(observation, info, success=False)
-        self.first_images = dict(first.images) if order.start is None else dict(order.start.first)
         terminated, truncated, aborted, cut = False, False, False, ""
         while not (terminated or truncated or aborted):
             action, intervened = self._act(tape.moments[-1], observation, order.noise, rng)
@@ -165,7 +185,8 @@ class Worker:
             terminated = verdict.ends or bool(ended)
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
             aborted = not terminated and self._hopeless(order, tape)
-        return tape.rollout(terminated=terminated, aborted=aborted, cut=cut), tape.states
+        rollout = tape.rollout(terminated=terminated, aborted=aborted, cut=cut)
+        return RolloutResult(rollout, tuple(tape.states), first.images if order.keep_states else {})
 
     def _reset(self, order: Order) -> tuple[Any, dict[str, Any]]:
         self.observer.begin()

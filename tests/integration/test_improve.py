@@ -142,7 +142,7 @@ def test_pixels_are_encoded_once_and_alike_in_demonstrations_and_rollouts(
             return torch.from_numpy(demo.actions[self.step - 1 : self.step])
 
     worker.set_policy(Replayed())
-    rollout, _ = worker.run(Order(index=0, seed=1000, noise=0.0, film=True))
+    rollout = worker.run(Order(index=0, seed=1000, noise=0.0, film=True)).rollout
     assert rollout.terminated
     assert rollout.decisions == demo.decisions
     for name, values in demo.parts.items():
