@@ -156,13 +156,8 @@ def pair_agreement(
     leaves out what has no order to agree with. NaN agrees and is ranked with nothing.
     """
     _same_length(estimate, reference, "estimate", "reference")
-
-    # Comparisons, not differences: inf - inf would be NaN.
-    def sign(v: Float64[np.ndarray, " n"]) -> Int8[np.ndarray, "n n"]:
-        return (v[None, :] > v[:, None]).astype(np.int8) - (v[None, :] < v[:, None]).astype(np.int8)
-
-    order = sign(reference)
-    return sign(estimate) * order, order != 0
+    order = _pair_signs(reference)
+    return _pair_signs(estimate) * order, order != 0
 
 
 def voc(progress: Float[np.ndarray, " t"], time: Real[np.ndarray, " t"] | None = None) -> float:
@@ -514,6 +509,13 @@ def _valid_pairs(
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     known = ~np.isnan(x) & ~np.isnan(y)
     return x[known], y[known]
+
+
+def _pair_signs(values: Float64[np.ndarray, " n"]) -> Int8[np.ndarray, "n n"]:
+    """sign(v_j - v_i) by comparisons: inf - inf would be NaN."""
+    return (values[None, :] > values[:, None]).astype(np.int8) - (values[None, :] < values[:, None]).astype(
+        np.int8
+    )
 
 
 def _centered_ranks(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
