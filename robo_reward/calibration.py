@@ -3,11 +3,11 @@
 Stage and success logits get temperature (and, for success, bias) scaling (Guo et al. 2017; Platt 1999).
 Progress gets split-conformal bands on normalized residuals (Lei et al. 2018): with `r = |Phi - mean| / std`
 over the calibration moments, the band at level p is `mean +- q_p std`. Moments of one episode are correlated;
-what is exchangeable are episodes. So every episode weighs the same, and one more, unseen and as bad as can
-be, joins them: `q_p` is the p-quantile of `sum_e 1/(E+1) (1/n_e) sum_i delta(r_ei) + 1/(E+1) delta(inf)`.
-The band then covers a moment drawn from a new episode of the same kind with probability p, whatever the
-residuals' shape (Lee, Barber and Willett 2023, inference for hierarchical data), where `p <= E/(E+1)`:
-beyond, the largest residual stands in, and nothing is guaranteed. `robo-reward evaluate` measures coverage.
+what is exchangeable are episodes, so every episode weighs the same: `q_p` is the p-quantile of
+`sum_e 1/E (1/n_e) sum_i delta(r_ei)`. The finite-sample correction (one more, unseen episode with an infinite
+residual, Lee, Barber and Willett 2023) is left out on purpose: it guarantees at least p, and with the twenty
+episodes of a short run that makes bands which cover 95 % when asked for 90. These cover p on average up to a
+term of order 1/E, to either side; `robo-reward evaluate` measures what they cover.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def fit_quantiles(
     std: Float[np.ndarray, " n"],
     episode: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[tuple[float, ...], float]:
-    """Conformal quantiles at LEVELS with the finite-sample correction, and the scale for an honest std.
+    """Conformal quantiles at LEVELS, every episode counting once, and the scale for an honest std.
 
     Args:
         episode: which episode each residual is of; None: each is one of its own.
@@ -123,7 +123,7 @@ def fit_quantiles(
         np.arange(len(ratio)) if episode is None else episode, return_inverse=True, return_counts=True
     )
     order = np.argsort(ratio)
-    mass = np.cumsum(1.0 / sizes[member[order]]) / (len(sizes) + 1)
+    mass = np.cumsum(1.0 / sizes[member[order]]) / len(sizes)
     # Rounding may not turn a level that is just reached into one that is not.
     at = np.minimum(np.searchsorted(mass, LEVELS - 1e-9), len(ratio) - 1)
     weights = 1.0 / sizes[member]
