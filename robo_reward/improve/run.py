@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from robo_reward.checkpoint import write_atomic
-from robo_reward.errors import CheckpointError
+from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.imports import instantiate
 from robo_reward.improve.config import ImproveConfig, check_config
 from robo_reward.improve.demonstrations import (
@@ -30,6 +30,7 @@ from robo_reward.improve.demonstrations import (
 )
 from robo_reward.improve.display import ImproveDisplay
 from robo_reward.improve.learner import Learner
+from robo_reward.improve.refresh import refresh, relabel
 from robo_reward.improve.replay import Replay, Shaping
 from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
 from robo_reward.improve.runners import LocalRunner, RayRunner, Runner
@@ -97,10 +98,10 @@ def improve(config: ImproveConfig) -> dict[str, Any]:
         demonstrations = [demonstration_rollout(config, worker, reader) for reader in readers]
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / _RUN_FILE, json.dumps(claim, indent=1).encode())
-        local = LocalRunner(worker)
+        local = LocalRunner(worker, instruction)
         runner = RayRunner(config, instruction, config.workers) if config.workers else local
         try:
-            session = _Session(config, worker, runner, demonstrations)
+            session = _Session(config, worker, runner, instruction, demonstrations)
             session.run()
             return session.finish()
         finally:
@@ -116,10 +117,12 @@ class _Session:
     config: ImproveConfig
     worker: Worker
     runner: Runner
+    instruction: str
     demonstrations: Sequence[Rollout]
     evaluations: list[Evaluation] = field(default_factory=list)
     seconds: float = 0.0
     clone_error: float = float("nan")
+    refreshed: int = 0
 
     def __post_init__(self) -> None:
         config = self.config
@@ -171,6 +174,8 @@ class _Session:
         self.replay.add(rollout)
         numbers = self._learn(rollout)
         self.done += 1
+        if config.refresh_every and self.done % config.refresh_every == 0:
+            self._refresh()
         if config.evaluate_every and (self.done % config.evaluate_every == 0 or self.done == config.rollouts):
             self._evaluate(display)
         self.seconds += time.monotonic() - begin
@@ -240,6 +245,28 @@ class _Session:
         self.replay.relabel(self.replay.episodes, dataclasses.replace(self.shaping, potential=potential))
         return trust
 
+    def _refresh(self) -> None:
+        """Let the reward model learn from the outcomes so far, and relabel every episode by it."""
+        config, model = self.config, self.worker.model
+        if model is None:
+            raise ConfigError("refresh_every needs a reward model: this run reads none, say refresh_every=0")
+        self.refreshed = self.done
+        folder = self._model_path()
+        steps, seed = config.refresh_steps, _seed(config.seed, 2, self.done)
+        refresh(model, self.replay.episodes, self.instruction, steps, folder, seed)
+        self._use_refreshed()
+
+    def _model_path(self) -> Path:
+        return self.folder / "models" / f"{self.refreshed:06d}"
+
+    def _use_refreshed(self) -> None:
+        folder = str(self._model_path())
+        self.worker.set_model(folder, self.instruction)
+        self.runner.set_model(folder)
+        assert self.worker.model is not None
+        episodes = [relabel(self.worker.model, e, self.instruction) for e in self.replay.episodes]
+        self.replay.relabel(episodes)
+
     def _evaluate(self, display: ImproveDisplay) -> None:
         """Judge the policy without noise, on the same episodes every time."""
         config = self.config
@@ -290,6 +317,7 @@ class _Session:
                 "evaluations": [dataclasses.astuple(e) for e in self.evaluations],
                 "seconds": self.seconds,
                 "clone_error": self.clone_error,
+                "refreshed": self.refreshed,
             },
             buffer,
         )
@@ -307,6 +335,9 @@ class _Session:
         self.clone_error = state["clone_error"]
         for index in range(self.done):
             self.replay.add(load_rollout(self._rollout_path(index)))
+        self.refreshed = state["refreshed"]
+        if self.refreshed:
+            self._use_refreshed()
         return True
 
     def finish(self) -> dict[str, Any]:
@@ -325,6 +356,7 @@ class _Session:
             "observe": list(self.replay.observed),
             "success_source": str(config.success.get("_target_", "")),
             "model_version": self.worker.model.version if self.worker.model else "",
+            "refreshed_after": self.refreshed,
             "rollouts": len(rollouts),
             "rollout_success": [rollout.succeeded for rollout in rollouts],
             "rollout_seconds": [round(rollout.seconds, 4) for rollout in rollouts],

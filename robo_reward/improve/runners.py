@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,6 +32,10 @@ class Runner(Protocol):
         """Wait for what `start` returned."""
         ...
 
+    def set_model(self, folder: str) -> None:
+        """Estimate progress with the (refreshed) model in `folder` in rollouts that start from now on."""
+        ...
+
     def close(self) -> None:
         """Free everything."""
         ...
@@ -39,9 +44,9 @@ class Runner(Protocol):
 class LocalRunner:
     """One worker, here: `start` only notes the orders."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, instruction: str) -> None:
         """Run with this worker; it is closed by whoever made it."""
-        self._worker = worker
+        self._worker, self._instruction = worker, instruction
 
     def start(self, orders: Sequence[Order], policy: torch.nn.Module) -> Any:
         """Note them."""
@@ -52,6 +57,10 @@ class LocalRunner:
         orders, policy = pending
         self._worker.set_policy(policy)
         return [self._worker.run(order) for order in orders]
+
+    def set_model(self, folder: str) -> None:
+        """Estimate progress with the model in `folder`."""
+        self._worker.set_model(folder, self._instruction)
 
     def close(self) -> None:
         """Nothing of its own."""
@@ -84,7 +93,7 @@ class RayRunner:
         if self._started:
             self._ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
         self._config, self._instruction = config, instruction
-        self._actors = [self._make() for _ in range(count)]
+        self.actors = [self._make() for _ in range(count)]
         self._turn = 0
         self.replaced = 0
 
@@ -94,13 +103,13 @@ class RayRunner:
     def start(self, orders: Sequence[Order], policy: torch.nn.Module) -> Any:
         """Hand the orders out in turn; the policy travels with them as it is now."""
         frozen = copy.deepcopy(policy)
-        chosen = [(self._turn + i) % len(self._actors) for i in range(len(orders))]
+        chosen = [(self._turn + i) % len(self.actors) for i in range(len(orders))]
         self._turn += len(orders)
         futures = [self._ask(actor, order, frozen) for actor, order in zip(chosen, orders, strict=True)]
         return _Pending(list(orders), frozen, futures, chosen)
 
     def _ask(self, actor: int, order: Order, policy: torch.nn.Module) -> Any:
-        return self._actors[actor].run_with.remote(order, policy)
+        return self.actors[actor].run_with.remote(order, policy)
 
     def finish(self, pending: Any) -> list[RolloutResult]:
         """Wait for the results.
@@ -123,7 +132,7 @@ class RayRunner:
             except errors.RayActorError:
                 # The actor may have been replaced already for an earlier order of the same batch.
                 if self._dead(actor):
-                    self._actors[actor] = self._make()
+                    self.actors[actor] = self._make()
                     self.replaced += 1
                 future = self._ask(actor, order, policy)
         raise RoboRewardError(
@@ -134,14 +143,20 @@ class RayRunner:
     def _dead(self, actor: int) -> bool:
         errors: Any = import_module("ray.exceptions")
         try:
-            self._ray.get(self._actors[actor].alive.remote())
+            self._ray.get(self.actors[actor].alive.remote())
         except errors.RayActorError:
             return True
         return False
 
+    def set_model(self, folder: str) -> None:
+        """Estimate progress with the model in `folder`, in actors that are made later too."""
+        self._config = dataclasses.replace(self._config, model=folder)
+        for actor in self.actors:
+            actor.set_model.remote(folder, self._instruction)
+
     def close(self) -> None:
         """End the actors, and Ray where it was started here."""
-        for actor in self._actors:
+        for actor in self.actors:
             self._ray.kill(actor)
         if self._started:
             self._ray.shutdown()

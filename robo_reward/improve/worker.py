@@ -146,8 +146,9 @@ class Worker:
         """Act with this from now on: observations f32[b, d] to actions f32[b, a] in [-1, 1]."""
         self._policy = policy
 
-    def set_model(self, model: RewardModel, instruction: str) -> None:
-        """Estimate progress with a refreshed model from now on."""
+    def set_model(self, folder: str, instruction: str) -> None:
+        """Estimate progress with the (refreshed) model in `folder` from now on."""
+        model: RewardModel = load(folder)
         self.model = model
         stages = len(model.stage_names(instruction))
         self.observer = Observer(self._parts, model.stream(instruction), stages)

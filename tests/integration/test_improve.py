@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+import robo_reward
 from robo_reward.cli.main import load_config, main, run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.improve.demonstrations import choose_demonstrations, demonstration_rollout
+from robo_reward.improve.refresh import relabel
+from robo_reward.improve.rollouts import load_rollout
 from robo_reward.improve.run import improve
 from robo_reward.improve.worker import Order, Worker
 
@@ -174,6 +177,30 @@ def test_every_arm_runs_from_pixels_and_reports(reward_model: Path, tmp_path: Pa
     assert all(episode["cameras"] == ["top"] for episode in data["episodes"])
     assert data["tables"][0]["title"] == "Where the reward was wrong"
     assert list((run / "tensorboard").glob("events*"))
+
+
+def test_a_refreshed_model_relabels_whole_episodes_and_survives_a_resume(
+    reward_model: Path, tmp_path: Path
+) -> None:
+    options = [*FAST, f"model={reward_model}", "refresh_every=2", "refresh_steps=3", "evaluate_every=0"]
+    metrics = go(tmp_path / "run", *options)
+    assert metrics["refreshed_after"] == 4
+    first, last = (robo_reward.load(tmp_path / "run" / "models" / name) for name in ("000002", "000004"))
+    base = robo_reward.load(reward_model)
+    assert len({base.version, first.version, last.version}) == 3
+    assert metrics["model_version"] == last.version
+    encoder = base.checkpoint.model.encoder.state_dict()
+    for name, value in last.checkpoint.model.encoder.state_dict().items():
+        assert torch.equal(value, encoder[name])  # embeddings that rollouts store stay true
+    rollout = load_rollout(tmp_path / "run" / "rollouts" / "000003.npz")
+    assert rollout.model_version == first.version
+    again = relabel(first, rollout, "go to the mark")
+    np.testing.assert_allclose(again.progress, rollout.progress, atol=1e-4)  # what the stream had said
+    np.testing.assert_allclose(again.parts["estimate"], rollout.parts["estimate"], atol=1e-4)
+    assert relabel(last, rollout, "go to the mark").model_version == last.version
+    (tmp_path / "run" / "metrics.json").unlink()
+    resumed = go(tmp_path / "run", *options)
+    assert resumed["model_version"] == last.version
 
 
 def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> None:
