@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,57 @@ def test_real_keyframes_go_through_the_store_and_back(shared_data: Path, tmp_pat
     written.write_text(written.read_text().replace("subtask1", "other", 1))
     with pytest.raises(DataError, match="says something else"):
         run_command("annotate", [f"data={store}", "mode=write", f"files={tmp_path / 'files'}"])
+
+
+LEROBOT = """
+import sys
+from pathlib import Path
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+image = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
+features = {
+    "observation.images.front": image,
+    "observation.state": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+    "action": {"dtype": "float32", "shape": (1,), "names": ["x"]},
+}
+root = Path(sys.argv[1])
+dataset = LeRobotDataset.create("test/set", fps=20, features=features, root=root, use_videos=False)
+for length in (24, 31):
+    for number in range(length):
+        dataset.add_frame({
+            "observation.images.front": np.full((32, 32, 3), 5 * number, np.uint8),
+            "observation.state": np.array([number, 0], np.float32),
+            "action": np.zeros(1, np.float32),
+            "task": "carry it",
+        })
+    dataset.save_episode()
+dataset.finalize()
+"""
+
+
+@pytest.mark.slow
+def test_stages_go_back_into_the_lerobot_dataset_that_they_are_of(tmp_path: Path) -> None:
+    if find_spec("lerobot") is None:
+        pytest.skip("no lerobot here to write a dataset with: pip install 'robo-reward[data]'")
+    dataset, store = tmp_path / "set", tmp_path / "store"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    subprocess.run(
+        [sys.executable, "-c", LEROBOT, str(dataset)], env=offline, check=True, capture_output=True
+    )
+    half = ["source=lerobot", "size=null", "fps=10"]
+    run_command("import", [*half, f"path={dataset}", f"out={store}"])
+    for episode, boundaries in zip(EpisodeStore.open(store).episodes, ([2, 7, 12], [0, 5, 16]), strict=True):
+        EpisodeStore.open(store).annotate(episode.name, ("reach", "pull"), np.array(boundaries))
+    for form in ("language", "sparse"):
+        copy = tmp_path / form / "set"
+        write = ["mode=write", f"lerobot={form}", f"lerobot_out={copy}"]
+        run_command("annotate", [f"data={store}", *write])
+        again = tmp_path / f"{form}_store"
+        run_command("import", [*half, f"source.annotation={form}", f"path={copy}", f"out={again}"])
+        found = [episode.info for episode in EpisodeStore.open(again).episodes]
+        assert [info.stage_names for info in found] == [("reach", "pull")] * 2
+        assert [info.boundaries.tolist() for info in found] == [[2, 7, 12], [0, 5, 16]]
 
 
 @pytest.mark.parametrize(

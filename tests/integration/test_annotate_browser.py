@@ -35,9 +35,9 @@ def gray(camera: str, frame: int) -> int:
     return 20 + 2 * frame if camera == "front" else 235 - 2 * frame
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> EpisodeStore:
-    store = EpisodeStore.create(tmp_path / "store")
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = EpisodeStore.create(tmp_path_factory.mktemp("annotate") / "store")
     for index, length in enumerate(LENGTHS):
         frames = {
             camera: np.stack([np.full((12, 16, 3), gray(camera, t), np.uint8) for t in range(length)])
@@ -57,7 +57,13 @@ def store(tmp_path: Path) -> EpisodeStore:
             outcome=Outcome.SUCCESS,
         )
         store.write(Episode(info, frames))
-    return store
+    return store.path
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> EpisodeStore:
+    shutil.copytree(original, tmp_path / "store")
+    return EpisodeStore.open(tmp_path / "store")
 
 
 @pytest.fixture
