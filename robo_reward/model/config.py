@@ -72,11 +72,6 @@ class ModelConfig:
         """Stages of the longest task: the size of the stage head."""
         return max(len(task.stage_names) for task in self.tasks)
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Every known text of every task, in order; row `i + 1` of the learned table (row 0 is "unknown")."""
-        return tuple(text for task in self.tasks for text in task.instructions)
-
     def task_of(self, instruction: str) -> int | None:
         """Index of the task that an instruction names, or None where no task knows it."""
         for index, task in enumerate(self.tasks):

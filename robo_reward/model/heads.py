@@ -34,7 +34,7 @@ class EnsembleLinear(nn.Module):
 def bootstrap_mask(episode: Int[Tensor, "*shape"], members: int) -> Bool[Tensor, "*shape e"]:
     """Which heads learn from which episode: a fixed hash, the same at every step and in every process.
 
-    With a single head it learns from all of them.
+    A single head learns from all of them, and from an episode below 0 all heads do.
     """
     if members == 1:
         return torch.ones(*episode.shape, 1, dtype=torch.bool, device=episode.device)
@@ -42,4 +42,5 @@ def bootstrap_mask(episode: Int[Tensor, "*shape"], members: int) -> Bool[Tensor,
     mixed = ((episode[..., None] + 1) * 0x9E3779B1 + member * 0x85EBCA77) & 0xFFFFFFFF
     for _ in range(2):
         mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    return (mixed ^ (mixed >> 13)).double() / 2.0**32 < BOOTSTRAP_SHARE
+    drawn = (mixed ^ (mixed >> 13)).double() / 2.0**32 < BOOTSTRAP_SHARE
+    return drawn | (episode < 0)[..., None]

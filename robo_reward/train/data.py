@@ -29,6 +29,10 @@ from robo_reward.train.split import Split
 __all__ = ["Batch", "FrameCache", "WindowSampler", "prefetch"]
 
 
+_FEW_EPISODES = 8
+"""With fewer of a task, a head that learns from a random share of them might see none."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """b windows of t moments; frame axis n = t + 2 holds the anchor at t and the goal at t + 1.
@@ -41,7 +45,8 @@ class Batch:
     success, success_known  f32, bool[b, t]
     proprio                 f32[b, t, p], NaN where withheld
     first_progress          f32[b] true progress at the anchor, NaN where unknown
-    episode                 i64[b, t] index of the episode that each moment shows
+    episode                 i64[b, t] index of the episode that each moment shows, -1 where its task has too
+                            few for the heads of an ensemble to do without any
     apart                   bool[b]: the window's moments know nothing of each other
     texts, task             instruction ("" withheld) and task index of each window
     """
@@ -156,6 +161,8 @@ class WindowSampler:
             raise DataError("no labelled frame to train on: annotate stages first (boundaries or truth)")
         self._ends = np.array(ends)
         self._last = [i for i, t in enumerate(self.tracks) if t.usable[-1] and self._labels[i] is not None]
+        taught = [self.tracks[episode].task for episode in np.unique(self._ends[:, 0])]
+        self._few = np.array([taught.count(track.task) < _FEW_EPISODES for track in self.tracks])
         self._goals = self._goal_frames()
         self.frames = FrameCache(readers, model.cameras, model.image_size, cache_bytes)
 
@@ -247,7 +254,7 @@ class WindowSampler:
             line = window.line
             length = len(line.frame)
             moment[row, :length] = True
-            shown[row, :length] = line.episode
+            shown[row, :length] = np.where(self._few[line.episode], -1, line.episode)
             time_s[row, :length] = line.time_s
             time_s[row, length:] = line.time_s[-1] + np.arange(1, count - length + 1) * self.model.period_s
             task[row] = self._task(line)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from robo_reward import clips
 from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.heads import bootstrap_mask
 from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.config import HoldoutConfig, WindowConfig
 from robo_reward.train.data import WindowSampler
@@ -152,3 +154,13 @@ def test_a_mirrored_window_is_mirrored_as_a_whole_and_back_again() -> None:
     np.testing.assert_array_equal(once.rgb[:, :, :, 0], rgb[:, :, :, -1])
     np.testing.assert_array_equal(clips.Mirror(1.0)(once, rng).rgb, rgb)
     np.testing.assert_array_equal(clips.Mirror(0.0)(pixels, rng).rgb, rgb)
+
+
+def test_a_task_with_few_episodes_teaches_every_head() -> None:
+    """One demonstration is the common case: no head of an ensemble may go without it."""
+    batch = make_sampler({}, {}).batch(8, seed=0, step=0)
+    assert (batch.episode[batch.moment_mask] == -1).all()
+    assert bootstrap_mask(torch.from_numpy(batch.episode), 4)[torch.from_numpy(batch.moment_mask)].all()
+    many = bootstrap_mask(torch.arange(400), 4).float()
+    assert 0.7 < float(many.mean()) < 0.8
+    assert float(many.all(dim=1).float().mean()) < 0.5
