@@ -6,8 +6,8 @@ Gaussian stages of free length: for frame t of stage i, which lasts from frame s
     x_t ~ N(a_i, diag(v_i)),          log((e - s) / T) ~ N(m_i, d_i^2)
 
 so a stage may last longer in one episode than in another, but looks the same. That demonstrations share their
-steps, in order, is the idea of Unsupervised Perceptual Rewards (Sermanet et al.,
-arXiv 1612.06699). The segmentation of each episode given the model is exact (dynamic programming over all
+steps, in order, is the idea of Unsupervised Perceptual Rewards (Sermanet et al., arXiv 1612.06699).
+The segmentation of each episode given the model is exact (dynamic programming over all
 pairs s < e); model and segmentations are improved in turn (hard expectation maximization), from several
 starts.
 """
@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 _SHORTEST = 2  # frames in a stage: fewer have no variance
-_VARIANCE_FLOOR = 0.045  # of a feature whose scale is about 1: keeps a still feature from deciding everything
+# Of a feature whose scale is about 1: keeps a still feature from deciding everything. Chosen, like the lead in
+# configs/annotate.yaml, on three simulated tasks (tests/bench/bench_stages.py).
+_VARIANCE_FLOOR = 0.045
 _LEAST_SPREAD = 0.3  # of a stage's log share of the episode: demonstrators differ, also where few were seen
 _MOST_ROUNDS = 30
 _TOLERANCE = 1e-6
