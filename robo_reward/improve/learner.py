@@ -31,7 +31,7 @@ class LearnerConfig:
     subset: int = 2
     batch_size: int = 128
     demo_share: float = 0.5
-    updates_per_decision: int = 4
+    updates_per_decision: int = 2
     actor_every: int = 2
     n_step: int = 3
     discount: float = 0.95
@@ -125,14 +125,11 @@ class Learner:
         with torch.no_grad():
             x = self.policy.normalize(batch.observation)
             next_x = self.policy.normalize(batch.next_observation)
-            action = self.target_controller.act(next_x)
-            noise = torch.randn(action.shape, generator=self.generator) * config.target_noise
-            action = (action + noise.clamp(-2.5 * config.target_noise, 2.5 * config.target_noise)).clamp(
-                -1, 1
-            )
+            noise = torch.randn(batch.action.shape, generator=self.generator).clamp_(-2.5, 2.5)
+            _, values = self.target_controller.choose(next_x, config.target_noise * noise)
             members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
             # The lower of a random few critics: pessimism against over-estimation (REDQ, Chen et al. 2021).
-            value = self.target_critics(next_x, action)[members].amin(dim=0)
+            value = values[members].amin(dim=0)
             target = batch.reward + batch.discount * value
         values = self.critics(x, batch.action)
         critic_loss = ((values - target) ** 2).mean(dim=1).sum()

@@ -103,15 +103,25 @@ class Controller(nn.Module):
 
     def act(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
         """Actions for normalized observations."""
-        own = self.policy.act(x)
         if self.imitation is None:
-            return own
-        shown = self.imitation.act(x)
+            return self.policy.act(x)
         if self.only_imitate:
-            return shown
-        gain = self.critics(x, own) - self.critics(x, shown)
+            return self.imitation.act(x)
+        return self.choose(x, torch.zeros(()))[0]
+
+    def choose(
+        self, x: Float[Tensor, "b d"], noise: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "b a"], Float[Tensor, "e b"]]:
+        """Actions, the learned ones with `noise` on them, and what each critic says of the action chosen."""
+        own = (self.policy.act(x) + noise).clamp(-1.0, 1.0)
+        if self.imitation is None:
+            return own, self.critics(x, own)
+        shown = self.imitation.act(x)
+        values = self.critics(torch.cat([x, x]), torch.cat([own, shown]))
+        ours, theirs = values.chunk(2, dim=1)
+        gain = ours - theirs
         better = gain.mean(dim=0) >= self.caution * gain.std(dim=0)
-        return torch.where(better[:, None], own, shown)
+        return torch.where(better[:, None], own, shown), torch.where(better, ours, theirs)
 
 
 def _matrix(inputs: int, outputs: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
