@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 _SHORTEST = 2  # frames in a stage: fewer have no variance
-# Of a feature whose scale is about 1: keeps a still feature from deciding everything. Chosen, like the lead in
-# configs/annotate.yaml, on three simulated tasks (tests/bench/bench_stages.py).
+# Of a feature whose scale is about 1: keeps a still feature from deciding everything. Chosen, like the lead
+# in configs/annotate.yaml, on three simulated tasks (tests/bench/bench_stages.py).
 _VARIANCE_FLOOR = 0.045
 _LEAST_SPREAD = 0.3  # of a stage's log share of the episode: demonstrators differ, also where few were seen
 _MOST_ROUNDS = 30
