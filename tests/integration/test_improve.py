@@ -76,7 +76,7 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -> None:
-    options = ["rollouts=30", "evaluate_every=30", "evaluate_episodes=12", "learner.noise_rollouts=20"]
+    options = ["rollouts=50", "evaluate_every=50", "evaluate_episodes=20", "learner.noise_rollouts=20"]
     metrics = go(tmp_path / "run", *BLIND, *options)
     (_, before), (_, after) = metrics["evaluations"]
     assert np.mean(before) <= 0.6
