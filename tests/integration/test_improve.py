@@ -79,7 +79,7 @@ def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -
     options = ["rollouts=50", "evaluate_every=50", "evaluate_episodes=20", "learner.noise_rollouts=20"]
     metrics = go(tmp_path / "run", *BLIND, *options)
     (_, before), (_, after) = metrics["evaluations"]
-    # How far it gets in fifty rollouts differs much from seed to seed (.55 to 1.0): that it gets further does not.
+    # How far it gets in fifty rollouts differs from seed to seed (.55 to 1.0): that it gets further does not.
     assert np.mean(before) <= 0.6
     assert np.mean(after) >= np.mean(before) + 0.15
     assert metrics["privileged"] is True
