@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from robo_reward.errors import ConfigError
 from robo_reward.fusion import hop_table
 from robo_reward.imports import instantiate
+from robo_reward.model.chunks import encode_pieces
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.fusion import AttentionFusion
 from robo_reward.model.heads import EnsembleLinear
@@ -209,7 +210,7 @@ class ProgressModel(nn.Module):
                 images = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, spare))
                 memory = nn.functional.pad(memory, (0, 0) * (memory.ndim - 1) + (0, spare))
                 named = nn.functional.pad(named, (0, 0, 0, spare))
-            live = self.encoder(images, memory, named)[:count]
+            live = encode_pieces(self.encoder, images, memory, named)[:count]
             features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
         return features.view(*mask.shape, -1)
 
