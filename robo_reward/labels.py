@@ -58,26 +58,33 @@ def check_boundaries(boundaries: Int64[np.ndarray, " n"], length: int, name: str
         )
 
 
-def label_from_boundaries(boundaries: Int64[np.ndarray, " n"], length: int) -> ProgressLabel:
-    """Stage i64[t] and tau f32[t] of every frame of a successful demonstration.
+def label_from_boundaries(
+    boundaries: Int64[np.ndarray, " n"], length: int, finished: bool = True
+) -> ProgressLabel:
+    """Stage i64[t] and tau f32[t] of every frame.
 
-    Before `k_0` nothing has begun (stage 0, tau 0); from `k_N` on all is done (last stage, tau 1).
+    Before `k_0` nothing has begun (stage 0, tau 0); from `k_N` on all is done (last stage, tau 1). Where the
+    last stage was not `finished`, nobody knows how far it got: its frames, and all later ones, are not valid.
     """
     check_boundaries(boundaries, length, "episode")
     frames = np.arange(length)
     stage = np.clip(np.searchsorted(boundaries, frames, side="right") - 1, 0, len(boundaries) - 2)
     start, end = boundaries[stage], boundaries[stage + 1]
     tau = np.clip((frames - start) / (end - start), 0.0, 1.0).astype(np.float32)
-    return ProgressLabel(stage.astype(np.int64), tau, np.ones(length, dtype=np.bool_))
+    return ProgressLabel(stage.astype(np.int64), tau, finished | (frames < boundaries[-2]))
 
 
 def label_episode(info: EpisodeInfo) -> ProgressLabel | None:
-    """The true progress of an episode: its oracle's where it has one, its keyframes' otherwise, or None."""
-    if info.truth is not None:
-        return info.truth
-    if info.boundaries is None:
-        return None
-    return label_from_boundaries(info.boundaries, info.length)
+    """The true progress of an episode: its oracle's where it has one, its keyframes' otherwise.
+
+    None where it is known of no frame. Keyframes say that every stage was carried out, unless a recorded
+    failure says that the last one was not.
+    """
+    label = info.truth
+    if label is None and info.boundaries is not None:
+        finished = info.outcome is not Outcome.FAILURE
+        label = label_from_boundaries(info.boundaries, info.length, finished)
+    return label if label is not None and label.valid.any() else None
 
 
 def label_success(info: EpisodeInfo) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:

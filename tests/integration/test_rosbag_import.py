@@ -20,6 +20,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from robo_reward.cli.main import main
 from robo_reward.errors import DataError
+from robo_reward.labels import label_episode
 from robo_reward.schema import Outcome
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.rosbag import RosBags
@@ -162,8 +163,22 @@ def test_markers_make_episodes_with_stages_and_outcomes(tmp_path: Path) -> None:
     assert infos[0].stage_names == ("reach", "pull")
     assert infos[0].boundaries is not None
     assert infos[0].boundaries.tolist() == [1, 3, 4]
+    assert infos[0].truth is None  # success says that the last stage was finished, too
     np.testing.assert_array_equal(episodes[1].read_actions()[:, 0], [70.0, 80.0])
     assert [info.source["ended_by_marker"] for info in infos] == [True, True, False]
+
+
+@pytest.mark.parametrize("ending", ["end: failure", "end: truncated"])
+def test_a_stage_that_was_not_finished_has_no_progress(tmp_path: Path, ending: str) -> None:
+    marks = [(-0.5, "start: open it"), (0.5, "stage: reach"), (4.5, "stage: pull"), (8.5, ending)]
+    events = Robot().events() + [
+        (START + round(frame * SECOND / 10) + LATE, "/episode_marker", text(what)) for frame, what in marks
+    ]
+    (episode,) = load(write_bag(tmp_path / "run", events), tmp_path / "store")
+    label = label_episode(episode.info)
+    assert label is not None
+    np.testing.assert_array_equal(label.valid, np.arange(9) < 5)
+    np.testing.assert_allclose(label.tau[:5], [0, 0, 0.25, 0.5, 0.75])
 
 
 def test_frames_that_a_topic_does_not_cover_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,10 +14,12 @@ from robo_reward.labels import (
     duration_stage_weights,
     equal_stage_weights,
     hop,
+    label_episode,
     label_from_boundaries,
     label_success,
     task_progress,
 )
+from robo_reward.schema import Outcome
 from robo_reward.testing import toy_episode
 
 
@@ -56,11 +60,24 @@ def test_bad_boundaries_are_refused_by_name(boundaries: list[int], message: str)
     assert "episode_007" in str(caught.value)
 
 
+def test_a_recorded_failure_leaves_the_last_stage_unknown() -> None:
+    boundaries = np.array([1, 4, 8])
+    info = dataclasses.replace(toy_episode(0, length=10).info, truth=None, boundaries=boundaries)
+    failed = label_episode(dataclasses.replace(info, outcome=Outcome.FAILURE))
+    done = label_episode(dataclasses.replace(info, outcome=Outcome.SUCCESS))
+    said = label_episode(dataclasses.replace(info, outcome=Outcome.UNKNOWN))
+    assert failed is not None
+    assert done is not None
+    assert said is not None
+    assert done.valid.all()
+    assert said.valid.all()  # who marks the end of a stage says that it was reached
+    np.testing.assert_array_equal(np.flatnonzero(failed.valid), [0, 1, 2, 3])
+    np.testing.assert_array_equal(failed.tau[:4], done.tau[:4])
+    single = dataclasses.replace(info, outcome=Outcome.FAILURE, boundaries=np.array([0, 10]))
+    assert label_episode(single) is None
+
+
 def test_success_is_known_only_where_the_source_says_so() -> None:
-    import dataclasses
-
-    from robo_reward.schema import Outcome
-
     info = dataclasses.replace(toy_episode(0, length=10).info, success=None, truth=None)
     done, known = label_success(dataclasses.replace(info, boundaries=np.array([1, 4, 8])))
     np.testing.assert_array_equal(np.flatnonzero(done), [8, 9])

@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from robo_reward.errors import DataError
-from robo_reward.schema import EpisodeInfo
+from robo_reward.labels import label_from_boundaries
+from robo_reward.schema import EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_data.bags import Bag, MarkedEpisode, find_bags, marked_episodes, open_bag
 from robo_reward_data.importers.base import FrameStream, Options, Prepared
 from robo_reward_data.importers.resample import select_frames
@@ -159,6 +160,7 @@ class BagEpisode:
             instruction=self._instruction(),
             stage_names=names,
             boundaries=boundaries,
+            truth=self._truth(boundaries, len(stamp_ns)),
             outcome=self.marked.outcome,
             source={
                 "importer": "rosbag",
@@ -327,6 +329,12 @@ class BagEpisode:
                 while target == place:
                     yield image
                     target = next(wanted, None)
+
+    def _truth(self, boundaries: Int64[np.ndarray, " k"] | None, length: int) -> ProgressLabel | None:
+        """A marker says when a stage begins: that the last one was finished, success alone says."""
+        if boundaries is None or self.marked.outcome is Outcome.SUCCESS:
+            return None
+        return label_from_boundaries(boundaries, length, finished=False)
 
     def _stages(self, received_ns: Int64[np.ndarray, " t"]) -> tuple[tuple[str, ...], Any]:
         stages = self.marked.stages
