@@ -26,11 +26,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from robo_reward.errors import ConfigError, DataError
 
-__all__ = ["AbortRule", "Confusion", "Rollout", "choose_abort_rule", "expected_makespan"]
+__all__ = [
+    "AbortRule",
+    "Attempts",
+    "Confusion",
+    "Rollout",
+    "choose_abort_rule",
+    "expected_makespan",
+    "replay",
+]
 
 _RESAMPLES = 400
 
@@ -153,6 +161,70 @@ def choose_abort_rule(
         without_s=never,
         confidence=helped,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What attempts cost under a rule, and how they end.
+
+    cost_s    f64[n], seconds, with the reset after those that end without success
+    aborted   bool[n]
+    success   bool[n], of the whole attempt, aborted or not
+    """
+
+    cost_s: Float64[np.ndarray, " n"]
+    aborted: Bool[np.ndarray, " n"]
+    success: Bool[np.ndarray, " n"]
+
+    @property
+    def confusion(self) -> Confusion:
+        """How many of each outcome were aborted and kept."""
+        return _confusion(self.aborted, self.success)
+
+    def makespan_s(self, rows: Int64[np.ndarray, " m"] | None = None) -> float:
+        """Expected seconds to the first success, of all attempts or of these `rows`; infinite without one."""
+        chosen = np.arange(len(self.cost_s)) if rows is None else rows
+        kept = int((self.success & ~self.aborted)[chosen].sum())
+        return float(self.cost_s[chosen].sum()) / kept if kept else math.inf
+
+    def makespans_s(self, runs: int, rng: np.random.Generator) -> Float64[np.ndarray, " r"]:
+        """Seconds to the first success of `runs` runs, each of attempts drawn at random until one succeeds.
+
+        Raises:
+            DataError: no attempt that succeeds is kept: a run would never end.
+        """
+        kept = self.success & ~self.aborted
+        if not kept.any():
+            raise DataError("no attempt succeeds under this rule: its runs would never end")
+        spent = np.zeros(runs)
+        running = np.arange(runs)
+        while len(running):
+            drawn = rng.integers(len(kept), size=len(running))
+            spent[running] += self.cost_s[drawn]
+            running = running[~kept[drawn]]
+        return spent
+
+
+def replay(rollouts: Sequence[Rollout], rule: AbortRule | None, reset_s: float) -> Attempts:
+    """Live rollouts again under a rule, moment by moment; None runs each to its end.
+
+    A rollout that is aborted ends at the moment at which the rule looked. At its last moment it is over.
+    """
+    ended = [_ended(rollout, rule) for rollout in rollouts]
+    success = np.array([rollout.success for rollout in rollouts], np.bool_)
+    aborted = np.array([stopped for _, stopped in ended], np.bool_)
+    seconds = np.array([at for at, _ in ended], np.float64)
+    return Attempts(seconds + np.where(success & ~aborted, 0.0, reset_s), aborted, success)
+
+
+def _ended(rollout: Rollout, rule: AbortRule | None) -> tuple[float, bool]:
+    """When a rollout ends, and whether it was aborted then."""
+    time = rollout.time_s
+    for index in range(1, len(time) - 1 if rule is not None else 0):
+        before, now, progress = (float(x) for x in (time[index - 1], time[index], rollout.progress[index]))
+        if rule is not None and rule.aborts(before, now, progress):
+            return now, True
+    return float(time[-1]), False
 
 
 def _candidates(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robo_reward.abort import Confusion, Rollout, choose_abort_rule, expected_makespan
+from robo_reward.abort import AbortRule, Confusion, Rollout, choose_abort_rule, expected_makespan, replay
 from robo_reward.errors import DataError
 
 
@@ -107,3 +107,34 @@ def test_the_same_seed_gives_the_same_rule_and_what_is_unknown_is_not_aborted() 
     assert not first.aborts(first.check_s - 0.1, first.check_s, float("nan"))
     assert first.aborts(first.check_s - 0.1, first.check_s, 0.0)
     assert not first.aborts(first.check_s, first.check_s + 0.1, 0.0)
+
+
+def test_replayed_by_hand() -> None:
+    """Three attempts of 10 s, a look at 4 s, resets of 5 s: a kept success, an aborted one, a failure."""
+    time = np.arange(0.0, 11.0, 2.0)
+    rising, late = time / 10, np.array([0.0, 0.0, 0.1, 0.5, 0.8, 1.0])
+    unknown = np.full(6, np.nan)
+    lived = [Rollout(time, rising, True), Rollout(time, late, True), Rollout(time, unknown, False)]
+    rule = AbortRule(3.5, 0.2, Confusion(0, 0, 1, 0), 0.0, 0.0, 1.0)
+    with_rule, without = replay(lived, rule, 5.0), replay(lived, None, 5.0)
+    assert with_rule.cost_s.tolist() == [10.0, 9.0, 15.0]  # what is not known is not aborted
+    assert with_rule.confusion == Confusion(1, 0, 1, 1)
+    assert with_rule.makespan_s() == 34.0
+    assert without.cost_s.tolist() == [10.0, 10.0, 15.0]
+    assert without.makespan_s() == 17.5
+    assert with_rule.makespan_s(np.array([1, 2])) == math.inf
+    short = [Rollout(time[:3], rising[:3] * 0, False)]  # over by the time of the look
+    assert replay(short, rule, 5.0).confusion == Confusion(0, 0, 0, 1)
+    with pytest.raises(DataError, match="never end"):
+        replay(short, rule, 5.0).makespans_s(1, np.random.default_rng(0))
+
+
+def test_a_replay_of_what_a_rule_was_chosen_on_says_what_the_choice_said() -> None:
+    made = rollouts(np.random.default_rng(5), 40, telling=True)
+    rule = choose_abort_rule(made, 5.0, np.random.default_rng(6))
+    assert rule is not None
+    for attempts, expected in ((replay(made, rule, 5.0), rule.makespan_s), (replay(made, None, 5.0), 45.0)):
+        assert attempts.makespan_s() == pytest.approx(expected)
+        spent = attempts.makespans_s(20_000, np.random.default_rng(8))
+        assert spent.mean() == pytest.approx(expected, abs=4 * spent.std() / math.sqrt(20_000))
+    assert replay(made, rule, 5.0).confusion == rule.confusion
