@@ -31,6 +31,7 @@ class LearnerConfig:
     subset: int = 2
     batch_size: int = 128
     demo_share: float = 0.5
+    keep_successes: bool = True
     updates_per_decision: int = 2
     actor_every: int = 2
     n_step: int = 3

@@ -89,17 +89,21 @@ def terminal_steps(rollout: Rollout) -> Bool[np.ndarray, " t"]:
 class Replay:
     """Episodes as rows of moments, ready to sample n-step transitions from."""
 
-    def __init__(self, shaping: Shaping, n_step: int, priority: float = 0.0) -> None:
+    def __init__(
+        self, shaping: Shaping, n_step: int, priority: float = 0.0, *, keep_successes: bool = False
+    ) -> None:
         """Sample with this shaping.
 
         Args:
             shaping: turns what is stored into rewards.
             n_step: steps of a transition.
             priority: 0 samples moments evenly; above, episodes by how far they got, to this power.
+            keep_successes: the policy's own successes count as demonstrations from then on.
         """
         self.episodes: list[Rollout] = []
         self.observed: tuple[str, ...] = ()
         self._shaping, self._n, self._priority = shaping, n_step, priority
+        self._keep_successes = keep_successes
         self._rows: list[tuple[np.ndarray, ...]] = []
         self._fresh = False
 
@@ -213,7 +217,8 @@ class Replay:
             shaped_rewards(episode, self._shaping), discounts, np.zeros(count + 1), self._n
         )
         bootstrap = gamma**steps * ~((after == count) & episode.terminated)
-        demonstrated = episode.intervened | episode.demonstration
+        kept = episode.demonstration or (self._keep_successes and episode.succeeded)
+        demonstrated = episode.intervened | kept
         pad = ((0, 1),)
         furthest = np.nanmax(np.append(self._shaping.progress(episode)[0], 0.0))
         weight = (0.05 + furthest) ** self._priority

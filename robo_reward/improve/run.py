@@ -135,7 +135,12 @@ class _Session:
             discount=config.learner.discount,
         )
         self.shaping = shaping
-        self.replay = Replay(shaping, config.learner.n_step, config.savings.priority)
+        self.replay = Replay(
+            shaping,
+            config.learner.n_step,
+            config.savings.priority,
+            keep_successes=config.learner.keep_successes,
+        )
         self.starts = PromisingStarts()
         for demonstration in self.demonstrations:
             self.replay.add(demonstration)
