@@ -43,6 +43,9 @@ SAFETY = {
     "high": "[0.5, 1.0, 0.5, 1.0]",
     "state": "[0, 1, 2, -1]",
 }
+# What a node may fall silent for: on a busy machine any does, and a stop is the right answer to that.
+PATIENT = {"observation_s": 60.0, "command_s": 60.0, "allow_slow_stop": "true"}
+LIMIT_S = 240.0  # for what comes about in a moment: only a machine that is busy beyond use fails a test
 StartProcess = Callable[..., subprocess.Popen[bytes]]
 
 
@@ -78,6 +81,8 @@ def robot_env(ros_domain: int) -> Iterator[Callable[..., Any]]:
             "lock_step": True,
             "period_s": 0.0625,
             "seed_node": "/sim_robot",
+            "observation_timeout_s": LIMIT_S,
+            "reset_timeout_s": LIMIT_S,
         }
         made.append(RosRobotEnv(**(options | changes)))
         return made[-1]
@@ -111,7 +116,7 @@ class Listener:
 
     def call(self, service: str) -> Any:
         client = self.node.create_client(Trigger, service)
-        assert client.wait_for_service(timeout_sec=20)
+        assert client.wait_for_service(timeout_sec=LIMIT_S)
         future = client.call_async(Trigger.Request())
         wait_for(future.done)
         return future.result()
@@ -131,11 +136,47 @@ def listener(ros_domain: int) -> Iterator[Listener]:
     node.close()
 
 
-def wait_for(done: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Poll; a generous limit, so that a busy machine does not fail a test."""
-    end = time.monotonic() + seconds
+@pytest.fixture
+def run_recorder(ros_domain: int) -> Iterator[Callable[..., Any]]:
+    """Runs a recorder in a thread, where the test can see what it has written; gives it, and its end."""
+    from robo_reward_ros.bag_recorder import BagRecorder
+
+    ends: list[Callable[[], None]] = []
+
+    def make(**values: Any) -> tuple[BagRecorder, Callable[[], None]]:
+        context = rclpy.Context()
+        rclpy.init(context=context)
+        recorder = BagRecorder(**values, context=context)
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(recorder)
+        thread = threading.Thread(target=executor.spin, daemon=True)
+        thread.start()
+
+        def end() -> None:
+            if context.ok():
+                executor.shutdown()
+                thread.join()
+                recorder.finish()
+                recorder.destroy_node()
+                context.try_shutdown()
+
+        ends.append(end)
+        return recorder, end
+
+    yield make
+    for end in ends:
+        end()
+
+
+def wait_for(done: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
+    """Poll. `again` is repeated at 20 Hz: a single message may come before who should take it knows of it."""
+    end, due = time.monotonic() + LIMIT_S, 0.0
     while not (found := done()):
-        assert time.monotonic() < end, "it did not come about"
+        now = time.monotonic()
+        assert now < end, "it did not come about"
+        if again is not None and now >= due:
+            again()
+            due = now + 0.05
         time.sleep(0.01)
     return found
 
@@ -145,7 +186,7 @@ def test_the_robot_through_ros_is_the_robot_in_process(
 ) -> None:
     """Lock-step, through the safety node: the same pixels, proprioception and success as without ROS."""
     start_robot(start_process)
-    start_safety(start_process, frozen_s=".inf")
+    start_safety(start_process, frozen_s=".inf", **PATIENT)
     remote = robot_env()
     local = gymnasium.make("robo_reward_sim:robo_reward/PegInsertSide-v0", **KWARGS)
     rng = np.random.default_rng(5)
@@ -171,14 +212,14 @@ def test_a_robot_that_is_gone_truncates_with_the_reason_and_may_come_back(
     start_process: StartProcess, robot_env: Callable[..., Any]
 ) -> None:
     robot = start_robot(start_process)
-    env = robot_env(command_topic="robot_command", observation_timeout_s=1.0, reset_timeout_s=60.0)
+    env = robot_env(command_topic="robot_command", observation_timeout_s=3.0)
     env.reset(seed=0)
     assert not env.step(np.zeros(4, np.float32))[3]
     robot.send_signal(signal.SIGKILL)
     robot.wait()
     _, reward, terminated, truncated, info = env.step(np.zeros(4, np.float32))
     assert (reward, terminated, truncated) == (0.0, False, True)
-    assert "no observation within 1 s: camera 'left' on 'left/image_raw' is" in info["reason"]
+    assert "no observation within 3 s: camera 'left' on 'left/image_raw' is" in info["reason"]
     from robo_reward_ros.robot_env import RobotError
 
     with pytest.raises(RobotError, match=r"no service .* within 1 s|did not answer within 1 s"):
@@ -189,23 +230,29 @@ def test_a_robot_that_is_gone_truncates_with_the_reason_and_may_come_back(
 
 
 def test_a_killed_learner_stops_the_robot(start_process: StartProcess, listener: Listener) -> None:
-    """In real time: SIGKILL to what commands, and the safety node's next word is a stop."""
+    """In real time: SIGKILL to what commands, and the safety node's next word is a stop.
+
+    How soon is exact in tests/unit and measured in tests/bench: this machine may have other things to do.
+    """
     start_robot(start_process, mode="real_time", command_timeout_s=0.0)
-    start_safety(start_process)
+    start_safety(start_process, observation_s=10.0, frozen_s=10.0, command_s=1.0, allow_slow_stop="true")
     learner = start_process("-c", [_LEARNER])
-    wait_for(lambda: [entry for entry in listener.commands if entry[1] == "policy"], 60)
-    time.sleep(0.5)
+    wait_for(lambda: [entry for entry in listener.commands if entry[1] == "policy"])
     learner.send_signal(signal.SIGKILL)
     learner.wait()
-    killed = time.monotonic()
-    wait_for(lambda: listener.commands[-1][1] == "stop" and listener.commands[-1][0] > killed + 0.3)
-    after = [entry for entry in listener.commands if entry[0] > killed + 0.3]
-    assert {source for _, source, _ in after} == {"stop"}
+    killed = len(listener.commands)
+    tail = wait_for(
+        lambda: (
+            len(found := listener.commands[killed:][-20:]) == 20
+            and all(source == "stop" for _, source, _ in found)
+            and found
+        )
+    )
     # Still, with the gripper as it was.
-    assert all(values == [0.0, 0.0, 0.0, 0.5] for _, _, values in after)
-    moving = [at for at, source, _ in listener.commands if source == "policy"]
-    stops = [at for at, source, _ in listener.commands if source == "stop" and at > moving[-1]]
-    assert stops[0] - moving[-1] < 1.0  # 0.2 s on a machine that is not busy: tests/unit has it exactly
+    assert all(values == [0.0, 0.0, 0.0, 0.5] for _, _, values in tail)
+    # Nothing but what was on its way when the learner died came before the stops.
+    sources = [source for _, source, _ in listener.commands[killed:]]
+    assert "policy" not in sources[sources.index("stop") :]
 
 
 _LEARNER = """
@@ -221,29 +268,26 @@ while True:
 
 
 def test_what_is_recorded_through_ros_imports_as_it_was(
-    start_process: StartProcess, listener: Listener, robot_env: Callable[..., Any], tmp_path: Path
+    start_process: StartProcess,
+    listener: Listener,
+    robot_env: Callable[..., Any],
+    run_recorder: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     """Robot, environment with markers, recorder, import: the episode store holds what the robot saw."""
     start_robot(start_process)
-    topics = [f"/{name}/image_raw" for name in CAMERAS] + [
-        "/joint_states",
-        "/robot_command",
-        "/episode_marker",
-    ]
+    images = [f"/{name}/image_raw" for name in CAMERAS]
+    topics = [*images, "/joint_states", "/robot_command", "/episode_marker"]
     bag = tmp_path / "bag"
-    recorder = start_process(
-        "robo_reward_ros.bag_recorder",
-        parameters({"path": bag, "topics": f"[{', '.join(topics)}]", "storage": "sqlite3"}),
-    )
-    env = robot_env(
-        command_topic="robot_command",
-        marker_topic="episode_marker",
-        instruction="insert it",
-        reset_timeout_s=60.0,
-    )
-    wait_for(lambda: all(listener.node.count_subscribers(topic) >= 1 for topic in topics), 60)
-    wait_for(lambda: listener.node.count_subscribers("/joint_states") >= 2)
-    time.sleep(0.5)  # the recorder's match with the publishers is not to be seen from here
+    env = robot_env(command_topic="robot_command", marker_topic="episode_marker", instruction="insert it")
+    recorder, end = run_recorder(path=str(bag), topics=topics, storage="sqlite3")
+    # The robot's topics are seen to arrive; of the environment's both sides must know each other.
+    wait_for(lambda: all(recorder.counts.get(topic) for topic in (*images, "/joint_states")))
+    wait_for(lambda: len(recorder.counts) == len(topics))
+    wait_for(lambda: all(subscription.get_publisher_count() for subscription in recorder.subscriptions))
+    wait_for(lambda: env._markers.get_subscription_count() == 1)
+    # Robot, recorder, listener, and the environment itself.
+    wait_for(lambda: env._command.get_subscription_count() == 4)
     seen, commands = [], []
     observation, _ = env.reset(seed=2)
     for number in range(5):
@@ -251,10 +295,11 @@ def test_what_is_recorded_through_ros_imports_as_it_was(
         commands.append(np.array([0.1 * number, -0.1, 0.0, 1.0], np.float32))
         observation, *_ = env.step(commands[-1])
     seen.append(observation)
+    before = recorder.counts
     env.reset(seed=3)  # another start ends the episode
-    time.sleep(0.5)
-    recorder.send_signal(signal.SIGINT)
-    assert recorder.wait(timeout=20) == 0
+    wait_for(lambda: recorder.counts["/episode_marker"] == 2 and recorder.counts["/robot_command"] >= 5)
+    wait_for(lambda: all(recorder.counts[topic] > before[topic] for topic in images))
+    end()
 
     importer = RosBags(proprio="/joint_states", actions="/robot_command")
     result = import_recordings(
@@ -278,34 +323,41 @@ def test_override_emergency_stop_and_bad_commands(
     start_process: StartProcess, listener: Listener, robot_env: Callable[..., Any]
 ) -> None:
     start_robot(start_process)
-    start_safety(start_process, frozen_s=".inf", override_s=1.0, command_s=5.0, allow_slow_stop="true")
-    env = robot_env(observation_timeout_s=2.0, reset_timeout_s=60.0)
+    start_safety(start_process, frozen_s=".inf", override_s=1.0, **PATIENT)
+    env = robot_env()
     env.reset(seed=1)
-    assert not env.step(np.full(4, 0.1, np.float32))[4]["intervention"]
-    human = listener.node.create_publisher(JointState, "override", 1)
-    wait_for(lambda: human.get_subscription_count() > 0)
-    human.publish(JointState(position=[0.0, -0.2, 0.0, 1.0]))
-    wait_for(lambda: "override" in [source for _, source, _ in listener.commands])
-    *_, info = env.step(np.full(4, 0.1, np.float32))
-    assert info["intervention"]
-    np.testing.assert_allclose(info["applied_action"], [0.0, -0.2, 0.0, 1.0], atol=1e-7)
-    time.sleep(1.1)  # the policy is let in again
-    assert not env.step(np.full(4, 0.1, np.float32))[4]["intervention"]
 
+    def intervened() -> dict[str, Any] | None:
+        """Takes a step; its facts where a human moved the robot."""
+        *_, truncated, info = env.step(np.full(4, 0.1, np.float32))
+        assert not truncated
+        return info if info["intervention"] else None
+
+    assert not intervened()
+    human = listener.node.create_publisher(JointState, "override", 1)
+    # As a person's device does: command after command, for as long as it is held.
+    info = wait_for(intervened, lambda: human.publish(JointState(position=[0.0, -0.2, 0.0, 1.0])))
+    np.testing.assert_allclose(info["applied_action"], [0.0, -0.2, 0.0, 1.0], atol=1e-7)
+    wait_for(lambda: not intervened())  # it is let go: the policy is let in again
+
+    hasty = robot_env(observation_timeout_s=3.0, node_name="hasty")
+    hasty.reset(seed=1)
     assert listener.call("safety/estop").success
-    _, _, terminated, truncated, info = env.step(np.full(4, 0.1, np.float32))
+    _, _, terminated, truncated, info = hasty.step(np.full(4, 0.1, np.float32))
     assert (terminated, truncated) == (False, True)
     assert "emergency stop (service call)" in info["reason"]
     assert listener.call("safety/reset").success
     env.reset(seed=1)
-    assert not env.step(np.full(4, 0.1, np.float32))[3]
+    assert not intervened()
 
     policy = listener.node.create_publisher(JointState, "command", 1)
-    wait_for(lambda: policy.get_subscription_count() > 0)
+    broken = JointState(position=[math.nan, 0.0, 0.0, 0.0])
     listener.commands.clear()
-    policy.publish(JointState(position=[math.nan, 0.0, 0.0, 0.0]))
-    wait_for(lambda: listener.commands)
-    assert {source for _, source, _ in listener.commands} == {"stop"}
+    wait_for(
+        lambda: len(last := listener.commands[-3:]) == 3 and {source for _, source, _ in last} == {"stop"},
+        lambda: policy.publish(broken),
+    )
+    assert all(np.isfinite(values).all() for _, _, values in listener.commands)
 
 
 def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
@@ -317,5 +369,6 @@ def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
         return done.stderr
 
     assert "stop the robot only after 0.51 s" in refuse("robo_reward_ros.safety_node", command_s=0.5)
+    assert "needs path:=FOLDER and topics" in refuse("robo_reward_ros.bag_recorder", storage="mcap")
     cartpole = refuse("robo_reward_ros.sim_robot_node", env_id="CartPole-v1", env_kwargs="'{}'")
     assert "'CartPole-v1' must observe `images` and `proprio`" in cartpole

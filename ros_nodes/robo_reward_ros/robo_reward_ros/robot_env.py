@@ -287,6 +287,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 True,
                 {**self._facts(command), "reason": self._silence(target_ns)},
             )
+        if self._lock_step:
+            self._hear_who_moved()
         self._take(*found)
         success = self._ask_success()
         self._held = self._held + 1 if success else 0
@@ -356,6 +358,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             if again is not None and now > repeat_at:
                 again()
                 repeat_at = now + _REPEAT_S
+
+    def _hear_who_moved(self) -> None:
+        """A robot in lock-step has moved, so someone was let through: stops alone are not all that was said."""
+        deadline = time.monotonic() + self._timeout_s
+        while (
+            self._applied
+            and all(message.header.frame_id == "stop" for message in self._applied)
+            and time.monotonic() < deadline
+        ):
+            self._executor.spin_once(timeout_sec=0.02)
 
     def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
         reference = next(iter(self._cameras.values()), self._joints)
