@@ -360,7 +360,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 repeat_at = now + _REPEAT_S
 
     def _hear_who_moved(self) -> None:
-        """A robot in lock-step has moved, so someone was let through: stops alone are not all that was said."""
+        """A robot in lock-step has moved, so someone was let through: stops are not all that was said."""
         deadline = time.monotonic() + self._timeout_s
         while (
             self._applied
