@@ -13,5 +13,6 @@ def generate_launch_description():
             "params": ("", "parameter file with the cameras; empty: params/reward.yaml of this package"),
             "rate": (1.0, "times faster than it was recorded"),
             "namespace": ("", "of the nodes"),
+            "markers": ("/episode_marker", "topic of the episode markers; a bag without is one episode"),
         },
     )

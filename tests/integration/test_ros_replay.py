@@ -1,4 +1,4 @@
-"""A bag of a real recording through the real reward node gives the same progress as the offline path."""
+"""A bag of a real recording through the real reward node: its episodes, with the progress of offline."""
 
 # ruff: noqa: E402  (what needs rclpy is imported after the skip)
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ from robo_reward.checkpoint import save_checkpoint
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import encode_episode, estimate_episode
+from robo_reward.schema import Outcome
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.rosbag import RosBags
 from robo_reward_data.importers.run import import_recordings
 from robo_reward_data.store import EpisodeStore
-from robo_reward_msgs.msg import ProgressEstimate
+from robo_reward_msgs.msg import ProgressEstimate, ShapedReward
 
 FRAMES, EVERY = 10, 3
+# Between frames: two episodes, with a frame before, between and none after them.
+MARKS = ((1.5, "start: clean the table"), (6.5, "end: success"), (7.5, "start: clean the table"))
 START = 1_700_000_000 * 10**9
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 TRANSPORT = {"cam_high": "raw", "cam_left_wrist": "compressed", "cam_right_wrist": "raw"}
@@ -68,15 +72,16 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def bag(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(params=["whole", "marked"])
+def bag(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> Path:
     """Every third frame of the recording's start at 10 Hz, two cameras raw and one as PNG."""
     folder = shared_data / "clean_table" / "episode_001"
     if not folder.is_dir():
         pytest.skip(f"no real recording here: {folder} does not exist")
-    path = tmp_path_factory.mktemp("bags") / "table"
+    path = tmp_path / "table"
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        events = sorted(_events(folder), key=lambda event: event[0])
+        found = [*_events(folder), *(_marks() if request.param == "marked" else ())]
+        events = sorted(found, key=lambda event: event[0])
         connections: dict[str, Any] = {}
         for received_ns, topic, message in events:
             kind = message.__msgtype__
@@ -84,6 +89,11 @@ def bag(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
             writer.write(connections[topic], received_ns, STORE.serialize_cdr(message, kind))
     return path
+
+
+def _marks() -> Iterator[tuple[int, str, Any]]:
+    for frame, text in MARKS:
+        yield START + round(frame * 100_000_000), "/episode_marker", STORE.types["std_msgs/msg/String"](text)
 
 
 def _events(folder: Path) -> Iterator[tuple[int, str, Any]]:
@@ -108,7 +118,7 @@ def _events(folder: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_replayed_bag_gives_the_progress_of_the_offline_path(
+def test_a_replayed_bag_has_its_episodes_with_the_progress_of_the_offline_path(
     bag: Path, run_folder: Path, tmp_path: Path, start_process: StartProcess
 ) -> None:
     params = tmp_path / "cameras.yaml"
@@ -129,33 +139,56 @@ def test_a_replayed_bag_gives_the_progress_of_the_offline_path(
         f"plan.params={params}",
     ]
     for _ in range(3):
-        found = _listen(lambda: start_process("robo_reward.cli.main", [*arguments, "plan.rate=0.25"]))
-        if not any(message.missing_cameras for message in found.values()):
+        heard = _listen(lambda: start_process("robo_reward.cli.main", [*arguments, "plan.rate=0.25"]))
+        if not any(message.missing_cameras for message in heard.estimates.values()):
             break  # a machine that is busy enough makes any node go on without a camera
+    found = heard.estimates
+    assert {stamp: list(m.missing_cameras) for stamp, m in found.items() if m.missing_cameras} == {}
+    assert sorted(found) == [START + index * 100_000_000 for index in range(FRAMES)]
     # Seen offline: the same bag, imported.
     import_recordings(RosBags(), bag, tmp_path / "store", Options(fps=None, size=None))
-    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    episodes = EpisodeStore.open(tmp_path / "store").episodes
+    assert len(episodes) == (1 if len(episodes[0].info.stamp_ns) == FRAMES else 2)
     checkpoint = robo_reward.load(run_folder).checkpoint
-    expected = estimate_episode(
-        checkpoint.model,
-        encode_episode(checkpoint.model, episode),
-        checkpoint.calibration,
-        instruction="clean the table",
-    )
-    stamps = episode.info.stamp_ns.tolist()
-    assert sorted(found) == stamps
-    missing = {stamp: list(message.missing_cameras) for stamp, message in found.items()}
-    assert {stamp: cameras for stamp, cameras in missing.items() if cameras} == {}
-    progress = np.array([found[stamp].progress for stamp in stamps])
-    np.testing.assert_allclose(progress, expected.progress, atol=1e-3)
-    assert np.ptp(progress) > 2e-3  # it says something that could differ
-    success = np.array([found[stamp].success_prob for stamp in stamps])
-    np.testing.assert_allclose(success, expected.success_prob, atol=1e-3)
+    inside: dict[int, str] = {}
+    for episode in episodes:
+        expected = estimate_episode(
+            checkpoint.model,
+            encode_episode(checkpoint.model, episode),
+            checkpoint.calibration,
+            instruction="clean the table",
+        )
+        stamps = episode.info.stamp_ns.tolist()
+        progress = np.array([found[stamp].progress for stamp in stamps])
+        np.testing.assert_allclose(progress, expected.progress, atol=1e-3)
+        assert np.ptp(progress) > 1e-3  # it says something that could differ
+        success = np.array([found[stamp].success_prob for stamp in stamps])
+        np.testing.assert_allclose(success, expected.success_prob, atol=1e-3)
+        # One id for all of it, and rewards: one for each step, and one for how it ended.
+        (name,) = {found[stamp].episode_id for stamp in stamps}
+        inside |= dict.fromkeys(stamps, name)
+        rewards = [reward for reward in heard.rewards if reward.episode_id == name]
+        assert len(rewards) == len(stamps)
+        succeeded = episode.info.outcome is Outcome.SUCCESS
+        assert [reward.terminated for reward in rewards] == [False] * (len(stamps) - 1) + [succeeded]
+        assert [reward.truncated for reward in rewards] == [False] * (len(stamps) - 1) + [not succeeded]
+    assert len(set(inside.values())) == len(episodes)
+    assert "" not in inside.values()
+    assert {found[stamp].episode_id for stamp in found if stamp not in inside} <= {""}
+    assert {reward.episode_id for reward in heard.rewards} == set(inside.values())
 
 
-def _listen(start: Callable[[], subprocess.Popen[bytes]]) -> dict[int, ProgressEstimate]:
-    """The valid estimates by stamp until the process has ended, as it must, with status 0."""
-    found: dict[int, ProgressEstimate] = {}
+@dataclass
+class _Heard:
+    """The valid estimates by stamp, and all rewards in order."""
+
+    estimates: dict[int, ProgressEstimate] = field(default_factory=dict)
+    rewards: list[ShapedReward] = field(default_factory=list)
+
+
+def _listen(start: Callable[[], subprocess.Popen[bytes]]) -> _Heard:
+    """What is published until the process has ended, as it must, with status 0."""
+    heard = _Heard()
     ended = threading.Event()
     context = rclpy.Context()
     rclpy.init(context=context)
@@ -165,9 +198,10 @@ def _listen(start: Callable[[], subprocess.Popen[bytes]]) -> dict[int, ProgressE
 
     def note(message: ProgressEstimate) -> None:
         if message.valid:
-            found[message.header.stamp.sec * 10**9 + message.header.stamp.nanosec] = message
+            heard.estimates[message.header.stamp.sec * 10**9 + message.header.stamp.nanosec] = message
 
     node.create_subscription(ProgressEstimate, "estimate", note, 100)
+    node.create_subscription(ShapedReward, "shaped_reward", heard.rewards.append, 100)
     process = start()
     watcher = threading.Thread(target=lambda: (process.wait(), ended.set()))
     watcher.start()
@@ -178,4 +212,4 @@ def _listen(start: Callable[[], subprocess.Popen[bytes]]) -> dict[int, ProgressE
     node.destroy_node()
     context.try_shutdown()
     assert process.returncode == 0
-    return found
+    return heard

@@ -73,6 +73,7 @@ def test_a_replay_ends_with_its_bag(tmp_path: Path) -> None:
     assert (reward.essential, player.essential) == (False, True)
     assert reward.parameters["use_sim_time"] is True
     assert player.parameters["rate"] == 2.0
+    assert player.parameters["episodes"] is True
 
 
 def test_refusals(tmp_path: Path) -> None:

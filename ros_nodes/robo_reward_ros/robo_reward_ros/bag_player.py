@@ -1,7 +1,8 @@
 """The player: a bag's messages onto their topics again, in their own time. Works without `ros2 bag`.
 
 Messages go out as they were recorded, undecoded, so their stamps are those of the recording: nodes that look
-at the time need `publish_clock` here and `use_sim_time` there. Ends when the bag does.
+at the time need `publish_clock` here and `use_sim_time` there. With `episodes` it waits for a reward node and
+starts and ends episodes there: those of the bag's markers, or one for all of it. Ends when the bag does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
@@ -20,12 +21,16 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMsg
 
 from robo_reward.errors import ConfigError
-from robo_reward_data.bags import open_bag
+from robo_reward_data.bags import Bag, marked_episodes, open_bag
 from robo_reward_ros.running import run_node
+
+if TYPE_CHECKING:
+    from robo_reward_ros.bag_episodes import BagEpisodes
 
 __all__ = ["BagPlayer", "main", "message_class"]
 
 _SETTLE_S = 0.5
+_NODE_S = 300.0
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
@@ -47,6 +52,8 @@ class BagPlayer(Node):
             ("rate", 1.0, "times faster than it was recorded", {"floating_point_range": positive}),
             ("publish_clock", True, "publish the time of the recording on /clock", {}),
             ("wait_s", 30.0, "how long to wait until every image topic has a subscriber, seconds", {}),
+            ("episodes", False, "start and end the bag's episodes at a reward node, which must come", {}),
+            ("markers", "/episode_marker", "topic of their markers; without any: the bag is one", {}),
         ):
             self.declare_parameter(
                 name, default, ParameterDescriptor(description=text, read_only=True, **more)
@@ -76,27 +83,53 @@ class BagPlayer(Node):
 
     def _play(self) -> None:
         self._start.cancel()
-        self._wait_for_subscribers()
-        rate, began = float(self._value("rate")), time.monotonic()
         with open_bag(self._bag_path) as bag:
-            start_ns, end_ns = bag.span_ns
-            for topic, received_ns, data in bag.everything(start_ns, end_ns):
-                if topic not in self._outputs:
-                    continue
-                ahead = (received_ns - start_ns) / 1e9 / rate - (time.monotonic() - began)
-                if ahead > 0:
-                    time.sleep(ahead)
-                if self._ticks is not None:
-                    seconds, nanoseconds = divmod(received_ns, 10**9)
-                    message = ClockMsg()
-                    message.clock.sec, message.clock.nanosec = seconds, nanoseconds
-                    self._ticks.publish(message)
-                self._outputs[topic].publish(data)
+            episodes = self._episodes_of(bag)
+            if episodes is not None:
+                episodes.wait_for_node(_NODE_S)
+            self._wait_for_subscribers()
+            self._play_through(bag, episodes)
+            if episodes is not None:
+                episodes.finish()
+                episodes.close()
         self.get_logger().info(f"the end of {self._bag_path}")
-        for publisher in self._outputs.values():
-            # Reliable messages that are still on their way would be lost with the publisher.
-            publisher.wait_for_all_acked()
+        self._arrive()
         raise KeyboardInterrupt
+
+    def _episodes_of(self, bag: Bag) -> BagEpisodes | None:
+        if not self._value("episodes"):
+            return None
+        # Late: the messages may not be built where a bag is only played.
+        from robo_reward_ros.bag_episodes import BagEpisodes
+
+        def settle() -> None:
+            self._arrive()
+            time.sleep(_SETTLE_S)
+
+        return BagEpisodes(self, marked_episodes(bag, str(self._value("markers"))), settle)
+
+    def _play_through(self, bag: Bag, episodes: BagEpisodes | None) -> None:
+        rate, began = float(self._value("rate")), time.monotonic()
+        start_ns, end_ns = bag.span_ns
+        for topic, received_ns, data in bag.everything(start_ns, end_ns):
+            if episodes is not None:
+                began += episodes.pass_by(received_ns)
+            if topic not in self._outputs:
+                continue
+            ahead = (received_ns - start_ns) / 1e9 / rate - (time.monotonic() - began)
+            if ahead > 0:
+                time.sleep(ahead)
+            if self._ticks is not None:
+                seconds, nanoseconds = divmod(received_ns, 10**9)
+                message = ClockMsg()
+                message.clock.sec, message.clock.nanosec = seconds, nanoseconds
+                self._ticks.publish(message)
+            self._outputs[topic].publish(data)
+
+    def _arrive(self) -> None:
+        """Wait for reliable messages that are still on their way: they would be lost with the publisher."""
+        for publisher in self._outputs.values():
+            publisher.wait_for_all_acked()
 
     def _wait_for_subscribers(self) -> None:
         until = time.monotonic() + float(self._value("wait_s"))

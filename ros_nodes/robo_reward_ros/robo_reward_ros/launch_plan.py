@@ -114,9 +114,14 @@ def reward_plan(
 
 
 def replay_plan(
-    bag: str | Path, model: str, params: str | Path | None = None, rate: float = 1.0, namespace: str = ""
+    bag: str | Path,
+    model: str,
+    params: str | Path | None = None,
+    rate: float = 1.0,
+    namespace: str = "",
+    markers: str = "/episode_marker",
 ) -> Plan:
-    """A bag in, rewards out; everything ends with the bag.
+    """A bag in, rewards out, in the bag's own episodes; everything ends with the bag.
 
     Args:
         bag: folder of the bag.
@@ -124,6 +129,7 @@ def replay_plan(
         params: parameter file with the cameras; None for that of robo_reward_bringup.
         rate: how many times faster than it was recorded.
         namespace: of the nodes.
+        markers: topic of the episode markers, see `robo_reward_data.bags`; a bag without is one episode.
 
     Raises:
         ConfigError: no such file or bag, or a rate that is not positive.
@@ -135,7 +141,13 @@ def replay_plan(
     player = Process(
         "bag_player",
         "robo_reward_ros.bag_player",
-        parameters={"path": str(bag), "rate": float(rate), "publish_clock": True},
+        parameters={
+            "path": str(bag),
+            "rate": float(rate),
+            "publish_clock": True,
+            "episodes": True,
+            "markers": markers,
+        },
     )
     reward = _reward(model, params or params_file("reward.yaml"), use_sim_time=True)
     return Plan((reward, player), namespace, _environment())

@@ -154,6 +154,7 @@ class RewardNode(LifecycleNode):
         self._latency, self._inference = Timings(), Timings()
         self._decisions = self._invalid = 0
         self._last_set_ns = self._now()
+        self._started_ns = 0
         self._overlay_due = 0
         self._success_ns: int | None = None
         self._worker: LatestWins[tuple[AlignedSet[Any], int]] = LatestWins(
@@ -282,8 +283,10 @@ class RewardNode(LifecycleNode):
     def _take(self, ready: list[AlignedSet[Any]]) -> None:
         for images in ready:
             self._last_set_ns = self._now()
+            # What came before the episode's start is no part of it, though its set was completed after.
+            early = images.arrived_ns < self._started_ns
             if self._pacer.accept(images.stamp_ns):
-                self._worker.offer((images, self._judge.epoch))
+                self._worker.offer((images, self._judge.epoch - early))
 
     # --- decisions, in the worker's thread ---------------------------------------------------------------
 
@@ -354,6 +357,7 @@ class RewardNode(LifecycleNode):
             self._success_ns = None
             episode = str(request.episode_id) or f"episode_{time.time_ns()}"
             self._judge.start(episode, self._instruction(request), self._goal(request))
+            self._started_ns = self._now()
         except RoboRewardError as error:
             response.success, response.message = False, str(error)
             return response
@@ -398,6 +402,8 @@ class RewardNode(LifecycleNode):
     def _end_ns(self) -> int | None:
         """The stamp of now, on the clock of the images: theirs, and the time since."""
         last = self._judge.last_stamp_ns
+        if last is not None and self.get_clock().ros_time_is_active:
+            return self.get_clock().now().nanoseconds
         return None if last is None else last + self._now() - self._last_set_ns
 
     def _publish_end(self, payment: Payment | None) -> None:

@@ -29,7 +29,7 @@ def run_node[NodeT: Node](
         at_end: called while the node can still publish.
 
     Returns:
-        Exit status: 0, or 1 where the node refused to start.
+        Exit status: 0, or 1 where the node refused to start or could not go on.
     """
     # rclpy's own handlers close the context at once: nothing could be published any more.
     rclpy.init(
@@ -47,14 +47,18 @@ def run_node[NodeT: Node](
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    status = 0
     try:
         executor.spin()
     except KeyboardInterrupt:
         node.get_logger().info("interrupted")
+    except RoboRewardError as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        status = 1
     finally:
         if at_end is not None:
             at_end(node)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    return status
