@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from robo_reward.cli.main import main
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import toy_episode
+from robo_reward_data.rank import filtered
 from robo_reward_data.rank.judge import Rollout, agreement, find_failure, keep, order, preferences
 from robo_reward_data.store import EpisodeStore
 
@@ -125,6 +128,53 @@ def test_the_command_writes_what_it_found(suite: Path, capsys: pytest.CaptureFix
     assert "holds a ranking: overwrite=true" in capsys.readouterr().err
     assert main([*arguments, "overwrite=true", "group=author"]) == 1
     assert "group is 'author', which toy_000 does not have" in capsys.readouterr().err
+
+
+def test_the_kept_rollouts_become_a_store_of_their_own(
+    suite: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["rank", f"model={suite / 'run'}", f"data={suite / 'store'}", f"out={suite / 'out'}"]
+    arguments += [f"store={suite / 'best'}", "keep.top=0.5"]
+    # Cut off in the middle of the second episode: nothing of the store is to be seen.
+    copy = filtered._copy
+    calls = iter(range(2))
+
+    def cut_off(*given: Any) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        copy(*given)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(filtered, "_copy", cut_off)
+        main(arguments)
+    assert not (suite / "best").exists()
+    assert main(arguments) == 0  # and again, without overwrite
+    assert sorted(p.name for p in suite.iterdir()) == ["best", "out", "run", "store"]
+    table = pq.ParquetFile(suite / "out/ranking.parquet").read().to_pylist()
+    best, source = EpisodeStore.open(suite / "best"), EpisodeStore.open(suite / "store")
+    kept = {row["name"]: row for row in table if row["kept"]}
+    assert {episode.name for episode in best} == set(kept)
+    assert len(kept) == 2
+    for episode in best:
+        original = source[episode.name]
+        assert episode.uid == original.uid
+        ranked = {**episode.info.source}.pop("ranked")
+        assert ranked["score"] == pytest.approx(kept[episode.name]["score"])
+        ours, theirs = episode.load(), original.load()
+        assert ours.info.outcome == theirs.info.outcome
+        np.testing.assert_array_equal(ours.info.stamp_ns, theirs.info.stamp_ns)
+        for camera in original.info.cameras:
+            np.testing.assert_array_equal(ours.frames[camera], theirs.frames[camera])
+    facts = best.attrs["rank"]
+    assert (facts["rollouts"], facts["kept"], facts["keep"]["top"]) == (4, 2, 0.5)
+    assert facts["data"] == [str(suite / "store")]
+    # Never overwritten, whatever the ranking may be; and refused before anything is judged.
+    assert main([*arguments, "overwrite=true"]) == 1
+    assert "choose another store=" in capsys.readouterr().err
+    nothing = [*arguments, "overwrite=true", f"store={suite / 'none'}", "keep.min_score=2.0"]
+    assert main(nothing) == 1
+    assert "no rollout is good enough" in capsys.readouterr().err
+    assert not (suite / "none").exists()
 
 
 def test_rerun_opens_the_recording(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:

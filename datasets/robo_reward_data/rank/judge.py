@@ -106,12 +106,12 @@ def order(rollouts: Sequence[Rollout]) -> list[Rollout]:
 def keep(
     rollouts: Sequence[Rollout], top: float = 1.0, min_score: float = 0.0, max_std: float = 1.0
 ) -> set[str]:
-    """Names of the rollouts that are good enough, and among the best share `top` of their task."""
+    """Uids of the rollouts that are good enough, and among the best share `top` of their task."""
     kept: set[str] = set()
     for task in {r.task for r in rollouts}:
         best = order([r for r in rollouts if r.task == task])
         best = best[: math.ceil(top * len(best))]
-        kept |= {r.name for r in best if r.score >= min_score and r.std <= max_std}
+        kept |= {r.uid for r in best if r.score >= min_score and r.std <= max_std}
     return kept
 
 

@@ -26,6 +26,7 @@ from robo_reward.metrics import Metric, detect_success
 from robo_reward.offline import encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
+from robo_reward_data.rank.filtered import check_target, write_store
 from robo_reward_data.rank.judge import (
     Failure,
     Rollout,
@@ -74,6 +75,7 @@ class RankConfig:
     model: str
     data: Any
     out: str
+    store: str | None = None
     group: str = "kind"
     keep: KeepConfig = field(default_factory=KeepConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
@@ -88,9 +90,13 @@ class RankConfig:
 def run(config: RankConfig) -> None:
     """Judge every rollout and write `ranking.parquet`, `ranking.csv`, `pairs.jsonl` and `summary.json`.
 
+    With `store`, the rollouts that are kept are copied into a new episode store. `summary.json` comes last:
+    without it a run was cut off, and may be started again.
+
     Raises:
         ConfigError: a share or margin out of range.
-        DataError: no rollouts, or a folder that holds a ranking or other files.
+        DataError: no rollouts, a folder that holds a ranking or other files, a store that is there, or
+            nothing kept to put into one.
     """
     import torch
 
@@ -101,6 +107,8 @@ def run(config: RankConfig) -> None:
     errors = Console(stderr=True)
     checkpoint = load_checkpoint(config.model, config.device)
     readers, _ = open_sources(config.reader, config.data)
+    if config.store is not None:
+        check_target(Path(config.store), readers)
     folder = _claim(Path(config.out), config.overwrite)
     shown = track(readers, "judging rollouts", console=errors, disable=not errors.is_terminal)
     rollouts = order([judge_rollout(checkpoint, reader, config) for reader in shown])
@@ -114,12 +122,15 @@ def run(config: RankConfig) -> None:
     pairs = list(preferences(rollouts, config.pairs.margin, config.pairs.limit, rng))
     lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
     write_atomic(folder / "pairs.jsonl", lines.encode())
+    made = {"model": config.model, "model_version": checkpoint.version, "rollouts": len(rollouts)}
+    if config.store is not None:
+        chosen = [reader for reader in readers if reader.info.uid in kept]
+        _write_store(config, chosen, rollouts, made)
     summary = {
-        "model": config.model,
-        "model_version": checkpoint.version,
-        "rollouts": len(rollouts),
+        **made,
         "trained_on": seen,
-        "kept": sorted(kept),
+        "kept": sorted(r.name for r in rollouts if r.uid in kept),
+        "store": config.store,
         "pairs": len(pairs),
         "agreement": {t: {n: m.to_json() for n, m in row.items()} for t, row in tau.items()},
         "groups": {g: {n: m.to_json() for n, m in row.items()} for g, row in groups.items()},
@@ -127,6 +138,16 @@ def run(config: RankConfig) -> None:
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())
     _print(Console(), config, rollouts, groups, tau, summary)
+
+
+def _write_store(
+    config: RankConfig, chosen: Sequence[EpisodeReader], rollouts: Sequence[Rollout], made: Mapping[str, Any]
+) -> None:
+    if not chosen:
+        raise DataError(f"no rollout is good enough for store={config.store}: lower what keep asks for")
+    data = [config.data] if isinstance(config.data, str) else list(config.data)
+    facts = {**made, "data": data, "keep": dataclasses.asdict(config.keep), "kept": len(chosen)}
+    write_store(Path(str(config.store)), chosen, {r.uid: r for r in rollouts}, facts)
 
 
 def judge_rollout(checkpoint: Checkpoint, reader: EpisodeReader, config: RankConfig) -> Rollout:
@@ -185,7 +206,7 @@ def _table(rollouts: Sequence[Rollout], kept: set[str]) -> pa.Table:
     for rollout in rollouts:
         places[rollout.task] = places.get(rollout.task, 0) + 1
         row = {k: v for k, v in dataclasses.asdict(rollout).items() if k not in ("failure", "true_failure")}
-        row |= {"rank": places[rollout.task], "kept": rollout.name in kept}
+        row |= {"rank": places[rollout.task], "kept": rollout.uid in kept}
         for name, failure in (("failure", rollout.failure), ("true_failure", rollout.true_failure)):
             row |= _failure_row(name, failure)
         rows.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
@@ -243,6 +264,8 @@ def _print(
     if summary["trained_on"]:
         console.print(f"note: the model was trained on parts of {summary['trained_on']} of these rollouts")
     console.print(f"{len(summary['kept'])} kept, {summary['pairs']} preference pairs: {config.out}")
+    if config.store is not None:
+        console.print(f"the {len(summary['kept'])} kept as an episode store: {config.store}")
 
 
 def _spell(metric: Metric) -> str:
