@@ -70,8 +70,12 @@ def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:
 
     Raises:
         CheckpointError: a folder without a usable checkpoint, or neither a folder nor an import path.
+        ConfigError: arguments for a run folder, which takes none.
     """
     if Path(path).is_dir():
+        if arguments:
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise ConfigError(f"'{path}' is a run folder and takes no {given}: only import paths are called")
         return RewardModel(load_checkpoint(path, device))
     text = str(path)
     if "/" in text or "." not in text:

@@ -39,6 +39,7 @@ __all__ = [
     "Scatter",
     "Speed",
     "Splice",
+    "TaskTransform",
     "TemporalClip",
     "Timeline",
     "TimelineTransform",
@@ -95,6 +96,15 @@ class TimelineTransform(Protocol):
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
         """The transformed timeline, of the same number of frames."""
+        ...
+
+
+@runtime_checkable
+class TaskTransform(TimelineTransform, Protocol):
+    """A transform that needs to know the tasks of the dataset, which no config can tell it."""
+
+    def for_tasks(self, instructions: Sequence[str]) -> TimelineTransform:
+        """Itself, for a dataset whose tasks have these instructions, one each."""
         ...
 
 
@@ -277,6 +287,10 @@ class CounterfactualInstruction:
 
     probability: float = 0.1
     instructions: tuple[str, ...] = ()
+
+    def for_tasks(self, instructions: Sequence[str]) -> CounterfactualInstruction:
+        """Swap among these, unless it was told others."""
+        return self if self.instructions else replace(self, instructions=tuple(instructions))
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
         """Swap the instruction for another task's."""

@@ -13,10 +13,9 @@ from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 __all__ = [
-    "Clip",
     "Episode",
     "EpisodeInfo",
     "EpisodeReader",
@@ -28,7 +27,6 @@ __all__ = [
     "ProgressEstimate",
     "ProgressLabel",
     "ShapedReward",
-    "TaskSpec",
 ]
 
 
@@ -55,15 +53,6 @@ class Observation:
     frames: Mapping[str, Frame]
     stamp_ns: int
     proprio: Float32[np.ndarray, " p"] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSpec:
-    """A task: its instruction, the names of its stages in order, and their weights f32[k] (sum 1)."""
-
-    instruction: str
-    stage_names: tuple[str, ...]
-    stage_weights: Float32[np.ndarray, " k"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,22 +176,6 @@ class LiveMoment:
     true_progress: float
     true_stage: int
     success: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A batch of windows as the model takes them.
-
-    rgb         u8[b, v, t, h, w, 3]
-    view_mask   bool[b, v]: False where the camera does not exist or is dropped; its pixels mean nothing
-    frame_mask  bool[b, v, t]: False where that single frame is missing
-    time_s      f64[b, t]: seconds, increasing; only differences matter
-    """
-
-    rgb: UInt8[np.ndarray, "b v t h w 3"]
-    view_mask: Bool[np.ndarray, "b v"]
-    frame_mask: Bool[np.ndarray, "b v t"]
-    time_s: Float64[np.ndarray, "b t"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import save_checkpoint, write_atomic
-from robo_reward.clips import PixelTransform, TimelineTransform
+from robo_reward.clips import PixelTransform, TaskTransform, TimelineTransform
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.imports import instantiate
 from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode
@@ -275,15 +275,13 @@ def _period(infos: Sequence[EpisodeInfo]) -> float:
 
 
 def _timeline(specs: Mapping[str, Any], model: ModelConfig) -> dict[str, TimelineTransform]:
-    """Timeline transforms; those that swap instructions are told the instructions there are."""
-    built: dict[str, TimelineTransform] = {}
-    for name, spec in specs.items():
-        if not spec:
-            continue
-        wants = "CounterfactualInstruction" in str(spec.get("_target_"))
-        texts = tuple(task.instructions[0] for task in model.tasks)
-        built[name] = instantiate(spec, instructions=texts) if wants else instantiate(spec)
-    return built
+    """Timeline transforms; those that ask for it are told the tasks there are."""
+    texts = tuple(task.instructions[0] for task in model.tasks)
+    built: dict[str, TimelineTransform] = {name: instantiate(spec) for name, spec in specs.items() if spec}
+    return {
+        name: transform.for_tasks(texts) if isinstance(transform, TaskTransform) else transform
+        for name, transform in built.items()
+    }
 
 
 def _transform(spec: Mapping[str, Any]) -> PixelTransform:

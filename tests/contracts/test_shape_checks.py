@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from robo_reward.schema import Clip, Frame
+from robo_reward.schema import Frame, ProgressLabel
 
 
 def test_a_frame_of_another_shape_or_dtype_is_refused() -> None:
@@ -18,7 +18,7 @@ def test_a_frame_of_another_shape_or_dtype_is_refused() -> None:
 
 
 def test_axes_of_the_same_name_must_agree() -> None:
-    rgb = np.zeros((1, 2, 3, 4, 5, 3), np.uint8)
-    seen = np.ones((1, 2, 3), np.bool_)
-    with pytest.raises(TypeCheckError, match="view_mask"):
-        Clip(rgb=rgb, view_mask=np.ones((1, 3), np.bool_), frame_mask=seen, time_s=np.zeros((1, 3)))
+    stage, tau = np.zeros(4, np.int64), np.zeros(4, np.float32)
+    ProgressLabel(stage, tau, np.ones(4, np.bool_))
+    with pytest.raises(TypeCheckError, match="valid"):
+        ProgressLabel(stage, tau, np.ones(3, np.bool_))

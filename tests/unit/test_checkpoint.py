@@ -54,6 +54,8 @@ def test_the_front_door(folder: Path) -> None:
     assert model.cameras == ("front",)
     assert model.instructions == ("go",)
     assert model.stage_names("move") == ("a", "b")
+    with pytest.raises(ConfigError, match=r"run folder and takes no scale=2"):
+        robo_reward.load(folder, scale=2)
     with pytest.raises(CheckpointError, match="no run at 'runs/none'"):
         robo_reward.load("runs/none")
     with pytest.raises(CheckpointError, match="neither a run folder nor an import path"):
