@@ -120,14 +120,14 @@ class SearchPlan:
     """How much is searched, and how.
 
     population, iterations   candidates in a generation, and generations
-    elites                   candidates from which the next generation is drawn
+    elites                   best candidates so far, around which the next generation is drawn
     knots, hold              a candidate is `knots` actions, each held for `hold` decisions
     refit                    cross-entropy method; False: every generation is drawn evenly (random shooting)
     """
 
     population: int = 24
     iterations: int = 4
-    elites: int = 6
+    elites: int = 4
     knots: int = 4
     hold: int = 4
     refit: bool = True
@@ -210,26 +210,28 @@ def search(
     told = judge.begin(start.history)
     past = claim(told)[0] - start.truth
     size = start.actions.shape[1]
-    mean, std = np.zeros((plan.knots, size)), np.full((plan.knots, size), np.nan)
+    elite, elite_gaps = np.empty((0, plan.knots, size)), np.empty(0)
     found: list[Candidate] = []
     for generation in range(plan.iterations):
         shape = (plan.population, plan.knots, size)
         if generation == 0 or not plan.refit:
             knots = rng.uniform(-1.0, 1.0, shape)
         else:
-            knots = np.clip(rng.normal(mean, std, shape), -1.0, 1.0)
+            spread = np.maximum(elite.std(axis=0), _LEAST_STD)
+            knots = np.clip(rng.normal(elite.mean(axis=0), spread, shape), -1.0, 1.0)
         made = _try(world, judge, start, claim, np.repeat(knots, plan.hold, axis=1).astype(np.float32))
         gaps = np.array([candidate.gap for candidate in made])
-        chosen = knots[np.argsort(-gaps, kind="stable")[: plan.elites]]
-        mean, std = chosen.mean(axis=0), np.maximum(chosen.std(axis=0), _LEAST_STD)
         found.append(made[int(np.argmax(gaps))])
+        elite, elite_gaps = np.concatenate([elite, knots]), np.concatenate([elite_gaps, gaps])
+        order = np.argsort(-elite_gaps, kind="stable")[: plan.elites]
+        elite, elite_gaps = elite[order], elite_gaps[order]
     passed = float(np.nanmax(past)) if np.isfinite(past).any() else float("nan")
     best = np.maximum.accumulate([candidate.gap for candidate in found])
     worst = tuple(sorted(found, key=lambda candidate: -candidate.gap))
     return Found(worst, passed, best, plan.population * plan.iterations)
 
 
-_LEAST_STD = 0.1
+_LEAST_STD = 0.3  # a few elites agree by chance: less, and the search settles too soon
 
 
 def _try(

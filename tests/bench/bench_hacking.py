@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ CLAIMS: Mapping[str, Claim] = {
     "gate": Claim(novelty_limit=1.0),
     "- 1 std, gate": Claim(Pessimistic(1.0), novelty_limit=1.0),
 }
-READER = {"_target_": "robo_reward_data.store.EpisodeStore.open"}
 FOOLED = 0.3
 
 
@@ -70,16 +70,15 @@ class Arm:
 
 
 ARMS = (
-    Arm("as trained, random shooting", "trained", "progress", refit=False),
     Arm("as trained", "trained", "progress"),
-    Arm("pessimism, k = 1", "trained", "- 1 std"),
-    Arm("pessimism, k = 2", "trained", "- 2 std"),
+    Arm("pessimism", "trained", "- 1 std"),
     Arm("novelty gate", "trained", "gate"),
-    Arm("pessimism k = 1 and gate", "trained", "- 1 std, gate"),
-    Arm("more training", "control", "progress"),
     Arm("failure data", "hardened", "progress"),
-    Arm("failure data, pessimism k = 1", "hardened", "- 1 std"),
-    Arm("failure data, pessimism k = 1 and gate", "hardened", "- 1 std, gate"),
+    Arm("more training", "control", "progress"),
+    Arm("pessimism and gate", "trained", "- 1 std, gate"),
+    Arm("failure data, pessimism and gate", "hardened", "- 1 std, gate"),
+    Arm("as trained, random shooting", "trained", "progress", refit=False),
+    Arm("pessimism, twice as much", "trained", "- 2 std"),
 )
 
 
@@ -90,86 +89,83 @@ def make_env(env_id: str, model: RewardModel) -> gymnasium.Env[Any, Any]:
 
 
 def attack(
-    env: gymnasium.Env[Any, Any], model: RewardModel, starts: Sequence[Start], claim: Claim, plan: SearchPlan
+    path: Path,
+    env: gymnasium.Env[Any, Any],
+    model: RewardModel,
+    starts: Sequence[Start],
+    claim: Claim,
+    plan: SearchPlan,
 ) -> list[Found]:
-    """Search from every start."""
+    """Search from every start; what a killed run has found from the first ones is read from `path`."""
     world: Any = env.unwrapped
     judge = StreamJudge(model, plan.population, world.decision_ns)
-    found: list[Found] = []
-    for index, start in enumerate(starts):
-        found.append(search(world, judge, start, claim, plan, np.random.default_rng((index, 77))))
-        sys.stderr.write(f"{found[-1].gap:.2f} ")
-        sys.stderr.flush()
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = [from_json(json.loads(line)) for line in lines][: len(starts)]
+    begin = time.process_time()
+    with path.open("a") as file:
+        for index in range(len(found), len(starts)):
+            rng = np.random.default_rng((index, 77))
+            found.append(search(world, judge, starts[index], claim, plan, rng))
+            file.write(json.dumps(to_json(found[-1])) + "\n")
+            file.flush()
+    spent = time.process_time() - begin
+    sys.stderr.write(f"{path.name}: {spent:.0f} CPU s, gaps {[round(each.gap, 2) for each in found]}\n")
     return found
 
 
-def to_json(found: Sequence[Found]) -> list[dict[str, Any]]:
+def to_json(found: Found) -> dict[str, Any]:
     """What was found, so that it can be read again."""
-    return [
-        {
-            "passed": each.passed,
-            "best": each.best.tolist(),
-            "judged": each.judged,
-            "worst": [{**asdict(c), "actions": c.actions.tolist()} for c in each.worst],
-        }
-        for each in found
-    ]
+    worst = [{**asdict(c), "actions": c.actions.tolist()} for c in found.worst]
+    return {**asdict(found), "best": found.best.tolist(), "worst": worst}
 
 
-def from_json(found: Sequence[Mapping[str, Any]]) -> list[Found]:
+def from_json(found: Mapping[str, Any]) -> Found:
     """The inverse of `to_json`."""
-    return [
-        Found(
-            worst=tuple(
-                Candidate(**{**c, "actions": np.array(c["actions"], np.float32)}) for c in each["worst"]
-            ),
-            passed=each["passed"],
-            best=np.array(each["best"]),
-            judged=each["judged"],
+    worst = [Candidate(**{**c, "actions": np.array(c["actions"], np.float32)}) for c in found["worst"]]
+    return Found(**{**found, "best": np.array(found["best"]), "worst": tuple(worst)})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The models that are attacked: as trained, and after some more steps with and without failure data."""
+
+    options: argparse.Namespace
+    env: gymnasium.Env[Any, Any]
+    plan: SearchPlan
+    trained: RewardModel
+
+    def model(self, name: str) -> RewardModel:
+        """A model by its name in `ARMS`, trained further now where it has not been yet."""
+        if name == "trained":
+            return self.trained
+        options = self.options
+        data = [options.train] if name == "control" else [options.train, self._failures()]
+        folder = options.out / f"{name}_{self.trained.version}"
+        adapt(
+            AdaptConfig(
+                model=str(options.model),
+                demos=[str(path) for path in data],
+                out=str(folder),
+                minutes=None,
+                steps=options.steps,
+                reader={"_target_": "robo_reward_data.store.EpisodeStore.open"},
+            )
         )
-        for each in found
-    ]
+        return load(folder)
 
-
-def kept(path: Path, make: Any) -> Any:
-    """What a JSON file holds, or what `make` makes, once it is in that file."""
-    if not path.is_file():
-        begin = time.monotonic()
-        made = make()
-        path.write_text(json.dumps(made))
-        sys.stderr.write(f"\n{path.name}: {time.monotonic() - begin:.0f} s\n")
-    return json.loads(path.read_text())
-
-
-def failure_store(
-    folder: Path, env: gymnasium.Env[Any, Any], starts: Sequence[Start], found: Sequence[Found]
-) -> Path:
-    """What fooled the model, as labelled episodes: the worst candidate of each generation of each start."""
-    store = EpisodeStore.create(folder, exist_ok=True)
-    for index, (start, each) in enumerate(zip(starts, found, strict=True)):
-        for rank, candidate in enumerate(each.worst):
-            name = f"adversarial_{index:03d}_{rank}"
-            if name not in store:
-                store.write(replay(env, start, candidate, name))
-    return folder
-
-
-def further_training(
-    out: Path, model: Path, data: Sequence[Path], options: argparse.Namespace, digest: str
-) -> Path:
-    """The model after some more steps on these stores."""
-    folder = out.with_name(f"{out.name}_{digest}")
-    adapt(
-        AdaptConfig(
-            model=str(model),
-            demos=[str(path) for path in data],
-            out=str(folder),
-            minutes=None,
-            steps=options.steps,
-            reader=READER,
-        )
-    )
-    return folder
+    def _failures(self) -> Path:
+        """What fools the model, as labelled episodes: the worst of each generation from each start."""
+        options, version = self.options, self.trained.version
+        starts = failing_starts(self.env, options.kinds, options.seeds[1], options.train_starts)
+        path = options.out / f"training_starts_{version}.jsonl"
+        found = attack(path, self.env, self.trained, starts, Claim(), self.plan)
+        store = EpisodeStore.create(options.out / f"failures_{version}", exist_ok=True)
+        for index, (start, each) in enumerate(zip(starts, found, strict=True)):
+            for rank, candidate in enumerate(each.worst):
+                name = f"adversarial_{index:03d}_{rank}"
+                if name not in store:
+                    store.write(replay(self.env, start, candidate, name))
+        return store.path
 
 
 def ordinary(model: RewardModel, store: Path, episodes: int) -> dict[str, tuple[float, float]]:
@@ -236,18 +232,22 @@ def summary(arm: Arm, found: Sequence[Found], reference: Sequence[Found]) -> dic
 
 
 def print_table(
-    rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, Sequence[float]]]
+    rows: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> None:
     """The table."""
     sys.stdout.write(
-        f"{'worst gap per start':<40}{'before search':>20}{'found: mean':>20}{'change':>21}"
+        f"{'gap of the worst moment, per start':<36}{'before search':>21}{'found: mean':>21}{'change':>21}"
         f"{f'share > {FOOLED}':>21}{'worst of all':>21}{'error':>8}{'silent':>8}\n"
     )
-    for arm, row in zip(ARMS, rows, strict=True):
-        cells = [shown(Metric(**row[key])) for key in ("history", "mean", "change", "fooled", "worst")]
+    for arm in ARMS:
+        if arm.name not in rows:
+            continue
+        cells = [
+            shown(Metric(**rows[arm.name][key])) for key in ("history", "mean", "change", "fooled", "worst")
+        ]
         error, silent = costs[arm.model][arm.claim]
         columns = "".join(f"{cell:>21}" for cell in cells)
-        sys.stdout.write(f"{arm.name:<39}{columns}{error:8.3f}{silent:8.3f}\n")
+        sys.stdout.write(f"{arm.name:<36}{columns}{error:8.3f}{silent:8.3f}\n")
     sys.stdout.write("error, silent: mean absolute error and share without a claim, on ordinary episodes\n")
 
 
@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--env", default="robo_reward/PegInsertSide-v0")
     parser.add_argument("--kinds", nargs="+", default=["near_miss", "aborted", "random_tail"])
+    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in ARMS], help="rows of the table")
     parser.add_argument("--starts", type=int, default=12, help="unseen starts that are attacked")
     parser.add_argument("--train-starts", type=int, default=18, help="starts from which failure data is made")
     parser.add_argument("--seeds", type=int, nargs=2, default=(2_000_000, 3_000_000), help="unseen, training")
@@ -270,50 +271,30 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    model = load(options.model)
-    env = make_env(options.env, model)
+    arms = [arm for arm in ARMS if arm.name in {*options.arms, ARMS[0].name}]
+    trained = load(options.model)
+    env = make_env(options.env, trained)
     plan = SearchPlan(population=options.population, iterations=options.iterations)
-
     unseen = failing_starts(env, options.kinds, options.seeds[0], options.starts)
+    bench = Bench(options, env, plan, trained)
     found: dict[str, list[Found]] = {}
-    folders = {"trained": options.model}
-
-    def run(arm: Arm) -> None:
-        attacked = load(folders[arm.model])
-        search_plan = SearchPlan(**{**asdict(plan), "refit": arm.refit})
-        name = f"{arm.name.replace(' ', '_').replace(',', '').replace('=', '')}_{attacked.version}.json"
-
-        def make() -> list[dict[str, Any]]:
-            return to_json(attack(env, attacked, unseen, CLAIMS[arm.claim], search_plan))
-
-        found[arm.name] = from_json(kept(options.out / name, make))
-        picture(options.out / name.replace(".json", ".png"), env, unseen, found[arm.name])
-
-    for arm in ARMS:
-        if arm.model == "trained":
-            run(arm)
-    starts = failing_starts(env, options.kinds, options.seeds[1], options.train_starts)
-    fooling = from_json(
-        kept(
-            options.out / f"training_starts_{model.version}.json",
-            lambda: to_json(attack(env, model, starts, Claim(), plan)),
+    costs: dict[str, Any] = {}
+    for arm in arms:
+        model = bench.model(arm.model)
+        stem = f"{re.sub(r'[^a-z]+', '_', arm.name)}_{model.version}"
+        arm_plan = replace(plan, refit=arm.refit)
+        found[arm.name] = attack(
+            options.out / f"{stem}.jsonl", env, model, unseen, CLAIMS[arm.claim], arm_plan
         )
-    )
-    failures = failure_store(options.out / f"failures_{model.version}", env, starts, fooling)
-    for name, data in {"control": [options.train], "hardened": [options.train, failures]}.items():
-        folders[name] = further_training(options.out / name, options.model, data, options, model.version)
-    for arm in ARMS:
-        if arm.model != "trained":
-            run(arm)
-    costs = {}
-    for name, folder in folders.items():
-        other = load(folder)
-        path = options.out / f"ordinary_{other.version}.json"
-        costs[name] = kept(path, lambda other=other: ordinary(other, options.test, options.episodes))
-    rows = [summary(arm, found[arm.name], found["as trained"]) for arm in ARMS]
+        picture(options.out / f"{stem}.png", env, unseen, found[arm.name])
+        if arm.model not in costs:
+            costs[arm.model] = ordinary(model, options.test, options.episodes)
+    rows = {arm.name: summary(arm, found[arm.name], found[ARMS[0].name]) for arm in arms}
     print_table(rows, costs)
-    facts = {"model": model.version, "plan": asdict(plan), "seeds": options.seeds, "kinds": options.kinds}
-    sys.stdout.write(json.dumps({"bench": "hacking", **facts, "arms": rows, "ordinary": costs}) + "\n")
+    facts = {"model": trained.version, "plan": asdict(plan), "seeds": options.seeds, "kinds": options.kinds}
+    result = {"bench": "hacking", **facts, "arms": list(rows.values()), "ordinary": costs}
+    (options.out / "hacking.json").write_text(json.dumps(result))
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
