@@ -281,7 +281,7 @@ def main() -> None:
     costs: dict[str, Any] = {}
     for arm in arms:
         model = bench.model(arm.model)
-        stem = f"{re.sub(r'[^a-z]+', '_', arm.name)}_{model.version}"
+        stem = f"{re.sub(r'[^a-z]+', '_', arm.name)}_{model.version}_{plan.population}x{plan.iterations}"
         arm_plan = replace(plan, refit=arm.refit)
         found[arm.name] = attack(
             options.out / f"{stem}.jsonl", env, model, unseen, CLAIMS[arm.claim], arm_plan
