@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robo_reward.calibration import Calibration
-from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
+from robo_reward.intake import resize_frames
 from robo_reward.model.progress_model import Context, ProgressModel
 from robo_reward.schema import EpisodeReader
 
@@ -33,27 +32,13 @@ __all__ = [
 ]
 
 
-def resize_frames(rgb: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "n h2 w2 3"]:
-    """Frames at (h, w) = `size`; area interpolation, as everywhere in this package."""
-    if rgb.shape[1:3] == tuple(size):
-        return rgb
-    resized = [cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA) for image in rgb]
-    return np.stack(resized) if resized else np.empty((0, *size, 3), np.uint8)
-
-
 def resolve_task(model: ProgressModel, instruction: str) -> int:
     """Index of the task that an instruction names; a model of one task takes any text for it.
 
     Raises:
         DataError: where the model knows several tasks and this text is none of theirs.
     """
-    task = model.config.task_of(instruction)
-    if task is not None:
-        return task
-    if len(model.config.tasks) == 1:
-        return 0
-    known = ", ".join(repr(t.instructions[0]) for t in model.config.tasks)
-    raise DataError(f"the model does not know the instruction {instruction!r}: it knows {known}")
+    return model.config.resolve(instruction)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from robo_reward.errors import CheckpointError, ConfigError
+from robo_reward.errors import CheckpointError, ConfigError, DataError
 
 __all__ = ["ModelConfig", "TaskConfig"]
 
@@ -78,6 +78,20 @@ class ModelConfig:
             if instruction in task.instructions:
                 return index
         return None
+
+    def resolve(self, instruction: str) -> int:
+        """Index of the task that an instruction names; a model of one task takes any text for it.
+
+        Raises:
+            DataError: where the model knows several tasks and this text is none of theirs.
+        """
+        task = self.task_of(instruction)
+        if task is not None:
+            return task
+        if len(self.tasks) == 1:
+            return 0
+        known = ", ".join(repr(t.instructions[0]) for t in self.tasks)
+        raise DataError(f"the model does not know the instruction {instruction!r}: it knows {known}")
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""

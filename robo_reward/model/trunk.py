@@ -93,25 +93,32 @@ class CausalTrunk(nn.Module):
         A stream that is not `live` saw nothing: it takes no slot of its ring and its output means nothing.
         A live one whose output is not finite takes none either, so that it spoils no later moment.
         """
-        rows, slot = torch.arange(len(x), device=x.device), cache.position
-        old = [c[rows, slot] for c in (cache.time_s, cache.filled)]
-        kept = [c[:, rows, slot] for c in (cache.keys, cache.values)]
-        cache.time_s[rows, slot] = time_s
-        # Each moment sees itself: a stream without a past would have none to see.
-        cache.filled[rows, slot] = True
-        phase = self._phase(cache.time_s - time_s[:, None])
-        here = torch.zeros_like(phase[:, :1])
-        for index, layer in enumerate(self.layers):
-            x = cast("_Layer", layer).step(x, phase, here, cache, index)
-        x = self.norm(x)
+        x, keys, values = self.look_back(x, time_s, cache)
         took = live & x.isfinite().all(dim=-1)
-        if not bool(took.all()):
-            for whole, before in zip((cache.time_s, cache.filled), old, strict=True):
-                whole[rows, slot] = torch.where(took, whole[rows, slot], before)
-            for whole, before in zip((cache.keys, cache.values), kept, strict=True):
-                whole[:, rows, slot] = torch.where(took[:, None, None], whole[:, rows, slot], before)
-        cache.position = torch.where(took, (slot + 1) % self.window, slot)
+        rows = took.nonzero()[:, 0]
+        slot = cache.position[rows]
+        cache.keys[:, rows, slot], cache.values[:, rows, slot] = keys[:, rows], values[:, rows]
+        cache.time_s[rows, slot] = time_s[rows]
+        cache.filled[rows, slot] = True
+        cache.position[rows] = (slot + 1) % self.window
         return x
+
+    def look_back(
+        self, x: Float[Tensor, "n d"], time_s: Float64[Tensor, " n"], cache: TrunkCache
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "l n h e"], Float[Tensor, "l n h e"]]:
+        """One moment of each stream, which changes nothing: its output, and the keys and values to keep."""
+        slot = torch.arange(self.window, device=x.device) == cache.position[:, None]
+        # Each moment sees itself: a stream without a past would have none to see.
+        seen = (cache.filled | slot)[:, None]
+        phase = self._phase(torch.where(slot, time_s[:, None], cache.time_s) - time_s[:, None])
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            past = cache.keys[index], cache.values[index]
+            x, key, value = cast("_Layer", layer).step(x, phase, slot, seen, past)
+            keys.append(key)
+            values.append(value)
+        return self.norm(x), torch.stack(keys), torch.stack(values)
 
     def _phase(self, seconds: Float64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
         # Radians are reduced in float64, so that long streams lose no precision.
@@ -136,15 +143,17 @@ class _Layer(nn.Module):
         x = x + self.drop(self.out(mixed.flatten(-2)))
         return x + self.drop(self.mlp(self.norm2(x)))
 
-    def step(self, x: Tensor, phase: Tensor, here: Tensor, cache: TrunkCache, index: int) -> Tensor:
+    def step(
+        self, x: Tensor, phase: Tensor, slot: Tensor, seen: Tensor, past: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        rows = torch.arange(len(x), device=x.device)
-        cache.keys[index][rows, cache.position] = key
-        cache.values[index][rows, cache.position] = value
-        keys = _rotate(cache.keys[index], phase)
-        mixed = _attend(_rotate(query[:, None], here), keys, cache.values[index], cache.filled[:, None])
+        here = slot[..., None, None]
+        keys = _rotate(torch.where(here, key[:, None], past[0]), phase)
+        values = torch.where(here, value[:, None], past[1])
+        # A moment is no time away from itself: its query is not turned.
+        mixed = _attend(query[:, None], keys, values, seen)
         x = x + self.out(mixed[:, 0].flatten(-2))
-        return x + self.mlp(self.norm2(x))
+        return x + self.mlp(self.norm2(x)), key, value
 
 
 def _rotate(x: Tensor, phase: Tensor) -> Tensor:

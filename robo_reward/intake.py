@@ -1,0 +1,134 @@
+"""What arrives from cameras: usable images at the model's size, and what is wrong with the others.
+
+NumPy and OpenCV only. The answers are those of the table of `robo_reward.live`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from robo_reward.schema import Frame
+
+__all__ = ["STUCK_AFTER", "Given", "Images", "Watchdog", "resize_frames", "sort_images"]
+
+STUCK_AFTER = 8
+"""Repeats of an image, while another camera moves, after which a camera counts as stuck."""
+
+_SAME_LEVEL = 2  # gray levels that compression and sensor noise may move a pixel of a still image
+_MOVED_SHARE = 0.002  # of a camera's values that move beyond that where its scene does
+_ASPECT_SLACK = 0.05
+
+Images = Mapping[str, np.ndarray | Frame]
+"""Images by camera name: u8[h, w, 3] arrays (any size), or `Frame`s."""
+
+
+def resize_frames(rgb: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "n h2 w2 3"]:
+    """Frames at (h, w) = `size`; area interpolation, as everywhere in this package."""
+    if rgb.shape[1:3] == tuple(size):
+        return rgb
+    resized = [cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA) for image in rgb]
+    return np.stack(resized) if resized else np.empty((0, *size, 3), np.uint8)
+
+
+@dataclass
+class Given:
+    """One moment of one stream, sorted: usable images at the model's size, and what is wrong.
+
+    seen    every image of a right kind;  views  those that are used
+    sizes   (h, w) as they came;  reason  why nothing can be said, or "";  note  what was left out, or ""
+    """
+
+    seen: dict[str, np.ndarray]
+    views: dict[str, np.ndarray]
+    sizes: dict[str, tuple[int, int]]
+    reason: str
+    note: str = ""
+
+
+class Watchdog:
+    """Of one stream: cameras that repeat an image while others move, and those whose aspect changed."""
+
+    def __init__(self) -> None:
+        self._image: dict[str, np.ndarray] = {}
+        self._repeats: dict[str, int] = {}
+        self._aspect: dict[str, float] = {}
+
+    def bent(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """Why cameras with images (h, w) of these sizes are left out; first sizes are kept."""
+        notes: dict[str, str] = {}
+        for name, (height, width) in sizes.items():
+            first = self._aspect.get(name, width / height)
+            if abs(width / height / first - 1.0) > _ASPECT_SLACK:
+                notes[name] = f"camera '{name}' changed its aspect from {first:.2f} to {width / height:.2f}"
+        return notes
+
+    def stuck(self, views: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Why some of a moment's cameras are left out, given their images at one size."""
+        moved = {name: _moved(self._image.get(name), image) for name, image in views.items()}
+        notes: dict[str, str] = {}
+        for name in views:
+            elsewhere = any(change for other, change in moved.items() if other != name)
+            if moved[name] or moved[name] is None:
+                self._repeats[name] = 0
+            elif elsewhere:
+                self._repeats[name] = self._repeats.get(name, 0) + 1
+            if self._repeats[name] >= STUCK_AFTER:
+                notes[name] = f"camera '{name}' is stuck: {self._repeats[name]} times the same image"
+        return notes
+
+    def keep(self, views: Mapping[str, np.ndarray], sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Remember a moment that was used."""
+        for name, image in views.items():
+            self._image[name] = image
+            height, width = sizes[name]
+            self._aspect.setdefault(name, width / height)
+
+
+def sort_images(given: Images, size: tuple[int, int], watchdog: Watchdog | None) -> Given:
+    """What can be used of one moment's images, at the model's size, and why there is nothing."""
+    found = Given({}, {}, {}, "")
+    problems: list[str] = []
+    for name, item in given.items():
+        rgb = item.rgb if isinstance(item, Frame) else np.asarray(item)
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+            problems.append(f"camera '{name}' gave {rgb.dtype}{list(rgb.shape)}, needs uint8[h, w, 3]")
+            continue
+        # A copy: the caller may write the next image into the same array.
+        resized = resize_frames(rgb[None], size)[0]
+        found.seen[name] = resized.copy() if resized.base is not None else resized
+        found.sizes[name] = (rgb.shape[0], rgb.shape[1])
+    if problems or not found.seen:
+        found.reason = "; ".join(problems) or "no camera frame"
+        return found
+    left_out: dict[str, str] = {}
+    if watchdog is not None:
+        left_out = watchdog.bent(found.sizes)
+        straight = {n: image for n, image in found.seen.items() if n not in left_out}
+        left_out |= watchdog.stuck(straight)
+        found.seen = straight
+    found.views = {name: image for name, image in found.seen.items() if name not in left_out}
+    found.note = "; ".join(left_out.values())
+    found.reason = "" if found.views else found.note
+    return found
+
+
+def _moved(before: np.ndarray | None, image: np.ndarray) -> bool | None:
+    """Whether an image differs from the one before; None where there is none or it is not clear."""
+    if before is None:
+        return None
+    # Where some of the rows have changed enough for the whole image, which is nearly always, they settle it.
+    if _changed(before[::8], image[::8]) / image.size > _MOVED_SHARE:
+        return True
+    if np.array_equal(before, image):
+        return False
+    share = _changed(before, image) / image.size
+    return True if share > _MOVED_SHARE else False if share == 0 else None
+
+
+def _changed(before: np.ndarray, image: np.ndarray) -> int:
+    return int(np.count_nonzero(cv2.absdiff(before, image) > _SAME_LEVEL))

@@ -1,0 +1,313 @@
+"""Streams of live estimates, whichever engine runs the network: NumPy and OpenCV only.
+
+Bad input never becomes a silent guess:
+
+    what arrives                                 what it gets
+    -------------------------------------------  -----------------------------------------------------------
+    irregular intervals, gaps                    valid; attention and fusion count seconds, not moments
+    a stamp that is not after the last (late,    invalid: "stamp S is not after L"; the stream stays as it
+    out of order, a duplicate)                   was
+    no image of any camera                       invalid: "no camera frame"; the stream stays as it was
+    some training cameras missing                valid, band wider by what their absence cost in calibration
+    another size than in training                valid: resized
+    another aspect than that of the camera's     that camera is left out, with a note; invalid where it was
+    first image                                  the only one
+    not uint8[h, w, 3], or empty                 invalid, with camera, dtype and shape; the stream stays as
+                                                 it was
+    the same image of a camera STUCK_AFTER       that camera is left out, with a note, until it moves; band
+    times while another camera moves             as for a missing camera
+    a scene unlike calibration's                 valid, band wider in proportion; past STRANGE, with a note
+    NaN or infinity in proprioception            proprioception counts as missing
+    a network output that is not finite          invalid: "the network's output is not finite"; it enters
+                                                 neither the cache nor the fusion
+    a bad moment of one stream of a batch        as above, for that stream; the others do not notice
+    not one entry for each stream, or another    ConfigError, before anything changes
+    length of proprioception
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from robo_reward.errors import ConfigError
+from robo_reward.intake import Given, Images, Watchdog, sort_images
+from robo_reward.model.config import ModelConfig
+from robo_reward.readout import STRANGE, Estimates
+from robo_reward.schema import ProgressEstimate
+
+__all__ = ["Arrived", "Engine", "LiveBatch", "LiveStream", "Said"]
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """One moment of n streams, sorted.
+
+    views     for each stream, images u8[h, w, 3] at the model's size by camera; {} where it has none
+    live      bool[n] where there is something to say;  fresh  bool[n] where an episode begins
+    seconds   f64[n] since the episode's first moment
+    body      f32[n, p] proprioception, NaN where missing; None where the model takes none
+    reasons   why a stream is not live, or ""
+    """
+
+    views: Sequence[Mapping[str, np.ndarray]]
+    live: Bool[np.ndarray, " n"]
+    fresh: Bool[np.ndarray, " n"]
+    seconds: Float64[np.ndarray, " n"]
+    body: Float32[np.ndarray, "n p"] | None
+    reasons: Sequence[str]
+
+    @property
+    def counts(self) -> Int64[np.ndarray, " n"]:
+        """How many cameras each stream has."""
+        return np.array([len(views) for views in self.views], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an engine says of one moment of n streams.
+
+    state   f32[n, d] fused embeddings;  share  f32[n, v] each view's share, in the order of `Arrived.views`
+    """
+
+    estimates: Estimates
+    state: Float32[np.ndarray, "n d"]
+    share: Float32[np.ndarray, "n v"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The network of n streams and what it remembers of them."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Architecture and vocabulary of its model."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of its model."""
+        ...
+
+    @property
+    def tasks(self) -> Sequence[int]:
+        """Index of each stream's task."""
+        ...
+
+    def say(self, arrived: Arrived) -> Said:
+        """Estimates of one moment; live and finite ones are remembered."""
+        ...
+
+    def forget(self, index: int) -> None:
+        """Stream `index` starts anew."""
+        ...
+
+    def set_goal(self, index: int, views: Mapping[str, np.ndarray]) -> None:
+        """Stream `index` has begun and is shown a picture of its goal."""
+        ...
+
+
+class LiveBatch:
+    """n episodes at once, in step. Cameras, sizes and gaps may differ between them and over time."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Start the streams of an engine."""
+        self._engine = engine
+        streams = len(engine.tasks)
+        self._states = np.full((streams, engine.config.width), np.nan, dtype=np.float32)
+        self._watchdogs = [Watchdog() for _ in range(streams)]
+        self._start_ns: list[int | None] = [None] * streams
+        self._last_ns: list[int | None] = [None] * streams
+
+    def __len__(self) -> int:
+        """Number of streams."""
+        return len(self._start_ns)
+
+    @property
+    def states(self) -> Float32[np.ndarray, "n d"]:
+        """The fused embedding of each stream's last moment, NaN where it had no image.
+
+        It depends on the images and the episode's first ones alone: a policy that reads it costs no second
+        encoder pass.
+        """
+        return self._states.copy()
+
+    def reset(self, index: int) -> None:
+        """Forget stream `index`: its next frame starts a new episode."""
+        self._engine.forget(index)
+        self._watchdogs[index] = Watchdog()
+        self._start_ns[index] = self._last_ns[index] = None
+
+    def set_goal(self, index: int, images: Images) -> None:
+        """Show stream `index` a picture of its goal, after its first frame (it is seen beside that).
+
+        Raises:
+            ConfigError: images that cannot be used.
+        """
+        given = sort_images(images, self._engine.config.image_size, None)
+        if given.reason:
+            raise ConfigError(f"goal picture: {given.reason}")
+        self._engine.set_goal(index, given.views)
+
+    def push(
+        self,
+        images: Sequence[Images],
+        stamps_ns: Sequence[int],
+        proprio: Sequence[Float32[np.ndarray, " p"] | None] | None = None,
+    ) -> list[ProgressEstimate]:
+        """One moment of every stream; an empty mapping for a stream that saw nothing.
+
+        Raises:
+            ConfigError: not one entry for each stream, or proprioception of another length than in training.
+        """
+        if len(images) != len(self) or len(stamps_ns) != len(self):
+            raise ConfigError(f"{len(self)} streams, but {len(images)} images and {len(stamps_ns)} stamps")
+        body = self._proprio(proprio)  # refused before anything of the stream changes
+        late = [self._stamp_reason(i, stamp) for i, stamp in enumerate(stamps_ns)]
+        size = self._engine.config.image_size
+        given = [
+            sort_images(each, size, None if reason else dog)
+            for each, dog, reason in zip(images, self._watchdogs, late, strict=True)
+        ]
+        reasons = [g.reason or reason for g, reason in zip(given, late, strict=True)]
+        self._states.fill(np.nan)
+        if all(reasons):
+            return [self._invalid(reason, stamp) for reason, stamp in zip(reasons, stamps_ns, strict=True)]
+        arrived = self._arrived(given, reasons, stamps_ns, body)
+        said = self._engine.say(arrived)
+        self._end(given, said, stamps_ns, arrived.live)
+        return [
+            self._result(said, i, arrived.views[i], int(stamps_ns[i]), given[i].note)
+            for i in range(len(self))
+        ]
+
+    def _stamp_reason(self, index: int, stamp: int) -> str:
+        last = self._last_ns[index]
+        return f"stamp {stamp} is not after {last}" if last is not None and stamp <= last else ""
+
+    def _arrived(
+        self,
+        given: Sequence[Given],
+        reasons: Sequence[str],
+        stamps_ns: Sequence[int],
+        body: Float32[np.ndarray, "n p"] | None,
+    ) -> Arrived:
+        live = np.array([not reason for reason in reasons])
+        begun = np.array([start is not None for start in self._start_ns])
+        return Arrived(
+            views=[g.views if not reason else {} for g, reason in zip(given, reasons, strict=True)],
+            live=live,
+            fresh=live & ~begun,
+            seconds=np.array(
+                [(t - (t if s is None else s)) * 1e-9 for t, s in zip(stamps_ns, self._start_ns, strict=True)]
+            ),
+            body=body,
+            reasons=reasons,
+        )
+
+    def _end(
+        self, given: Sequence[Given], said: Said, stamps_ns: Sequence[int], live: Bool[np.ndarray, " n"]
+    ) -> None:
+        """Streams with a good moment go on; one whose very first was none has not begun."""
+        for index in np.flatnonzero(live):
+            if said.estimates.valid[index]:
+                self._states[index] = said.state[index]
+                self._watchdogs[index].keep(given[index].seen, given[index].sizes)
+                self._last_ns[index] = int(stamps_ns[index])
+                if self._start_ns[index] is None:
+                    self._start_ns[index] = int(stamps_ns[index])
+            elif self._start_ns[index] is None:
+                self._engine.forget(int(index))
+
+    def _proprio(
+        self, proprio: Sequence[Float32[np.ndarray, " p"] | None] | None
+    ) -> Float32[np.ndarray, "n p"] | None:
+        size = self._engine.config.proprio_dim
+        if not size or proprio is None:
+            return None
+        rows = [
+            np.full(size, np.nan, np.float32) if p is None else np.asarray(p, np.float32) for p in proprio
+        ]
+        if wrong := next((row.shape for row in rows if row.shape != (size,)), None):
+            raise ConfigError(f"proprioception has shape {wrong}, the model was trained on ({size},)")
+        return np.stack(rows)
+
+    def _result(
+        self, said: Said, index: int, views: Mapping[str, np.ndarray], stamp: int, note: str
+    ) -> ProgressEstimate:
+        found = said.estimates
+        if not found.valid[index]:
+            return self._invalid(found.reason[index], stamp)
+        task = self._engine.config.tasks[self._engine.tasks[index]]
+        novelty = float(found.novelty[index])
+        if novelty > STRANGE:
+            unlike = f"the scene is unlike what calibration saw (novelty {novelty:.1f})"
+            note = f"{note}; {unlike}" if note else unlike
+        return ProgressEstimate(
+            stage_probs=found.stage_probs[index, : len(task.stage_names)],
+            tau=float(found.tau[index]),
+            progress=float(found.progress[index]),
+            std=float(found.std[index]),
+            interval=(float(found.low[index]), float(found.high[index])),
+            success_prob=float(found.success_prob[index]),
+            per_view={
+                name: float(value) for name, value in zip(views, said.share[index].tolist(), strict=False)
+            },
+            valid=True,
+            reason="",
+            stamp_ns=stamp,
+            model_version=self._engine.version,
+            note=note,
+            novelty=novelty,
+        )
+
+    def _invalid(self, reason: str, stamp: int) -> ProgressEstimate:
+        nan = float("nan")
+        return ProgressEstimate(
+            stage_probs=np.full(self._engine.config.max_stages, nan, dtype=np.float32),
+            tau=nan,
+            progress=nan,
+            std=nan,
+            interval=(nan, nan),
+            success_prob=nan,
+            per_view={},
+            valid=False,
+            reason=reason,
+            stamp_ns=int(stamp),
+            model_version=self._engine.version,
+        )
+
+
+class LiveStream:
+    """One episode, live: `est = stream.push({"front": rgb}, stamp_ns=t)`."""
+
+    def __init__(self, batch: LiveBatch) -> None:
+        """The one stream of `batch`."""
+        self._batch = batch
+
+    def push(
+        self, images: Images, stamp_ns: int, proprio: Float32[np.ndarray, " p"] | None = None
+    ) -> ProgressEstimate:
+        """The estimate at `stamp_ns`, from everything up to it.
+
+        Invalid input (no frame, a wrong shape or dtype, a stamp that is not after the last) gives an estimate
+        with `valid=False` and its reason, and leaves the stream as it was.
+        """
+        return self._batch.push([images], [stamp_ns], [proprio])[0]
+
+    @property
+    def state(self) -> Float32[np.ndarray, " d"]:
+        """The fused embedding of the last moment; see `LiveBatch.states`."""
+        return self._batch.states[0]
+
+    def set_goal(self, images: Images) -> None:
+        """Show the stream a picture of its goal."""
+        self._batch.set_goal(0, images)
+
+    def reset(self) -> None:
+        """The next frame starts a new episode."""
+        self._batch.reset(0)
