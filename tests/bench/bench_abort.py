@@ -4,8 +4,11 @@ A policy that succeeds about every second time (a mix of scripted demonstrators,
 and again until it succeeds. Nobody tells it that it has failed: a failed attempt lasts to the time limit. The
 rule is chosen by the learned model's estimates on one set of rollouts, and rollouts of other seeds are
 replayed with and without it. Two more rules are chosen and judged alike: one that knows true progress, and
-one that knows only the clock (give up after so long): a learned model has to beat the clock. The first runs
-are also lived in the simulator, aborts and all, and must take as long as their replay.
+one that knows only the clock (give up after so long): a learned model has to beat the clock. `asked` is the
+confidence without which no rule is used: 0.9 is what `improve` asks for; at 0.5 a rule is more likely to help
+than not. One split says little, so rules are also chosen on random halves of all rollouts and judged on the
+others. The first attempts are lived in the simulator too, aborts and all, and must take as long as their
+replay.
 
 Estimates of rollouts are kept in `--out`. Prints a table and one JSON line.
 """
@@ -36,6 +39,7 @@ from robo_reward_sim.rollout import rollout
 
 MIX = {"expert": 0.35, "noisy": 0.2, "near_miss": 0.25, "random_tail": 0.2}
 RESETS_S = (0.0, 2.0, 10.0)
+ASKED = (0.9, 0.5)
 _ALWAYS = 2.0  # progress is always below
 
 
@@ -138,23 +142,64 @@ def clock_rule(rollouts: Sequence[Rollout], reset_s: float) -> AbortRule | None:
     return replace(rules[best], confusion=judged[best].confusion, makespan_s=spans[best])
 
 
-def judged(rule: AbortRule | None, unseen: Sequence[Rollout], reset_s: float) -> dict[str, Any]:
+def chosen(knows: str, known: Sequence[Lived], reset_s: float, seed: int) -> AbortRule | None:
+    """The best rule on these attempts, however sure it is that it helps."""
+    rollouts = [each.attempt(seen(knows, each)) for each in known]
+    if knows == "the clock":
+        return clock_rule(rollouts, reset_s)
+    return choose_abort_rule(rollouts, reset_s, np.random.default_rng(seed), confidence=1e-3)
+
+
+def seen(knows: str, attempt: Lived) -> list[float]:
+    """What a rule that knows this looks at; to the clock, only that the attempt goes on matters."""
+    return attempt.progress if knows == "estimates" else attempt.truth
+
+
+def judged(
+    knows: str, rule: AbortRule | None, unseen: Sequence[Lived], reset_s: float, asked: float
+) -> dict[str, Any]:
     """A rule on rollouts that it was not chosen on; intervals are bootstrapped over them."""
     rng = np.random.default_rng(0)
-    with_rule, without = replay(unseen, rule, reset_s), replay(unseen, None, reset_s)
+    used = rule if rule is not None and rule.confidence >= asked else None
+    rollouts = [each.attempt(seen(knows, each)) for each in unseen]
+    with_rule, without = replay(rollouts, used, reset_s), replay(rollouts, None, reset_s)
 
     def saved(rows: np.ndarray) -> float:
         return 1.0 - with_rule.makespan_s(rows) / without.makespan_s(rows)
 
     return {
-        "rule": None if rule is None else asdict(rule),
+        "knows": knows,
         "reset_s": reset_s,
+        "asked": asked,
+        "rule": None if used is None else asdict(used),
         "confusion": asdict(with_rule.confusion),
         "without_s": asdict(interval(without, rng)),
         "with_s": asdict(interval(with_rule, rng)),
         "saved": asdict(bootstrap(saved, len(unseen), rng)),
         "replayed_s": asdict(mean_interval(with_rule.makespans_s(1000, rng), rng)),
         "replayed_without_s": asdict(mean_interval(without.makespans_s(1000, rng), rng)),
+    }
+
+
+def halves(
+    knows: str, attempts: Sequence[Lived], reset_s: float, splits: int
+) -> dict[float, tuple[float, float, float]]:
+    """Over random halves, by the confidence asked: mean and least share saved, share with a rule."""
+    saved: dict[float, list[float]] = {asked: [] for asked in ASKED}
+    used: dict[float, int] = dict.fromkeys(ASKED, 0)
+    for split in range(splits):
+        order = np.random.default_rng((split, 9)).permutation(len(attempts))
+        first, second = ([attempts[i] for i in part] for part in np.array_split(order, 2))
+        rule = chosen(knows, first, reset_s, split)
+        rollouts = [each.attempt(seen(knows, each)) for each in second]
+        without = replay(rollouts, None, reset_s).makespan_s()
+        for asked in ASKED:
+            sure = rule is not None and rule.confidence >= asked
+            used[asked] += sure
+            with_rule = replay(rollouts, rule if sure else None, reset_s).makespan_s()
+            saved[asked].append(1.0 - with_rule / without)
+    return {
+        asked: (float(np.mean(values)), min(values), used[asked] / splits) for asked, values in saved.items()
     }
 
 
@@ -173,8 +218,8 @@ def shown(metric: Mapping[str, float], percent: bool = False) -> str:
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """The table."""
     sys.stdout.write(
-        f"{'reset':>6}  {'knows':<17}{'looks at':>10}{'gives up below':>16}{'without, s':>20}{'with, s':>20}"
-        f"{'saved, %':>16}  aborted: failures, successes\n"
+        f"{'reset':>6}  {'knows':<14}{'asked':>6}{'looks at':>10}{'gives up below':>16}{'without, s':>20}"
+        f"{'with, s':>20}{'saved, %':>16}{'aborted F, S':>15}   halves: saved (least), used, %\n"
     )
     for row in rows:
         rule, confusion = row["rule"], row["confusion"]
@@ -182,10 +227,12 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         below = "" if rule is None else "always" if rule["below"] == _ALWAYS else f"{rule['below']:.2f}"
         failures = confusion["aborted_failures"] + confusion["kept_failures"]
         successes = confusion["aborted_successes"] + confusion["kept_successes"]
+        aborted = f"{confusion['aborted_failures']}/{failures}, {confusion['aborted_successes']}/{successes}"
+        mean, least, used = (100.0 * value for value in row["halves"])
         sys.stdout.write(
-            f"{row['reset_s']:>4.0f} s  {row['knows']:<17}{look:>10}{below:>16}{shown(row['without_s']):>20}"
-            f"{shown(row['with_s']):>20}{shown(row['saved'], percent=True):>16}  "
-            f"{confusion['aborted_failures']}/{failures}, {confusion['aborted_successes']}/{successes}\n"
+            f"{row['reset_s']:>4.0f} s  {row['knows']:<14}{row['asked']:>6.1f}{look:>10}{below:>16}"
+            f"{shown(row['without_s']):>20}{shown(row['with_s']):>20}{shown(row['saved'], percent=True):>16}"
+            f"{aborted:>15}   {mean:.0f} ({least:.0f}), {used:.0f}\n"
         )
 
 
@@ -201,6 +248,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs=2, default=(4_000_000, 5_000_000), help="chosen on, judged on"
     )
+    parser.add_argument("--splits", type=int, default=12, help="random halves")
     parser.add_argument("--live", type=int, default=6, help="attempts that are lived again with the rule")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,18 +261,18 @@ def main() -> None:
         for seed in options.seeds
     )
     rows: list[dict[str, Any]] = []
-    learned: AbortRule | None = None
+    lookers: list[AbortRule] = []
     for reset_s in RESETS_S:
         for knows in ("estimates", "the clock", "true progress"):
-            part = "progress" if knows == "estimates" else "truth"
-            first, second = ([each.attempt(getattr(each, part)) for each in half] for half in (known, unseen))
-            rng = np.random.default_rng(1)
-            clock = knows == "the clock"
-            rule = clock_rule(first, reset_s) if clock else choose_abort_rule(first, reset_s, rng)
-            rows.append({"knows": knows, **judged(rule, second, reset_s)})
+            rule = chosen(knows, known, reset_s, 1)
+            over = halves(knows, [*known, *unseen], reset_s, options.splits)
+            for asked in ASKED:
+                row = judged(knows, rule, unseen, reset_s, asked)
+                rows.append({**row, "halves": over[asked]})
             if knows == "estimates" and rule is not None:
-                learned = rule
+                lookers.append(rule)
     print_table(rows)
+    learned = lookers[0] if lookers else None
     again = live_again(env, model, options.seeds[1], options.live, learned)
     attempts = [each.attempt(each.progress) for each in unseen[: options.live]]
     apart = float(np.abs(replay(attempts, learned, 0.0).cost_s - again).max()) if again else 0.0
