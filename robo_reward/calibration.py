@@ -13,7 +13,7 @@ term of order 1/E, to either side; `robo-reward evaluate` measures what they cov
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,16 @@ from robo_reward.errors import CheckpointError
 from robo_reward.fusion import FusionParameters
 from robo_reward.metrics import detect_success, false_positive
 
-__all__ = ["LEVELS", "Calibration", "SuccessDetector", "fit_detector", "fit_platt", "fit_quantiles"]
+__all__ = [
+    "LEVELS",
+    "Calibration",
+    "SuccessDetector",
+    "fit_detector",
+    "fit_platt",
+    "fit_quantiles",
+    "half_trusted",
+    "normal_quantiles",
+]
 
 LEVELS: Float64[np.ndarray, " m"] = np.round(np.arange(0.05, 1.0, 0.05), 2)
 """Nominal coverage levels of the stored bands."""
@@ -82,7 +91,7 @@ class Calibration:
     def quantile(self, level: float) -> float:
         """Half-width, in raw standard deviations, of the band at a coverage level in (0, 1)."""
         if not self.quantiles:
-            return float(np.interp(level, _NORMAL_LEVELS, _NORMAL_QUANTILES))
+            return float(normal_quantiles(np.array(level)))
         return float(np.interp(level, LEVELS, np.asarray(self.quantiles)))
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +117,11 @@ _NORMAL_LEVELS = (0.0, 0.5, 0.6827, 0.8, 0.9, 0.95, 0.99)
 _NORMAL_QUANTILES = (0.0, 0.6745, 1.0, 1.2816, 1.6449, 1.96, 2.5758)
 
 
+def normal_quantiles(levels: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
+    """Half-widths of a normal distribution's central bands at coverage levels, in standard deviations."""
+    return np.asarray(np.interp(levels, _NORMAL_LEVELS, _NORMAL_QUANTILES))
+
+
 def fit_quantiles(
     residual: Float[np.ndarray, " n"],
     std: Float[np.ndarray, " n"],
@@ -130,6 +144,21 @@ def fit_quantiles(
     return (
         tuple(float(q) for q in ratio[order][at]),
         float(np.sqrt(np.average(ratio**2, weights=weights))),
+    )
+
+
+def half_trusted(calibration: Calibration) -> Calibration:
+    """Bands half way (geometrically) from those fitted to those of the model's own, uncalibrated spread.
+
+    For bands fitted on segments of episodes that were trained on, the easiest frames there are. Models of
+    single simulated demonstrations, judged on other episodes of their task where 90 % was asked for, covered
+    .38 to .97 with the former, .96 to 1 with the latter, and .88 to .98 with this mean.
+    """
+    pairs = zip(calibration.quantiles, normal_quantiles(LEVELS), strict=False)
+    return replace(
+        calibration,
+        quantiles=tuple(float(np.sqrt(own * max(own, raw))) for own, raw in pairs),
+        std_scale=float(np.sqrt(calibration.std_scale * max(calibration.std_scale, 1.0))),
     )
 
 

@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from robo_reward.calibration import LEVELS, Calibration, fit_detector, fit_platt, fit_quantiles
+from robo_reward.calibration import (
+    LEVELS,
+    Calibration,
+    fit_detector,
+    fit_platt,
+    fit_quantiles,
+    half_trusted,
+)
 from robo_reward.estimate import Estimates, Moments, look
 from robo_reward.fusion import FusionParameters, Sight
 from robo_reward.labels import label_episode, label_success, task_progress
@@ -60,6 +67,9 @@ class _Kept:
 def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Split) -> Calibration:
     """Temperatures first, then fusion, then bands, then the success detector.
 
+    Segments of episodes that were trained on say how well the model interpolates, and no more. Where nothing
+    else is held out they sharpen nothing, and count for half in the bands; see `half_trusted`.
+
     The model learns which embeddings are familiar (buffers `familiar_mean` and `familiar_whiten`), in place.
     """
     used = [(r, m) for r, m in zip(readers, split.calibration, strict=True) if m.any()]
@@ -70,9 +80,10 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     goals = _goals(readers, split)
     kept = [_look_at(model, reader, mask, goals) for reader, mask in used]
     scale, bias = _platt(kept)
+    apart = any(k.mask.all() for k in kept)
     warm = Calibration(
         fitted=True,
-        stage_temperature=_stage_temperature(kept),
+        stage_temperature=_stage_temperature(kept) if apart else 1.0,
         success_scale=scale,
         success_bias=bias,
         novelty_limit=_novelty_limit(model, kept),
@@ -82,6 +93,7 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     warm = replace(warm, fusion=fusion)
     found = [read_moments(model, k.moments, warm) for k in kept]
     calibration = _bands(warm, kept, found, {id(k): h for k, h in zip(whole, held_out, strict=True)})
+    calibration = calibration if apart else half_trusted(calibration)
     detections = [
         (f.success_prob, done)
         for k, f in zip(kept, found, strict=True)

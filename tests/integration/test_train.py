@@ -175,6 +175,9 @@ def test_one_demonstration_keeps_segments_back_and_is_judged_on_them_alone(tmp_p
     assert metrics["progress_mae"]["n"] == 24
     assert "only their held-out frames count" in " ".join(metrics["notes"])
 
+    # Segments are the easiest frames there are: they sharpen nothing.
+    assert load_checkpoint(tmp_path / "run").calibration.stage_temperature == 1.0
+
 
 def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_path: Path) -> None:
     import dataclasses

@@ -14,6 +14,7 @@ from robo_reward.calibration import (
     fit_detector,
     fit_platt,
     fit_quantiles,
+    half_trusted,
 )
 from robo_reward.fusion import FusionParameters
 
@@ -29,6 +30,16 @@ def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
     assert scale == pytest.approx(np.sqrt(np.mean((residual[:4000] / std[:4000]) ** 2)))
     calibration = Calibration(fitted=True, quantiles=quantiles)
     assert calibration.quantile(0.9) == quantiles[17]
+
+
+def test_bands_of_segments_are_half_trusted_but_never_narrowed() -> None:
+    narrow = Calibration(fitted=True, quantiles=tuple(0.25 * LEVELS), std_scale=0.25)
+    wide = half_trusted(narrow)
+    assert wide.quantile(0.9) == pytest.approx(np.sqrt(0.25 * 0.9 * 1.6449))
+    assert wide.std_scale == 0.5
+    careful = Calibration(fitted=True, quantiles=tuple(9.0 * LEVELS), std_scale=2.0)
+    assert half_trusted(careful).quantiles == pytest.approx(careful.quantiles)
+    assert half_trusted(careful).std_scale == 2.0
 
 
 def test_few_residuals_give_the_largest_for_the_highest_level() -> None:
