@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from robo_reward.calibration import Calibration
@@ -51,7 +51,10 @@ class Moments:
 
 
 def raw_progress(
-    model: ProgressModel, prediction: Prediction, task: Int[Tensor, "*batch"], temperature: float
+    model: ProgressModel,
+    prediction: Prediction,
+    task: Int[Tensor, "*batch"],
+    temperature: float | Float[Tensor, ""],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Stage probabilities [*, k], expected tau per stage [*, k], and mean and spread of progress [*].
 

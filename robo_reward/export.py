@@ -22,14 +22,16 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from robo_reward.checkpoint import Checkpoint, load_checkpoint
@@ -39,6 +41,7 @@ from robo_reward.live import LiveBatch
 from robo_reward.model.progress_model import Context, ProgressModel
 from robo_reward.model.trunk import TrunkCache
 from robo_reward.onnx_stream import EXPORT_VERSION, STEP_INPUTS, STEP_OUTPUTS, load_onnx
+from robo_reward.schema import ProgressEstimate
 from robo_reward.stream import BatchStream
 
 __all__ = [
@@ -108,14 +111,11 @@ def export_model(checkpoint: Checkpoint, out: Path) -> float:
 
 
 def _need_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"export needs '{error.name}', which is not installed: pip install 'robo-reward[onnx]'"
-        ) from error
+            f"export needs {', '.join(missing)}, not installed here: pip install 'robo-reward[onnx]'"
+        )
 
 
 class RememberModule(nn.Module):
@@ -185,9 +185,8 @@ class StepModule(nn.Module):
         x = model.inputs(state[:, None], context, body)[:, 0]
         cache = TrunkCache(keys, values, time_s, filled, position)
         h, key, value = model.trunk.look_back(x, seconds, cache)
-        # A tensor in place of a number: the scale is calibration's, and the graph does not know it.
         said = model.heads(h, task)
-        probs, tau, mean, spread = raw_progress(model, said, task, temperature)  # pyright: ignore
+        probs, tau, mean, spread = raw_progress(model, said, task, temperature)
         starts = torch.stack([last, first, goal], dim=1)
         hops = model.hop_moments(starts, state[:, None].expand_as(starts))
         took = live & h.isfinite().all(dim=-1)
@@ -302,7 +301,7 @@ def _export(module: nn.Module, example: dict[str, Tensor], outputs: Sequence[str
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """The exporter's remarks on its own future are nothing a user can act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -347,7 +346,7 @@ def largest_difference(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> f
     return float(worst)
 
 
-def _numbers(estimate: Any) -> np.ndarray[Any, Any]:
+def _numbers(estimate: ProgressEstimate) -> Float64[np.ndarray, " n"]:
     single = [estimate.tau, estimate.progress, estimate.std, estimate.success_prob]
     # Where novelty is not known it is NaN in both.
     return np.array([*estimate.stage_probs, *estimate.interval, *single, np.nan_to_num(estimate.novelty)])

@@ -178,7 +178,7 @@ def test_refusals_name_the_way_out(
         export_model(checkpoint, exported)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
-        with pytest.raises(ConfigError, match=r"'onnxscript'.*pip install 'robo-reward\[onnx\]'"):
+        with pytest.raises(ConfigError, match=r"needs onnxscript.*pip install 'robo-reward\[onnx\]'"):
             export_model(checkpoint, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(CheckpointError, match="robo-reward export model=RUN"):
