@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -43,6 +43,7 @@ class ExperimentConfig(ImproveConfig):
     task_names: tuple[str, ...] | None = None
     arms: dict[str, Any] = field(default_factory=dict)
     arm_names: tuple[str, ...] = ()
+    arm_tasks: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     stores: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
@@ -61,18 +62,12 @@ def run(config: ExperimentConfig) -> None:
     console = Console(stderr=True)
     _check(config)
     cells: list[Cell] = []
-    planned: list[tuple[str, ImproveConfig]] = []
-    for task in chosen_tasks(config):
-        env = config.tasks[task]
-        store = _demonstrations(config, task, env)
-        for seed in config.seeds:
-            model = _model(config, task, store, seed)
-            planned += [(task, _cell(config, task, env, store, model, arm, seed)) for arm in config.arm_names]
-    for done, (task, metrics) in enumerate(_run_cells(planned, config.jobs), 1):
+    total = len(config.seeds) * sum(len(arms_of(config, task)) for task in chosen_tasks(config))
+    for done, (task, metrics) in enumerate(_run_cells(_plan(config), config.jobs), 1):
         cells.append(cell_of(task, metrics))
         last = cells[-1]
         console.print(
-            f"[{done}/{len(planned)}] {task}, {last.arm}, seed {last.seed}: success "
+            f"[{done}/{total}] {task}, {last.arm}, seed {last.seed}: success "
             f"{last.success[-1]:.2f}, area {area_under(last.rollouts, last.success):.3f}",
             markup=False,
         )
@@ -87,6 +82,8 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError("the experiment needs tasks={...}, arm_names=[...] and seeds=[...]")
     if unknown := [name for name in chosen_tasks(config) if name not in config.tasks]:
         raise ConfigError(f"no task '{unknown[0]}': choose from {', '.join(config.tasks)}")
+    if unknown := [name for name in config.arm_tasks if name not in config.arms]:
+        raise ConfigError(f"arm_tasks has no arm '{unknown[0]}': choose from {', '.join(config.arms)}")
     if unknown := [name for name in config.arm_names if name not in config.arms]:
         raise ConfigError(f"no arm '{unknown[0]}': choose from {', '.join(config.arms)}")
     if len(set(config.seeds)) < len(config.seeds):
@@ -100,6 +97,25 @@ def _check(config: ExperimentConfig) -> None:
 def chosen_tasks(config: ExperimentConfig) -> tuple[str, ...]:
     """The tasks to run."""
     return tuple(config.tasks) if config.task_names is None else config.task_names
+
+
+def arms_of(config: ExperimentConfig, task: str) -> tuple[str, ...]:
+    """The arms that run on a task."""
+    return tuple(arm for arm in config.arm_names if task in config.arm_tasks.get(arm, (task,)))
+
+
+def _plan(config: ExperimentConfig) -> Iterator[tuple[str, ImproveConfig]]:
+    """Every cell, one seed of all tasks after the other: what is there when time runs out is balanced.
+
+    A reward model is made just before the first cell that reads it.
+    """
+    for seed in config.seeds:
+        for task in chosen_tasks(config):
+            env = config.tasks[task]
+            store = _demonstrations(config, task, env)
+            model = _model(config, task, store, seed)
+            for arm in arms_of(config, task):
+                yield task, _cell(config, task, env, store, model, arm, seed)
 
 
 def _demonstrations(config: ExperimentConfig, task: str, env: Any) -> str:
@@ -198,16 +214,16 @@ def _cell(
 
 
 def _run_cells(
-    planned: Sequence[tuple[str, ImproveConfig]], jobs: int
-) -> Sequence[tuple[str, dict[str, Any]]] | Any:
+    planned: Iterable[tuple[str, ImproveConfig]], jobs: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     if jobs == 1:
         for task, config in planned:
             yield task, improve(config)
         return
     # Fresh processes: an OpenGL context does not survive a fork.
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        runs = [pool.submit(improve, config) for _, config in planned]
-        for (task, _), future in zip(planned, runs, strict=True):
+        runs = [(task, pool.submit(improve, config)) for task, config in planned]
+        for task, future in runs:
             yield task, future.result()
 
 

@@ -37,12 +37,14 @@ class LearnerConfig:
     n_step: int = 3
     discount: float = 0.95
     lr: float = 3e-4
+    actor_lr: float = 3e-4
     tau: float = 0.005
     target_noise: float = 0.2
     imitate: bool = True
     caution: float = 1.0
     warm_rollouts: int = 10
     clone_weight: float = 1.0
+    stay_weight: float = 0.0
     clone_steps: int = 1500
     clone_lr: float = 1e-3
     clone_noise: float = 0.2
@@ -51,6 +53,7 @@ class LearnerConfig:
     noise_start: float = 0.3
     noise_end: float = 0.1
     noise_rollouts: int = 100
+    noise_memory: float = 0.8
 
 
 class Learner:
@@ -74,9 +77,10 @@ class Learner:
         )
         self.target_policy.requires_grad_(False)
         self.target_critics.requires_grad_(False)
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.lr, fused=True)
+        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
         self.updates = 0
+        self.actor_learns = True
 
     def fit_scale(self, observation: Float[Tensor, "n d"], sizes: Sequence[int]) -> None:
         """Bring inputs to one scale, once: a policy whose inputs are rescaled later is another policy."""
@@ -108,8 +112,14 @@ class Learner:
         return error
 
     def learn(self, replay: Replay, decisions: int) -> dict[str, float]:
-        """The updates that `decisions` new decisions pay for; returns means over them."""
+        """The updates that `decisions` new decisions pay for; returns means over them.
+
+        The actor stays the cloned policy for the first rollouts: moved up critics that know nothing yet, it
+        would forget within minutes what it was shown.
+        """
         count = decisions * self.config.updates_per_decision
+        own = sum(not episode.demonstration for episode in replay.episodes)
+        self.actor_learns = own > self.config.warm_rollouts
         sums: dict[str, Tensor] = {}
         for batch in replay.batches(count, self.config.batch_size, self.config.demo_share, self.generator):
             for name, value in self.update(batch).items():
@@ -140,7 +150,7 @@ class Learner:
         _follow(self.target_critics, self.critics, config.tau)
         self.updates += 1
         told = {"critic": critic_loss.detach() / config.critics, "value": values.detach().mean()}
-        if self.updates % config.actor_every == 0:
+        if self.actor_learns and self.updates % config.actor_every == 0:
             told |= self._update_actor(batch, x)
         return told
 
@@ -154,7 +164,8 @@ class Learner:
         error = ((action - batch.action) ** 2).mean(dim=1)
         shown = batch.demonstrated
         clone = (error * shown).sum() / shown.sum().clamp(min=1)
-        loss = config.clone_weight * clone - gain
+        stay = (error * (1 - shown)).sum() / (1 - shown).sum().clamp(min=1)
+        loss = config.clone_weight * clone + config.stay_weight * stay - gain
         self.policy_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.policy_optimizer.step()

@@ -133,6 +133,7 @@ class _Session:
             rule=instantiate(config.shaping.rule),
             kappa=config.shaping.kappa,
             discount=config.learner.discount,
+            horizon=config.shaping.horizon,
         )
         self.shaping = shaping
         self.replay = Replay(
@@ -231,6 +232,7 @@ class _Session:
             index=index,
             seed=seed,
             noise=self.learner.noise(index),
+            noise_memory=config.learner.noise_memory,
             film=bool(config.film_every) and index % config.film_every == 0,
             abort=abort_rule(whole, self.shaping.progress, index, rng) if savings.abort else None,
             start=start,
@@ -238,17 +240,22 @@ class _Session:
         )
 
     def _learn(self, rollout: Rollout) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        if self.config.shaping.outcome_trust:
-            numbers["trust"] = self._fade()
+        numbers = self._guide()
         return numbers | self.learner.learn(self.replay, rollout.decisions)
 
-    def _fade(self) -> float:
-        """Scale the potential of every episode by how well it has told successes from failures."""
-        trust = outcome_trust(self.rollouts, self.shaping.progress)
-        potential = Scaled(self.shaping.potential, trust)
-        self.replay.relabel(self.replay.episodes, dataclasses.replace(self.shaping, potential=potential))
-        return trust
+    def _guide(self) -> dict[str, float]:
+        """How far the potential leads: less with every rollout, and less where outcomes speak against it."""
+        wanted, trust = self.config.shaping, 1.0
+        if wanted.outcome_trust:
+            trust = outcome_trust(self.rollouts, self.shaping.progress)
+        potential = Scaled(self.shaping.potential, trust) if trust < 1.0 else self.shaping.potential
+        # In steps of ten rollouts: every change lays the whole replay out anew.
+        share = min(self.done // 10 * 10 / max(wanted.horizon_rollouts, 1), 1.0)
+        horizon = 1.0 - trust * (1.0 - wanted.horizon) * (1.0 - share)
+        shaping = dataclasses.replace(self.shaping, potential=potential, horizon=horizon)
+        if shaping != self.replay.shaping:
+            self.replay.relabel(self.replay.episodes, shaping)
+        return {"trust": trust, "horizon": horizon}
 
     def _refresh(self) -> None:
         """Let the reward model learn from the outcomes so far, and relabel every episode by it."""
