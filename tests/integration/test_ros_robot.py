@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import gymnasium
@@ -146,18 +147,26 @@ def run_recorder(ros_domain: int) -> Iterator[Callable[..., Any]]:
     def make(**values: Any) -> tuple[BagRecorder, Callable[[], None]]:
         context = rclpy.Context()
         rclpy.init(context=context)
-        recorder = BagRecorder(**values, context=context)
         executor = SingleThreadedExecutor(context=context)
-        executor.add_node(recorder)
-        thread = threading.Thread(target=executor.spin, daemon=True)
+        made: Queue[BagRecorder] = Queue()
+
+        def record() -> None:
+            # All of it in one thread: SQLite asks for that.
+            recorder = BagRecorder(**values, context=context)
+            executor.add_node(recorder)
+            made.put(recorder)
+            executor.spin()
+            recorder.finish()
+            recorder.destroy_node()
+
+        thread = threading.Thread(target=record, daemon=True)
         thread.start()
+        recorder = made.get(timeout=LIMIT_S)
 
         def end() -> None:
             if context.ok():
                 executor.shutdown()
                 thread.join()
-                recorder.finish()
-                recorder.destroy_node()
                 context.try_shutdown()
 
         ends.append(end)
