@@ -1,0 +1,62 @@
+"""What of a store becomes a LeRobot dataset, and what is refused before LeRobot is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robo_reward.cli.main import main
+from robo_reward.schema import Outcome
+from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward_data.store import EpisodeStore
+from robo_reward_data.to_lerobot import ToLeRobotConfig, _features, _led_to_success, _rate
+
+
+def test_success_is_what_the_action_led_to() -> None:
+    info = toy_episode(0, length=5).info
+    by_frame = dataclasses.replace(info, success=np.array([False, False, True, False, True]))
+    assert _led_to_success(by_frame).tolist() == [False, True, False, True, True]
+    said = {
+        outcome: _led_to_success(dataclasses.replace(info, success=None, outcome=outcome))
+        for outcome in Outcome
+    }
+    assert said[Outcome.SUCCESS].tolist() == [False] * 4 + [True]
+    assert said[Outcome.FAILURE].tolist() == [False] * 5
+    assert said[Outcome.UNKNOWN] is None
+
+
+def test_one_episode_of_unknown_outcome_leaves_the_column_out() -> None:
+    episodes = [toy_episode(index, length=5) for index in range(2)]
+    config = ToLeRobotConfig(data="", out="")
+    known = _features([MemoryReader(episode) for episode in episodes], config)
+    height, width = episodes[0].info.image_sizes["front"]
+    assert known["observation.images.front"]["shape"] == (height, width, 3)
+    assert "next.success" in known
+    info = dataclasses.replace(episodes[1].info, success=None, outcome=Outcome.UNKNOWN)
+    mixed = [MemoryReader(episodes[0]), MemoryReader(dataclasses.replace(episodes[1], info=info))]
+    assert "next.success" not in _features(mixed, config)
+
+
+def test_what_does_not_fit_one_dataset_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = EpisodeStore.create(tmp_path / "store")
+    first, second = toy_episode(0, length=6), toy_episode(1, length=6)
+    store.write(first)
+    half = dataclasses.replace(second.info, cameras=("front",), image_sizes={"front": (32, 32)})
+    store.write(dataclasses.replace(second, info=half, frames={"front": second.frames["front"]}))
+    command = ["to_lerobot", f"data={tmp_path / 'store'}", f"out={tmp_path / 'set'}"]
+    assert main(command) == 1
+    assert "toy_001 has observation.images.wrist None, toy_000 (32, 32, 3)" in capsys.readouterr().err
+    (tmp_path / "set").mkdir()
+    assert main(command) == 1
+    assert "exists: choose another out=" in capsys.readouterr().err
+    slow = dataclasses.replace(second.info, stamp_ns=first.info.stamp_ns * 3)
+    readers = [MemoryReader(first), MemoryReader(first), MemoryReader(dataclasses.replace(second, info=slow))]
+    with pytest.raises(
+        Exception, match=r"toy_001 has .* frames a second, the dataset would have .*: say fps="
+    ):
+        _rate(readers)
