@@ -27,7 +27,7 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the `onnx` extra is not installed")
 
 TASKS = ("fill the bar", "empty the bar")
-LENGTH = 21  # four times around the ring cache
+LENGTH = 24  # more than four times around the ring cache
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_onnxruntime_says_what_pytorch_says(run: Path, exported: Path) -> None:
         for engine in engines:
             if index == 4:
                 engine.set_goal(0, goal)
-            if index == 16:
+            if index == 10:
                 engine.reset(1)
         ours, theirs = (engine.push(*moment(index)) for engine in engines)
         for mine, other in zip(ours, theirs, strict=True):
@@ -127,13 +127,13 @@ def test_onnxruntime_says_what_pytorch_says(run: Path, exported: Path) -> None:
             assert (mine.stamp_ns, mine.model_version) == (other.stamp_ns, other.model_version)
             assert mine.per_view.keys() == other.per_view.keys()
             seen.add(mine.reason)
-            notes.add(mine.note.split(" (")[0])
+            notes.add(mine.note.split(";")[0])
             if mine.valid:
                 worst = max(worst, float(np.abs(numbers(mine) - numbers(other)).max()))
         np.testing.assert_allclose(engines[0].states, engines[1].states, atol=1e-4)
     assert 0 < worst < 1e-4
     assert len(seen) == 4  # good moments, and each kind of bad one
-    assert len(notes) > 2
+    assert any(note.endswith("is stuck: 8 times the same image") for note in notes)
 
 
 def test_a_network_that_says_nan_is_invalid_and_leaves_no_trace(exported: Path) -> None:
