@@ -52,6 +52,7 @@ class ImproveConfig:
     demo_kinds: tuple[str, ...] | None = None
     observe: tuple[str, ...] = ("proprio", "motion", "embedding", "start", "estimate")
     privileged: bool = False
+    privileged_state: str = ""
     privileged_demos: str = ""
     privileged_parts: tuple[str, ...] = ("proprio", "privileged")
     success: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +89,11 @@ def check_config(config: ImproveConfig) -> None:
         raise ConfigError(f"seed={config.seed}: must be 0 or more")
     if "privileged" in config.observe:
         raise ConfigError("observe has 'privileged': the simulator's state needs privileged=true instead")
+    if config.privileged and not (config.privileged_state and config.privileged_demos):
+        raise ConfigError(
+            "privileged=true needs the simulator's state, now and along the demonstrations: name what gives "
+            "it, privileged_state=package.module.function and privileged_demos=package.module.function"
+        )
     learner = config.learner
     if not 0.0 < learner.discount < 1.0:
         raise ConfigError(f"learner.discount={learner.discount}: choose one in (0, 1)")

@@ -111,11 +111,6 @@ def _privileged(config: ImproveConfig, worker: Worker, reader: EpisodeReader) ->
     """The simulator's state at every moment of a demonstration, from the adapter that knows how to get it."""
     if not config.privileged:
         return None
-    if not config.privileged_demos:
-        raise DataError(
-            "privileged=true needs the simulator's state along the demonstrations: name what gives it, "
-            "privileged_demos=package.module.function"
-        )
     found = import_object(config.privileged_demos)(worker.env, reader)
     if len(found) != reader.info.length:
         raise DataError(

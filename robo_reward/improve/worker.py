@@ -17,7 +17,7 @@ from jaxtyping import Float32, Float64
 from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
 from robo_reward.errors import ConfigError, DataError
-from robo_reward.imports import instantiate
+from robo_reward.imports import import_object, instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.observer import Moment, Observer
 from robo_reward.improve.rollouts import Rollout
@@ -111,6 +111,7 @@ class Worker:
         self.model: RewardModel | None = load(config.model) if uses_model and config.model else None
         self.env = make_environment(config, blind=self.model is None)
         self._check_environment(config)
+        self._state = import_object(config.privileged_state) if config.privileged else None
         stream, stages = None, 0
         if self.model is not None:
             stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
@@ -124,7 +125,6 @@ class Worker:
         base = self.env.unwrapped
         for name, wanted in (
             ("oracle", self._progress.needs_truth),
-            ("privileged_state", config.privileged),
             ("get_state", config.savings.promising_resets > 0),
         ):
             if wanted and not hasattr(base, name):
@@ -133,6 +133,10 @@ class Worker:
                     "another arm, privileged=false and savings.promising_resets=0"
                 )
         self._low, self._high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+
+    def privileged(self, base: Any) -> Float32[np.ndarray, " s"] | None:
+        """The simulator's state of this moment as the policy gets it, None where it gets none."""
+        return None if self._state is None else np.asarray(self._state(base), np.float32)
 
     @property
     def action_size(self) -> int:
@@ -249,7 +253,7 @@ class _Tape:
     def __init__(self, worker: Worker, order: Order, observation: Mapping[str, Any]) -> None:
         base: Any = worker.env.unwrapped
         self._base, self._order = base, order
-        self._observer, self._needs = worker.observer, "privileged" in worker.observer.parts
+        self._observer, self._know = worker.observer, worker.privileged
         self._action_size = worker.action_size
         self._decision_ns = int(getattr(base, "decision_ns", 100_000_000))
         self._version = worker.model.version if worker.model is not None else ""
@@ -265,13 +269,13 @@ class _Tape:
         self.states: list[Any] = []
         if order.start is not None:
             # The reward model compares with the first image of an episode: show it that one first.
-            known = np.asarray(base.privileged_state(), np.float32) if self._needs else None
+            known = self._know(base)
             self._observer.see({**observation, "images": order.start.first}, self._clock, known)
             self._clock += self._decision_ns
 
     def see(self, observation: Mapping[str, Any], info: Mapping[str, Any], *, success: bool) -> Moment:
         """Take in a new moment."""
-        known = np.asarray(self._base.privileged_state(), np.float32) if self._needs else None
+        known = self._know(self._base)
         self._clock = int(info.get("elapsed_ns", self._clock))  # a robot's own clock, where it has one
         self._stamps.append(self._clock)
         moment = self._observer.see(observation, self._clock, known)

@@ -26,6 +26,7 @@ OPTIONS = [
     "demonstrations=1",
     "arm=oracle",
     "privileged=true",
+    "privileged_state=improve_toy.state",
     "privileged_demos=improve_toy.privileged",
     "learner.width=16",
     "learner.batch_size=16",

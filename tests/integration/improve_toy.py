@@ -128,6 +128,11 @@ class Demos:
         self.fingerprint = "dots"
 
 
+def state(env: Any) -> np.ndarray:
+    """The simulator's state now."""
+    return env.privileged_state()
+
+
 def privileged(env: Any, reader: Any) -> np.ndarray:
     """The simulator's state along a demonstration."""
     proprio = reader.read_proprio()

@@ -38,7 +38,12 @@ WORLD = [
     "learner.clone_steps=300",
     "evaluate_episodes=5",
 ]
-BLIND = ["arm=oracle", "privileged=true", "privileged_demos=improve_toy.privileged"]
+BLIND = [
+    "arm=oracle",
+    "privileged=true",
+    "privileged_state=improve_toy.state",
+    "privileged_demos=improve_toy.privileged",
+]
 FAST = ["rollouts=4", "evaluate_every=2", "learner.updates_per_decision=1", "learner.clone_steps=50"]
 
 

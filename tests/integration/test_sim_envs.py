@@ -15,8 +15,11 @@ from gymnasium.utils.env_checker import check_env
 
 import robo_reward_sim
 from robo_reward.errors import ConfigError
+from robo_reward_data.store import EpisodeStore
 from robo_reward_sim.envs import ManipulationEnv
 from robo_reward_sim.gl import GraphicsError
+from robo_reward_sim.privileged import privileged_demonstration, relative_state
+from robo_reward_sim.record import RecordConfig, record
 from robo_reward_sim.rendering import FreeCamera
 from robo_reward_sim.tasks import TASKS
 
@@ -113,6 +116,30 @@ def test_the_truth_comes_when_asked_for() -> None:
     assert info["oracle"] == env.oracle()
     assert np.array_equal(info["privileged_state"], env.privileged_state())
     assert env.oracle().progress == 0.0
+    env.close()
+
+
+def test_the_relative_state_follows_the_hand_and_is_lived_again_from_a_recording(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    record(
+        RecordConfig(store, PEG, 1, mix={"expert": 1.0}, cameras=["right"], image_size=[24, 24], workers=1)
+    )
+    (reader,) = EpisodeStore.open(store).episodes
+    env = gymnasium.make(PEG, cameras=())
+    base = env.unwrapped
+    assert isinstance(base, ManipulationEnv)
+    states = privileged_demonstration(env, reader)
+    assert states.shape == (reader.info.length, 16)
+    env.reset(seed=int(reader.info.source["reset_seed"]))
+    start, raw = relative_state(base), base.privileged_state()
+    np.testing.assert_array_equal(states[0], start)
+    np.testing.assert_allclose(start[:3] + start[4:7], raw[4:7], atol=1e-6)  # the object
+    np.testing.assert_allclose(start[:3] + start[4:7] + start[7:10], raw[36:39], atol=1e-6)  # the goal
+    env.step(np.array([1.0, 0.0, 0.0, -1.0]))
+    moved = relative_state(base)
+    assert moved[0] - start[0] > 0.01
+    np.testing.assert_allclose(moved[4] - start[4], start[0] - moved[0], atol=1e-3)  # nearer by as much
+    assert moved[10] > 0.0
     env.close()
 
 
