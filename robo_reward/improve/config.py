@@ -20,7 +20,7 @@ class ShapingConfig:
     rule: dict[str, Any] = field(default_factory=dict)
     kappa: float = 1.0
     horizon: float = 1.0
-    horizon_rollouts: int = 100
+    horizon_rollouts: int = 300
     outcome_trust: bool = False
 
 
@@ -103,8 +103,6 @@ def check_config(config: ImproveConfig) -> None:
         )
     if not 0.0 <= learner.demo_share <= 1.0:
         raise ConfigError(f"learner.demo_share={learner.demo_share}: a share is in [0, 1]")
-    if not 0.0 <= learner.noise_memory < 1.0:
-        raise ConfigError(f"learner.noise_memory={learner.noise_memory}: choose one in [0, 1)")
     for key in ("width", "batch_size", "updates_per_decision", "actor_every", "n_step"):
         if getattr(learner, key) < 1:
             raise ConfigError(f"learner.{key}={getattr(learner, key)}: must be 1 or more")

@@ -27,7 +27,7 @@ class LearnerConfig:
     """See `learner` in `configs/improve.yaml`."""
 
     width: int = 128
-    critics: int = 5
+    critics: int = 2
     subset: int = 2
     batch_size: int = 128
     demo_share: float = 0.5
@@ -36,24 +36,22 @@ class LearnerConfig:
     actor_every: int = 2
     n_step: int = 3
     discount: float = 0.95
-    lr: float = 3e-4
+    lr: float = 1e-3
     actor_lr: float = 3e-4
     tau: float = 0.005
     target_noise: float = 0.2
-    imitate: bool = True
+    imitate: bool = False
     caution: float = 1.0
-    warm_rollouts: int = 10
+    warm_rollouts: int = 0
     clone_weight: float = 1.0
-    stay_weight: float = 0.0
     clone_steps: int = 1500
     clone_lr: float = 1e-3
-    clone_noise: float = 0.2
+    clone_noise: float = 0.1
     scale_floor: float = 1.0
     value_weight: float = 1.0
-    noise_start: float = 0.3
+    noise_start: float = 0.2
     noise_end: float = 0.1
     noise_rollouts: int = 100
-    noise_memory: float = 0.8
 
 
 class Learner:
@@ -164,8 +162,7 @@ class Learner:
         error = ((action - batch.action) ** 2).mean(dim=1)
         shown = batch.demonstrated
         clone = (error * shown).sum() / shown.sum().clamp(min=1)
-        stay = (error * (1 - shown)).sum() / (1 - shown).sum().clamp(min=1)
-        loss = config.clone_weight * clone + config.stay_weight * stay - gain
+        loss = config.clone_weight * clone - gain
         self.policy_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.policy_optimizer.step()

@@ -11,6 +11,8 @@ from torch.nn.functional import layer_norm, linear, relu
 
 __all__ = ["Controller", "Critics", "Policy"]
 
+_FAR = 50.0  # beyond it an input says no more
+
 
 class Policy(nn.Module):
     """A deterministic policy: observations f32[b, d] to actions in [-1, 1], f32[b, a].
@@ -28,12 +30,10 @@ class Policy(nn.Module):
         self.weight1, self.bias1 = _matrix(observation, width, generator)
         self.weight2, self.bias2 = _matrix(width, width, generator)
         self.weight3, self.bias3 = _matrix(width, action, generator)
-        self.scale1, self.shift1 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.scale2, self.shift2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def normalize(self, observation: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Observations at one scale, outliers clipped."""
-        return ((observation - self.mean) / self.std).clamp(-5.0, 5.0)
+        return ((observation - self.mean) / self.std).clamp(-_FAR, _FAR)
 
     def forward(self, observation: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
         """Actions for observations as they come from the robot."""
@@ -41,9 +41,8 @@ class Policy(nn.Module):
 
     def act(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
         """Actions for normalized observations."""
-        width = self.weight2.shape[1:]
-        h = relu(layer_norm(linear(x, self.weight1, self.bias1), width, self.scale1, self.shift1))
-        h = relu(layer_norm(linear(h, self.weight2, self.bias2), width, self.scale2, self.shift2))
+        h = relu(linear(x, self.weight1, self.bias1))
+        h = relu(linear(h, self.weight2, self.bias2))
         return torch.tanh(linear(h, self.weight3, self.bias3))
 
 

@@ -232,7 +232,6 @@ class _Session:
             index=index,
             seed=seed,
             noise=self.learner.noise(index),
-            noise_memory=config.learner.noise_memory,
             film=bool(config.film_every) and index % config.film_every == 0,
             abort=abort_rule(whole, self.shaping.progress, index, rng) if savings.abort else None,
             start=start,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -12,7 +11,7 @@ import cv2
 import gymnasium
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 
 from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
@@ -46,7 +45,6 @@ class Order:
     index: int
     seed: int
     noise: float
-    noise_memory: float = 0.0
     film: bool = False
     abort: AbortRule | None = None
     start: Start | None = None
@@ -170,7 +168,7 @@ class Worker:
 
     def run(self, order: Order) -> RolloutResult:
         """One rollout with the policy that was set."""
-        wander = _wander(order, self.action_size)
+        rng = np.random.default_rng((order.seed, 1))
         observation, info = self._reset(order)
         tape = _Tape(self, order, observation)
         self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
@@ -179,7 +177,7 @@ class Worker:
         first = tape.see(observation, info, success=False)
         terminated, truncated, aborted, cut = False, False, False, ""
         while not (terminated or truncated or aborted):
-            action, intervened = self._act(tape.moments[-1], observation, next(wander))
+            action, intervened = self._act(tape.moments[-1], observation, order.noise, rng)
             observation, _, ended, truncated, info = self.env.step(self._in_units(action))
             if info.get("physics_error") or info.get("reason"):
                 cut = str(info.get("reason", ""))
@@ -204,7 +202,7 @@ class Worker:
         return base.set_state(order.start.state)
 
     def _act(
-        self, moment: Moment, observation: Any, noise: Float64[np.ndarray, " a"]
+        self, moment: Moment, observation: Any, noise: float, rng: np.random.Generator
     ) -> tuple[Float32[np.ndarray, " a"], bool]:
         if self._person is not None:
             taken = self._person.action(observation)
@@ -215,7 +213,8 @@ class Worker:
         joined = np.concatenate([moment.parts[name] for name in self._parts])
         with torch.inference_mode():
             action = self._policy(torch.from_numpy(joined)[None])[0].numpy()
-        return np.clip(action + noise, -1.0, 1.0).astype(np.float32), False
+        noisy = action + noise * rng.standard_normal(len(action))
+        return np.clip(noisy, -1.0, 1.0).astype(np.float32), False
 
     def _in_units(self, action: Float32[np.ndarray, " a"]) -> Float32[np.ndarray, " a"]:
         return (self._low + (action.astype(np.float64) + 1) / 2 * (self._high - self._low)).astype(np.float32)
@@ -231,20 +230,6 @@ class Worker:
     def close(self) -> None:
         """Free the environment."""
         self.env.close()
-
-
-def _wander(order: Order, size: int) -> Iterator[Float64[np.ndarray, " a"]]:
-    """Exploration noise of one decision after the other, correlated in time.
-
-    What is independent from decision to decision averages out before the hand has moved: correlated noise
-    gets somewhere, and the critics can tell what it did (Eberhard et al. 2023, pink noise).
-    """
-    rng = np.random.default_rng((order.seed, 1))
-    fresh = math.sqrt(1.0 - order.noise_memory**2)
-    drift = rng.standard_normal(size)
-    while True:
-        yield order.noise * drift
-        drift = order.noise_memory * drift + fresh * rng.standard_normal(size)
 
 
 class _Tape:
