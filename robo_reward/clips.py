@@ -27,7 +27,6 @@ __all__ = [
     "ColorJitter",
     "CorruptView",
     "CounterfactualInstruction",
-    "Cutout",
     "DropView",
     "Geometry",
     "Hold",
@@ -418,30 +417,6 @@ class Mirror:
         if not _chance(self.probability, rng):
             return pixels
         return replace(pixels, rgb=np.ascontiguousarray(pixels.rgb[..., ::-1, :]))
-
-
-@dataclass(frozen=True)
-class Cutout:
-    """A rectangle of one flat color hides part of a view for the whole window (DeVries & Taylor 2017).
-
-    Something is always in the way of something: no single cue may carry the estimate. `size` is the largest
-    share of height and of width hidden.
-    """
-
-    probability: float = 0.3
-    size: float = 0.5
-
-    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        """Paint over each live view at random."""
-        rgb = pixels.rgb.copy()
-        height, width = rgb.shape[2:4]
-        for view in np.flatnonzero(pixels.view_mask):
-            tall, wide = (max(1, round(n * rng.uniform(0.1, self.size))) for n in (height, width))
-            top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
-            color = rng.integers(0, 256, 3, dtype=np.uint8)
-            if _chance(self.probability, rng):
-                rgb[view, :, top : top + tall, left : left + wide] = color
-        return replace(pixels, rgb=rgb)
 
 
 @dataclass(frozen=True)
