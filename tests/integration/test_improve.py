@@ -214,7 +214,8 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> No
     cells = ["arm_names=[sparse,oracle]", "seeds=[0,1]", "task_names=[dot]", "+stores.dot=memory"]
     fast = [o for o in [*WORLD, *BLIND[1:], *FAST] if not o.startswith(("env=", "demos", "arm="))]
     task = "+tasks.dot={_target_: improve_toy.Dot}"
-    overrides = ["+experiment=one_demo", *cells, task, *fast, f"out={out}"]
+    endless = "~env_args.max_episode_steps"  # the limit is an argument of gymnasium.make
+    overrides = ["+experiment=one_demo", *cells, task, endless, *fast, f"out={out}"]
     run_command("improve", overrides)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert set(results["dot"]) == {"sparse", "oracle"}

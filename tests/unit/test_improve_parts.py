@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,6 +79,13 @@ def test_two_step_targets_of_a_success_worked_by_hand() -> None:
     assert found[0] == pytest.approx((0.1 + 0.5 * 0.0, 0.25, 2))
     assert found[1] == pytest.approx((0.0 + 0.5 * 0.6, 0.0, 3))  # ends in a terminal state: no bootstrap
     assert found[2] == pytest.approx((0.6, 0.0, 3))
+
+
+def test_a_shorter_horizon_discounts_what_follows_and_leaves_the_shaping_terms_alone() -> None:
+    near = dataclasses.replace(shaping(), horizon=0.5)  # looks ahead by 1/4, shapes by 1/2
+    found = rows_of(rollout([0.0, 0.2, 0.4, 0.6], terminated=True), near, 2)
+    assert found[0] == pytest.approx((0.1 + 0.25 * 0.0, 0.0625, 2))
+    assert found[1] == pytest.approx((0.0 + 0.25 * 0.6, 0.0, 3))
 
 
 def test_a_truncated_episode_keeps_its_last_potential_and_bootstraps() -> None:
