@@ -50,19 +50,13 @@ class RewardModel:
 
     def stream(self, instruction: str | None = None) -> Stream:
         """Live estimates of one episode; the instruction may be left out where there is one task."""
-        return Stream(self.checkpoint, self._instruction(instruction))
+        return Stream(self.checkpoint, self.checkpoint.model.config.instruction_or_only(instruction))
 
     def batch_stream(self, streams: int, instruction: str | None = None) -> BatchStream:
         """Live estimates of several episodes in step."""
-        return BatchStream(self.checkpoint, [self._instruction(instruction)] * streams)
-
-    def _instruction(self, instruction: str | None) -> str:
-        if instruction is not None:
-            return instruction
-        if len(self.instructions) == 1:
-            return self.instructions[0]
-        known = ", ".join(repr(text) for text in self.instructions)
-        raise ConfigError(f"the model knows several tasks, name one: {known}")
+        return BatchStream(
+            self.checkpoint, [self.checkpoint.model.config.instruction_or_only(instruction)] * streams
+        )
 
 
 def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:

@@ -154,10 +154,12 @@ def half_trusted(calibration: Calibration) -> Calibration:
     single simulated demonstrations, judged on other episodes of their task where 90 % was asked for, covered
     .38 to .97 with the former, .96 to 1 with the latter, and .88 to .98 with this mean.
     """
-    pairs = zip(calibration.quantiles, normal_quantiles(LEVELS), strict=False)
+    if not calibration.quantiles:  # none were fitted: the model's own spread is all there is
+        return calibration
+    own, raw = np.array(calibration.quantiles), normal_quantiles(LEVELS)
     return replace(
         calibration,
-        quantiles=tuple(float(np.sqrt(own * max(own, raw))) for own, raw in pairs),
+        quantiles=tuple(float(q) for q in np.sqrt(own * np.maximum(own, raw))),
         std_scale=float(np.sqrt(calibration.std_scale * max(calibration.std_scale, 1.0))),
     )
 

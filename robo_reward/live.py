@@ -266,20 +266,8 @@ class LiveBatch:
         )
 
     def _invalid(self, reason: str, stamp: int) -> ProgressEstimate:
-        nan = float("nan")
-        return ProgressEstimate(
-            stage_probs=np.full(self._engine.config.max_stages, nan, dtype=np.float32),
-            tau=nan,
-            progress=nan,
-            std=nan,
-            interval=(nan, nan),
-            success_prob=nan,
-            per_view={},
-            valid=False,
-            reason=reason,
-            stamp_ns=int(stamp),
-            model_version=self._engine.version,
-        )
+        engine = self._engine
+        return ProgressEstimate.invalid(reason, engine.config.max_stages, int(stamp), engine.version)
 
 
 class LiveStream:

@@ -109,7 +109,7 @@ class OnnxModel:
 
     def stream(self, instruction: str | None = None) -> LiveStream:
         """Live estimates of one episode; the instruction may be left out where there is one task."""
-        return LiveStream(self.batch_stream([self._instruction(instruction)]))
+        return LiveStream(self.batch_stream([self.config.instruction_or_only(instruction)]))
 
     def batch_stream(self, instructions: Sequence[str]) -> LiveBatch:
         """Live estimates of several episodes in step, one for each instruction.
@@ -139,14 +139,6 @@ class OnnxModel:
             f"the exported model has no embedding of {instruction!r} (its sentence encoder stays behind): "
             f"use one of {known}"
         )
-
-    def _instruction(self, instruction: str | None) -> str:
-        if instruction is not None:
-            return instruction
-        if len(self.instructions) == 1:
-            return self.instructions[0]
-        known = ", ".join(repr(text) for text in self.instructions)
-        raise ConfigError(f"the model knows several tasks, name one: {known}")
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -208,6 +208,24 @@ class ProgressEstimate:
     note: str = ""
     novelty: float = float("nan")
 
+    @classmethod
+    def invalid(cls, reason: str, stages: int, stamp_ns: int, model_version: str) -> ProgressEstimate:
+        """No estimate of this moment: NaN for every number, over `stages` stages, and why."""
+        nan = float("nan")
+        return cls(
+            stage_probs=np.full(stages, nan, dtype=np.float32),
+            tau=nan,
+            progress=nan,
+            std=nan,
+            interval=(nan, nan),
+            success_prob=nan,
+            per_view={},
+            valid=False,
+            reason=reason,
+            stamp_ns=stamp_ns,
+            model_version=model_version,
+        )
+
     @property
     def stage(self) -> int:
         """Index of the most likely stage, or -1 where the estimate is invalid."""

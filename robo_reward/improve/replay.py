@@ -199,7 +199,7 @@ class Replay:
         self._rows += [self._lay_out(episode) for episode in self.episodes[len(self._rows) :]]
         columns = self._rows
         starts = np.cumsum([0, *(episode.decisions + 1 for episode in self.episodes)])
-        after = [column[3] + start for column, start in zip(columns, starts, strict=False)]
+        after = [column[3] + start for column, start in zip(columns, starts[:-1], strict=True)]
 
         def joined(index: int) -> np.ndarray:
             return np.concatenate([column[index] for column in columns])

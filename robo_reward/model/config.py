@@ -93,6 +93,19 @@ class ModelConfig:
         known = ", ".join(repr(t.instructions[0]) for t in self.tasks)
         raise DataError(f"the model does not know the instruction {instruction!r}: it knows {known}")
 
+    def instruction_or_only(self, instruction: str | None) -> str:
+        """The instruction, or that of the only task where none is named.
+
+        Raises:
+            ConfigError: none is named, and there are several tasks.
+        """
+        if instruction is not None:
+            return instruction
+        if len(self.tasks) == 1:
+            return self.tasks[0].instructions[0]
+        known = ", ".join(repr(task.instructions[0]) for task in self.tasks)
+        raise ConfigError(f"the model knows several tasks, name one: {known}")
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
         return asdict(self)

@@ -435,17 +435,9 @@ class RewardNode(LifecycleNode):
     def _say_blind(self, silence: float) -> None:
         """No camera sees anything: that is published, too."""
         cameras = ", ".join(f"{name} {camera.silent_s:.1f} s" for name, camera in self._cameras.items())
-        nan = float("nan")
-        estimate = ProgressEstimate(
-            stage_probs=np.full(max(1, len(self._judge.stage_names)), nan, np.float32),
-            tau=nan,
-            progress=nan,
-            std=nan,
-            interval=(nan, nan),
-            success_prob=nan,
-            per_view={},
-            valid=False,
-            reason=f"no image for {silence:.1f} s (silent: {cameras})",
+        estimate = ProgressEstimate.invalid(
+            f"no image for {silence:.1f} s (silent: {cameras})",
+            stages=max(1, len(self._judge.stage_names)),
             stamp_ns=max(0, self.get_clock().now().nanoseconds),
             model_version=self._model.version,
         )
