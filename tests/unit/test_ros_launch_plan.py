@@ -6,6 +6,7 @@ import json
 import runpy
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ def _script(tmp_path: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatc
     return name
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def _sigint(request: pytest.FixtureRequest) -> Generator[None]:
+    """SIGINT as a shell leaves it to what it runs in the foreground, and in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint")
 def test_everything_ends_with_the_essential_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

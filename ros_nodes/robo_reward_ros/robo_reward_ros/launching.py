@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -123,16 +124,35 @@ class _Running:
 
     def _start(self) -> None:
         # A group of its own: Ctrl-C reaches the launch alone, which then ends the processes in order.
-        self._popen = subprocess.Popen(
-            self._command,
-            env=dict(self._environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with _sigint_heard():
+            self._popen = subprocess.Popen(
+                self._command,
+                env=dict(self._environment),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         pipe = cast("IO[bytes]", self._popen.stdout)
         self._reader = threading.Thread(target=_pass_on, args=(self.process.name, pipe), daemon=True)
         self._reader.start()
+
+
+@contextmanager
+def _sigint_heard() -> Generator[None]:
+    """Processes that start in here can be asked to end.
+
+    A shell starts what it runs in the background with SIGINT ignored, and that is inherited: the processes of
+    a launch from a script would not hear the request, and be killed instead.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _pass_on(name: str, pipe: IO[bytes]) -> None:
