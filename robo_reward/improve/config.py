@@ -49,6 +49,7 @@ class ImproveConfig:
     blind_args: dict[str, Any] = field(default_factory=dict)
     demonstrations: int | None = None
     demo_offset: int = 0
+    demo_hold: int = 2
     demo_kinds: tuple[str, ...] | None = None
     observe: tuple[str, ...] = ("proprio", "motion", "embedding", "start", "estimate")
     privileged: bool = False
@@ -94,6 +95,8 @@ def check_config(config: ImproveConfig) -> None:
             "privileged=true needs the simulator's state, now and along the demonstrations: name what gives "
             "it, privileged_state=package.module.function and privileged_demos=package.module.function"
         )
+    if config.demo_hold < 1:
+        raise ConfigError(f"demo_hold={config.demo_hold}: must be 1 or more")
     learner = config.learner
     if not 0.0 < learner.discount < 1.0:
         raise ConfigError(f"learner.discount={learner.discount}: choose one in (0, 1)")

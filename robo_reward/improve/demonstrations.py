@@ -54,16 +54,19 @@ def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
 def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: EpisodeReader) -> Rollout:
     """A demonstration as the policy would have lived it, up to the first moment at which it counts as done.
 
-    Its task reward is 1 on the step that ends it, as in a rollout.
+    That is when it has been done for `demo_hold` moments in a row; what a recording shows after it is left
+    out. Its task reward is 1 on the step that ends it, as in a rollout.
     """
     info = reader.info
     actions, proprio = reader.read_actions(), reader.read_proprio()
     assert actions is not None
     assert proprio is not None
+    length = _length(info, config.demo_hold)
+    actions, proprio = actions[:length], proprio[:length]
     privileged = _privileged(config, worker, reader)
     images = {}
     if worker.model is not None:
-        images = {camera: reader.read_frames(camera, np.arange(info.length)) for camera in info.cameras}
+        images = {camera: reader.read_frames(camera, np.arange(length)) for camera in info.cameras}
     worker.observer.begin()
     moments = [
         worker.observer.see(
@@ -71,11 +74,11 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
             int(info.stamp_ns[t]),
             None if privileged is None else privileged[t],
         )
-        for t in range(info.length)
+        for t in range(length)
     ]
-    success = np.zeros(info.length, np.bool_) if info.success is None else info.success.copy()
+    success = np.zeros(length, np.bool_) if info.success is None else info.success[:length].copy()
     success[-1] = True  # its outcome says so
-    reward = np.zeros(info.length - 1, np.float32)
+    reward = np.zeros(length - 1, np.float32)
     reward[-1] = 1.0
     estimates = [moment.estimate for moment in moments]
     return Rollout(
@@ -85,17 +88,25 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
         },
         actions=worker.unit_actions(actions[:-1]),
         task_reward=reward,
-        intervened=np.zeros(info.length - 1, np.bool_),
+        intervened=np.zeros(length - 1, np.bool_),
         progress=np.array([np.nan if e is None else e.progress for e in estimates], np.float32),
         std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
-        truth=_truth(info),
+        truth=_truth(info)[:length],
         success=success,
-        stamp_ns=info.stamp_ns,
+        stamp_ns=info.stamp_ns[:length],
         terminated=True,
         demonstration=True,
         model_version=worker.model.version if worker.model else "",
         source={"name": info.name, "uid": info.uid},
     )
+
+
+def _length(info: EpisodeInfo, hold: int) -> int:
+    """Moments up to the first at which success has lasted `hold`, or all."""
+    if info.success is None:
+        return info.length
+    lasted = np.convolve(info.success, np.ones(hold), "valid") >= hold
+    return int(np.argmax(lasted)) + hold if lasted.any() else info.length
 
 
 def _truth(info: EpisodeInfo) -> Float32[np.ndarray, " t"]:
@@ -117,7 +128,7 @@ def _privileged(config: ImproveConfig, worker: Worker, reader: EpisodeReader) ->
             f"{config.privileged_demos} gives {len(found)} states for the {reader.info.length} moments of "
             f"{reader.info.name}"
         )
-    return np.asarray(found, np.float32)
+    return np.asarray(found, np.float32)[: _length(reader.info, config.demo_hold)]
 
 
 def instruction_of(readers: Sequence[EpisodeReader]) -> str:
