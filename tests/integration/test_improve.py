@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from robo_reward.improve.refresh import relabel
 from robo_reward.improve.rollouts import load_rollout
 from robo_reward.improve.run import improve
 from robo_reward.improve.worker import Order, Worker
+from robo_reward.testing import MemoryReader
 
 HERE = Path(__file__).parent
 WORLD = [
@@ -159,6 +161,22 @@ def test_pixels_are_encoded_once_and_alike_in_demonstrations_and_rollouts(
     np.testing.assert_allclose(rollout.progress, demo.progress, atol=1e-4)
     assert rollout.task_reward.tolist() == demo.task_reward.tolist()
     assert len(rollout.images["top"]) == rollout.decisions + 1
+
+
+def test_a_demonstration_is_over_where_a_rollout_would_be(tmp_path: Path) -> None:
+    import improve_toy
+
+    shown = improve_toy.demonstration(0)
+    done = np.arange(shown.info.length) >= shown.info.length - 5
+    reader = MemoryReader(dataclasses.replace(shown, info=dataclasses.replace(shown.info, success=done)))
+    _, config = load_config("improve", [*WORLD, *BLIND, f"out={tmp_path}", "demo_hold=2"])
+    worker = Worker(config, shown.info.instruction)
+    rollout = demonstration_rollout(config, worker, reader)
+    assert rollout.decisions == shown.info.length - 1 - 3  # five moments show it done: the second ends it
+    assert rollout.success.tolist() == [False] * (rollout.decisions - 1) + [True, True]
+    assert rollout.task_reward.tolist() == [0.0] * (rollout.decisions - 1) + [1.0]
+    assert {len(part) for part in rollout.parts.values()} == {rollout.decisions + 1}
+    assert len(rollout.truth) == len(rollout.stamp_ns) == rollout.decisions + 1
 
 
 @pytest.mark.parametrize("arm", ["learned", "naive_dense", "absolute"])
