@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import traceback
 import typing
@@ -58,15 +59,15 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
     from robo_reward.imports import import_object
 
     _check_command(command)
+    function = import_object(str(OmegaConf.load(config_dir() / f"{command}.yaml")["_target_"]))
+    schema = _config_type(function)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            composed = compose(command, overrides=list(overrides))
+            composed = compose(command, overrides=[_as_typed(override, schema) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
+        raise UsageError(f"{_reason(error)} (see: robo-reward {command} --help)") from error
     OmegaConf.set_struct(composed, False)  # Hydra seals what it composes, and _target_ is no field
-    target = str(composed.pop("_target_"))
-    function = import_object(target)
-    schema = _config_type(function)
+    composed.pop("_target_")
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
     if missing:
         wanted = " ".join(f"{key}=..." for key in missing)
@@ -77,7 +78,52 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
         plain = OmegaConf.to_container(OmegaConf.merge(blank, composed), resolve=True)
         return function, _build(schema, plain)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{_first_line(error)} (see: robo-reward {command} --help)") from error
+        raise UsageError(f"{_reason(error)} (see: robo-reward {command} --help)") from error
+
+
+def _as_typed(override: str, schema: type) -> str:
+    """An override that means what its user typed.
+
+    Hydra's grammar refuses apostrophes, brackets, most signs and every letter beyond ASCII, and reads the
+    folder 2026_11_21 as a number. So what goes into a text is quoted, and so is what cannot be read otherwise.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    if not equals:
+        if key.startswith("~"):
+            return override
+        raise UsageError(f"'{override}' has no value: write {override}=VALUE")
+
+    def quoted(text: str) -> str:
+        return QuotedString(text.strip(), Quote.single).with_quotes()
+
+    if _takes_text(schema, key.lstrip("+").split(".")) and value != "null":
+        if not value or value[0] not in "[{'\"":
+            return f"{key}={quoted(value)}"
+        if re.fullmatch(r"\[[^\[\]{}'\"]+\]", value):
+            return f"{key}=[{','.join(quoted(part) for part in value[1:-1].split(','))}]"
+    try:
+        understood = not OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException as error:
+        if value[:1] in ("[", "{"):
+            raise UsageError(
+                f"cannot read {override}: put texts with signs in quotes, [\"it's\",'a, b']"
+            ) from error
+        understood = False
+    return override if understood else f"{key}={quoted(value)}"
+
+
+def _takes_text(hint: Any, path: Sequence[str]) -> bool:
+    """Whether the field at `path` of a dataclass holds text, or texts: a path, an instruction, names."""
+    if path:
+        fields = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        return path[0] in fields and _takes_text(fields[path[0]], path[1:])
+    return hint in (str, Any) or any(
+        _takes_text(option, ()) for option in typing.get_args(hint) if typing.get_origin(hint) is not dict
+    )
 
 
 def _unseal(node: Any) -> None:
@@ -137,6 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("robo-reward: interrupted\n")
         return 130
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        return _fail(ConfigError(f"cannot use '{error.filename}': {error.strerror}"), 1, debug)
     except Exception as error:
         if debug:
             raise
@@ -181,6 +231,18 @@ def _fail(error: BaseException, status: int, debug: bool) -> int:
         traceback.print_exception(error)
     sys.stderr.write(f"robo-reward: {' '.join(str(error).split())}\n")
     return status
+
+
+def _reason(error: BaseException) -> str:
+    """What Hydra or OmegaConf has against a command line: the key, and the options where it lists them."""
+    text = str(error).partition("Config search path")[0]
+    reason, key = _first_line(error), getattr(error, "full_key", None)
+    if "Available options" in text:
+        return " ".join(text.split())
+    if group := re.search(r"Could not load '(\w+)/", reason):
+        known = sorted(path.stem for path in (config_dir() / group[1]).glob("*.yaml"))
+        return f"{reason} Available options: {', '.join(known)}"
+    return f"{key}: {reason}" if key and str(key) not in reason else reason
 
 
 def _first_line(error: BaseException) -> str:

@@ -382,6 +382,7 @@ def _success(results: Sequence[EpisodeResult], detector: SuccessDetector) -> Map
         "success_precision",
         "success_recall",
         "false_positives_per_100",
+        "false_positives_in_failures_per_100",
         "success_delay_s",
         "success_ece",
     )
@@ -414,10 +415,8 @@ def _success(results: Sequence[EpisodeResult], detector: SuccessDetector) -> Map
         len(judged),
     )
     rate = Mean(100.0 * false)
-    return dict(
-        zip(
-            names,
-            (score("f1"), score("precision"), score("recall"), rate, Mean(np.array(delays)), errors),
-            strict=True,
-        )
-    )
+    # A call that is a moment early and one where nothing was ever done are not the same mistake.
+    in_failures = Mean(np.where(actual, np.nan, 100.0 * false))
+    scores = (score("f1"), score("precision"), score("recall"))
+    found_quantities = (*scores, rate, in_failures, Mean(np.array(delays)), errors)
+    return dict(zip(names, found_quantities, strict=True))

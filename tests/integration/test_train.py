@@ -138,7 +138,8 @@ def test_it_learns_the_toy_task_and_is_judged_on_unseen_episodes(toy_store: Path
     assert metrics["voc_mean"]["value"] > 0.8
     assert metrics["retry_voc"]["value"] is None
     promised = (
-        "progress_mae voc_pos voc_neg voc_mean stage_accuracy success_f1 false_positives_per_100 ece "
+        "progress_mae voc_pos voc_neg voc_mean stage_accuracy success_f1 false_positives_per_100 "
+        "false_positives_in_failures_per_100 ece "
         "coverage_90 retry_voc hesitation_rmse tau_a latency_ms_p50 latency_ms_p99"
     )
     assert set(promised.split()) <= set(metrics)
