@@ -59,7 +59,8 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
     from robo_reward.imports import import_object
 
     _check_command(command)
-    function = import_object(str(OmegaConf.load(config_dir() / f"{command}.yaml")["_target_"]))
+    file: Any = OmegaConf.load(config_dir() / f"{command}.yaml")
+    function = import_object(str(file["_target_"]))
     schema = _config_type(function)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -85,7 +86,7 @@ def _as_typed(override: str, schema: type) -> str:
     """An override that means what its user typed.
 
     Hydra's grammar refuses apostrophes, brackets, most signs and every letter beyond ASCII, and reads the
-    folder 2026_11_21 as a number. So what goes into a text is quoted, and so is what cannot be read otherwise.
+    folder 2026_11_21 as a number. So what goes into a text is quoted, and what cannot be read otherwise.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
@@ -183,13 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("robo-reward: interrupted\n")
         return 130
-    except OSError as error:
-        if debug or error.filename is None:
-            raise
-        return _fail(ConfigError(f"cannot use '{error.filename}': {error.strerror}"), 1, debug)
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            return _fail(ConfigError(f"cannot use '{error.filename}': {error.strerror}"), 1, debug)
         line = _first_line(error) or type(error).__name__
         sys.stderr.write(
             f"robo-reward: unexpected {type(error).__name__}: {line}"
@@ -241,7 +240,9 @@ def _reason(error: BaseException) -> str:
         return " ".join(text.split())
     if group := re.search(r"Could not load '(\w+)/", reason):
         known = sorted(path.stem for path in (config_dir() / group[1]).glob("*.yaml"))
-        return f"{reason} Available options: {', '.join(known)}"
+        return f"{reason} Available options: {' '.join(known)}"
+    if key and "not a ListConfig" in reason:
+        return f"{key} is a list: write {key}=[A,B]"
     return f"{key}: {reason}" if key and str(key) not in reason else reason
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,8 @@ class StubConfig:
     count: int
     note: str | None = None
     on_error: str = "stop"
+    data: Any = None
+    names: list[str] | None = None
 
 
 def stub(config: StubConfig) -> None:
@@ -33,6 +36,8 @@ def stub(config: StubConfig) -> None:
         raise ZeroDivisionError("count is zero\nand more")
     if config.path == "interrupt":
         raise KeyboardInterrupt
+    if config.path == "locked":
+        raise PermissionError(13, "Permission denied", "/there/x")
     print(f"{config.path} {config.count + 1} {config.note}")
 
 
@@ -47,6 +52,7 @@ def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         "path: ??? # which\ncount: 1 # how many\nnote: null # remark\n"
         "# where one fails:\non_error: stop # stop or skip\n"
+        "data: null # one or several\nnames: null # several\n"
     )
     for name, target in (("stub", "stub"), ("wrong", "two_arguments"), ("gone", "nothing_here")):
         text = f"# the {name} command\n_target_: stub_commands.{target}\n{body}"
@@ -87,6 +93,11 @@ def test_status_and_output(
         (["fly"], 2, "no command 'fly': choose one of gone, stub, wrong"),
         (["fly", "--help"], 2, "no command 'fly'"),
         (["stub", "path=crash"], 1, "ZeroDivisionError: count is zero"),
+        (["stub", "path=locked"], 1, "cannot use '/there/x': Permission denied"),
+        (["stub", "path"], 2, "'path' has no value: write path=VALUE"),
+        (["stub", "path=a", "names=b"], 2, "names is a list: write names=[A,B]"),
+        (["stub", "path=a", "data=[b, {c: '}]"], 2, "cannot read data=[b, {c: '}]"),
+        (["stub", "path=a", "size=big"], 2, "'size'"),
         (["gone", "path=a"], 1, "has no 'nothing_here'"),
         (["wrong", "path=a"], 1, "must take one dataclass"),
     ],
@@ -100,6 +111,35 @@ def test_errors_are_one_line_that_names_the_thing(
     assert err.startswith("robo-reward: ")
     assert err.count("\n") == 1
     assert names in err
+
+
+TYPED = [
+    "2026_11_21",
+    "1e5",
+    "007",
+    "run (1)",
+    "it's für 箱",
+    "a, b=c",
+    "~/x#y",
+    'say "go"',
+    "C:\\x\\",
+    "a[1]{b}",
+]
+
+
+@pytest.mark.usefixtures("stub_command")
+@pytest.mark.parametrize("text", [*TYPED, "true"])
+def test_text_arrives_as_it_was_typed(text: str) -> None:
+    """Hydra's grammar would refuse most of these, and make the folder 20261121 of the first."""
+    _, config = cli.load_config("stub", [f"path={text}", f"note={text}", f"data={text}"])
+    assert (config.path, config.note, config.data) == (text, text, text)
+
+
+@pytest.mark.usefixtures("stub_command")
+def test_lists_of_text_arrive_as_they_were_typed() -> None:
+    _, config = cli.load_config("stub", ["path=x", "data=[a b,run (1), 2026_11_21]", "names=['a, b','ü']"])
+    assert config.data == ["a b", "run (1)", "2026_11_21"]
+    assert config.names == ["a, b", "ü"]
 
 
 @pytest.mark.usefixtures("stub_command")
@@ -130,6 +170,8 @@ def test_help_lists_keys_defaults_and_the_options_of_groups(
         "  count=1        how many\n"
         "  note=null      remark\n"
         "  on_error=stop  where one fails: stop or skip\n"
+        "  data=null      one or several\n"
+        "  names=null     several\n"
     )
     (tmp_path / "size").mkdir()
     (tmp_path / "size" / "big.yaml").write_text("# @package size\n# A lot.\nlines: 9\n")
