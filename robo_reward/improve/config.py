@@ -55,7 +55,7 @@ class ImproveConfig:
     privileged: bool = False
     privileged_state: str = ""
     privileged_demos: str = ""
-    privileged_parts: tuple[str, ...] = ("proprio", "privileged")
+    privileged_parts: tuple[str, ...] = ("privileged",)
     success: dict[str, Any] = field(default_factory=dict)
     intervention: dict[str, Any] = field(default_factory=dict)
     shaping: ShapingConfig = field(default_factory=ShapingConfig)

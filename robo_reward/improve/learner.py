@@ -32,7 +32,7 @@ class LearnerConfig:
     batch_size: int = 128
     demo_share: float = 0.5
     keep_successes: bool = True
-    updates_per_decision: int = 2
+    updates_per_decision: int = 4
     actor_every: int = 2
     n_step: int = 3
     discount: float = 0.95

@@ -15,23 +15,25 @@ from robo_reward_sim.envs import ManipulationEnv
 __all__ = ["privileged_demonstration", "relative_state"]
 
 
-def relative_state(env: ManipulationEnv) -> Float32[np.ndarray, " 16"]:
-    """Where the hand is, and where everything else is from there: what a policy learns from in few rollouts.
+def relative_state(env: ManipulationEnv) -> Float32[np.ndarray, " 13"]:
+    """Where everything is from the hand: what a policy learns from in few rollouts.
 
-    Position of the hand and opening of the gripper, then, in meters: from hand to object, from object to
-    goal, and how hand and object have moved since the step before. On Meta-World's own 39 numbers, mostly
-    absolute positions, cloning one demonstration gave success 0 to .1 in peg-insert-side; on these .4.
+    Opening of the gripper in [0, 1], then, in meters: from hand to object, from object to goal, and how hand
+    and object have moved since the step before. Where the hand is in the world is left out on purpose: in one
+    demonstration it tells the action as well as the way to the object does, and in every other scene it
+    misleads. With it, learning from one demonstration of peg-insert-side and the sparse reward ended at
+    success 0 and .3 after 150 rollouts (two seeds), without it at .95 and .45.
     """
     state = env.privileged_state()
     hand, thing, goal = state[:3], state[4:7], state[36:39]
     return np.concatenate(
-        [state[:4], thing - hand, goal - thing, hand - state[18:21], thing - state[22:25]]
+        [state[3:4], thing - hand, goal - thing, hand - state[18:21], thing - state[22:25]]
     ).astype(np.float32)
 
 
 def privileged_demonstration(
     env: gymnasium.Env[Any, Any], reader: EpisodeReader
-) -> Float32[np.ndarray, "t 16"]:
+) -> Float32[np.ndarray, "t 13"]:
     """The `relative_state` at every moment of an episode that `robo-reward record` wrote.
 
     The seed of its reset and its actions are in the store. Only for

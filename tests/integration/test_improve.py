@@ -90,7 +90,7 @@ def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -
     assert np.mean(before) <= 0.6
     assert np.mean(after) >= np.mean(before) + 0.15
     assert metrics["privileged"] is True
-    assert metrics["observe"] == ["proprio", "privileged"]
+    assert metrics["observe"] == ["privileged"]
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:

@@ -129,17 +129,19 @@ def test_the_relative_state_follows_the_hand_and_is_lived_again_from_a_recording
     base = env.unwrapped
     assert isinstance(base, ManipulationEnv)
     states = privileged_demonstration(env, reader)
-    assert states.shape == (reader.info.length, 16)
+    assert states.shape == (reader.info.length, 13)
     env.reset(seed=int(reader.info.source["reset_seed"]))
     start, raw = relative_state(base), base.privileged_state()
     np.testing.assert_array_equal(states[0], start)
-    np.testing.assert_allclose(start[:3] + start[4:7], raw[4:7], atol=1e-6)  # the object
-    np.testing.assert_allclose(start[:3] + start[4:7] + start[7:10], raw[36:39], atol=1e-6)  # the goal
+    assert start[0] == np.float32(raw[3])
+    np.testing.assert_allclose(raw[:3] + start[1:4], raw[4:7], atol=1e-6)  # the object
+    np.testing.assert_allclose(raw[:3] + start[1:4] + start[4:7], raw[36:39], atol=1e-6)  # the goal
     env.step(np.array([1.0, 0.0, 0.0, -1.0]))
     moved = relative_state(base)
-    assert moved[0] - start[0] > 0.01
-    np.testing.assert_allclose(moved[4] - start[4], start[0] - moved[0], atol=1e-3)  # nearer by as much
-    assert moved[10] > 0.0
+    gone = base.privileged_state()[0] - raw[0]
+    assert gone > 0.01
+    np.testing.assert_allclose(start[1] - moved[1], gone, atol=1e-3)  # nearer by as much
+    assert 0.0 < moved[7] < gone  # of the last of several control steps
     env.close()
 
 
