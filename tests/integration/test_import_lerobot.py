@@ -119,7 +119,9 @@ def test_everything_is_what_lerobot_reads(originals: Path, tmp_path: Path, mode:
         np.testing.assert_allclose(info.stamp_ns, np.arange(length) * 5e7, atol=1000)
         assert info.outcome == (Outcome.SUCCESS, Outcome.FAILURE)[number]
         assert info.success is not None
-        np.testing.assert_array_equal(info.success, (np.arange(length) > 20) & (number == 0))
+        # The action of frame 21 was the first to lead to success: frame 22 shows it.
+        np.testing.assert_array_equal(info.success, (np.arange(length) > 21) & (number == 0))
+        assert info.source["outcome_from"] == "recording"
 
 
 def test_half_the_rate_one_camera(originals: Path, tmp_path: Path) -> None:

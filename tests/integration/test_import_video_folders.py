@@ -15,6 +15,7 @@ import pytest
 
 from robo_reward.cli.main import main
 from robo_reward.errors import DataError
+from robo_reward.labels import label_episode
 from robo_reward.schema import Outcome
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.run import import_recordings
@@ -91,6 +92,32 @@ def test_labels_and_pixels(task: Path, tmp_path: Path) -> None:
         images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     expected = [cv2.resize(image, (16, 12), interpolation=cv2.INTER_AREA) for image in images[::3]]
     np.testing.assert_array_equal(first.load().frames["wrist"], expected)
+
+
+def test_how_an_episode_ended_is_said_or_assumed_aloud(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(task, tmp_path / "auto")) == 0
+    out = capsys.readouterr().out
+    assert "nothing says how 1 of them ended: success, by outcome=auto" in out
+    assert "nothing says how 1 of them ended: unknown, by outcome=auto" in out
+    assert "1 of them have no stages" in out
+    first = EpisodeStore.open(tmp_path / "auto").episodes[0].info
+    assert (first.outcome, first.source["outcome_from"]) == (Outcome.SUCCESS, "outcome=auto")
+    run(task, tmp_path / "failed", outcome="failure")
+    store = EpisodeStore.open(tmp_path / "failed")
+    assert store.attrs["import"]["outcome"] == "failure"
+    assert [(e.info.outcome, e.info.kind) for e in store] == [(Outcome.FAILURE, "")] * 2
+    label = label_episode(store.episodes[0].info)
+    assert label is not None
+    assert label.valid.tolist() == [True] * 10 + [False] * 10  # nobody knows how far the last stage got
+    with pytest.raises(DataError, match=r"made with .*outcome=failure; this import asks for .*outcome=auto"):
+        run(task, tmp_path / "failed")
+    # A store from before there was a choice goes on as auto.
+    attrs = EpisodeStore.open(tmp_path / "auto").attrs["import"]
+    older = {key: value for key, value in attrs.items() if key != "outcome"}
+    EpisodeStore.open(tmp_path / "auto").update_attrs({"import": older})
+    assert main(command(task, tmp_path / "auto")) == 0
 
 
 def test_own_rate_and_size_and_chosen_cameras(task: Path, tmp_path: Path) -> None:
@@ -298,6 +325,6 @@ def test_the_command(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "left out drawer-episode_1: camera 'front' is missing" in out
     assert main(command(task, tmp_path / "third", "cameras=[front]")) == 1
     assert "camera 'front' is missing" in capsys.readouterr().err
-    for wrong in ("on_error=maybe", "fps=0", "size=[3]", "cameras=[]"):
+    for wrong in ("on_error=maybe", "outcome=won", "fps=0", "size=[3]", "cameras=[]"):
         assert main(command(task, tmp_path / "fourth", wrong)) == 1
         assert wrong.split("=")[0] in capsys.readouterr().err

@@ -14,9 +14,11 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from robo_reward.schema import EpisodeInfo
+from robo_reward.schema import EpisodeInfo, Outcome
 
-__all__ = ["FrameStream", "Importer", "Options", "Prepared", "Recording"]
+__all__ = ["OUTCOMES", "FrameStream", "Importer", "Options", "Prepared", "Recording", "outcome_of"]
+
+OUTCOMES = ("auto", *(str(outcome) for outcome in Outcome))
 
 FrameStream = Callable[[], Iterator[UInt8[np.ndarray, "h w 3"]]]
 
@@ -28,11 +30,28 @@ class Options:
     cameras  those to import, in order; None for all
     fps      frames per second to keep; None for the recording's own
     size     (h, w) in pixels; None for the recording's own
+    outcome  one of OUTCOMES: how recordings ended that do not say so themselves
     """
 
     cameras: tuple[str, ...] | None = None
     fps: float | None = None
     size: tuple[int, int] | None = None
+    outcome: str = "auto"
+
+
+def outcome_of(recorded: Outcome | None, staged: bool, asked: str) -> tuple[Outcome, dict[str, str]]:
+    """How an episode ended, and for its source: who says so.
+
+    Args:
+        recorded: what the recording says; None where it says nothing.
+        staged: people marked its stages up to their ends. Where nobody says otherwise that is a success:
+            the end of the last stage is the end of the task.
+        asked: one of OUTCOMES.
+    """
+    if recorded is not None:
+        return recorded, {"outcome_from": "recording"}
+    auto = Outcome.SUCCESS if staged else Outcome.UNKNOWN
+    return auto if asked == "auto" else Outcome(asked), {"outcome_from": f"outcome={asked}"}
 
 
 @dataclass(frozen=True, slots=True)

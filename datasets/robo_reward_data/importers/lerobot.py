@@ -1,8 +1,9 @@
 """LeRobot datasets of format v3, read from their files: Parquet tables, and videos or images in them.
 
 `observation.state` becomes proprioception, `action` actions, the task the instruction, `next.success` (or
-`success`) the outcome. That flag says what a frame's action led to; it is stored at the frame itself, one
-frame early. Stages come from subtask annotations in either of the forms that LeRobot knows:
+`success`) the outcome. The first says what a frame's action led to, so it is the frame after that shows the
+task done; the last frame, which has none after it, counts itself. Stages come from subtask annotations in
+either of the forms that LeRobot knows:
   language       rows `{style: "subtask", content, timestamp}` in the column `language_persistent` of every
                  frame; a span runs to the next one's timestamp
   sparse, dense  list columns `<kind>_subtask_{names,start_frames,end_frames}` of the episodes table, as SARM
@@ -30,7 +31,7 @@ from jaxtyping import Bool, Int64, UInt8
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data._files import read_json
-from robo_reward_data.importers.base import FrameStream, Options, Prepared
+from robo_reward_data.importers.base import FrameStream, Options, Prepared, outcome_of
 from robo_reward_data.importers.resample import move_boundaries, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
@@ -174,6 +175,8 @@ class LeRobotEpisode:
         if boundaries is not None:
             boundaries = move_boundaries(boundaries, kept, names, self.place)
         success = _success(table)
+        recorded = None if success is None else Outcome.SUCCESS if success.any() else Outcome.FAILURE
+        outcome, said = outcome_of(recorded, boundaries is not None, options.outcome)
         streams, sizes = self.open_streams(kept, options.cameras)
         info = EpisodeInfo(
             name=self.name,
@@ -184,14 +187,15 @@ class LeRobotEpisode:
             instruction=self.instruction,
             stage_names=names,
             boundaries=boundaries,
-            success=None if success is None else success[kept],
-            outcome=_outcome(success, boundaries is not None),
+            success=None if success is None else _thinned(success, kept),
+            outcome=outcome,
             source={
                 "importer": "lerobot",
                 "path": str(self.dataset.root),
                 "episode_index": self.row["episode_index"],
                 "frames": len(stamp_ns),
                 "tasks": self.row["tasks"],
+                **said,
                 **self._proportions(),
             },
         )
@@ -277,7 +281,10 @@ class LeRobotEpisode:
         if names and starts is None and ends is None:
             fps = float(self.dataset.info["fps"])
             times = (self.row.get(f"{prefix}_{part}") for part in ("start_times", "end_times"))
-            starts, ends = (None if part is None else [int(time * fps) for time in part] for part in times)
+            # Frames over fps: rounding may not put the product below the frame that it came from.
+            starts, ends = (
+                None if part is None else [int(time * fps + 1e-6) for time in part] for part in times
+            )
         return [names, starts, ends]
 
     def _language(self) -> list[list[Any]]:
@@ -388,17 +395,20 @@ def _matrix(table: pa.Table, column: str) -> Any:
 
 
 def _success(table: pa.Table) -> Bool[np.ndarray, " t"] | None:
-    for column in ("next.success", "success"):
-        if column in table.column_names:
-            return _matrix(table, column)[:, 0].astype(np.bool_)
-    return None
+    """Whether each frame shows the task done, or None where the dataset does not say."""
+    if "next.success" in table.column_names:
+        led = _matrix(table, "next.success")[:, 0].astype(np.bool_)
+        shown = np.append(False, led[:-1])
+        shown[-1] |= led[-1]
+        return shown
+    return _matrix(table, "success")[:, 0].astype(np.bool_) if "success" in table.column_names else None
 
 
-def _outcome(success: Bool[np.ndarray, " t"] | None, has_stages: bool) -> Outcome:
-    if success is not None:
-        return Outcome.SUCCESS if success.any() else Outcome.FAILURE
-    # Like keyframes, subtasks are annotated on demonstrations that reach the end.
-    return Outcome.SUCCESS if has_stages else Outcome.UNKNOWN
+def _thinned(success: Bool[np.ndarray, " t"], kept: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Success at the frames that are kept. Many datasets have it at the last frame alone: it is not lost."""
+    found = success[kept]
+    found[-1] |= success[kept[-1] :].any()
+    return found
 
 
 def _read_images(

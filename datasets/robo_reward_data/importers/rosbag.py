@@ -21,9 +21,9 @@ from jaxtyping import Float32, Int64, UInt8
 
 from robo_reward.errors import DataError
 from robo_reward.labels import label_from_boundaries
-from robo_reward.schema import EpisodeInfo, Outcome, ProgressLabel
+from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data.bags import Bag, MarkedEpisode, find_bags, marked_episodes, open_bag
-from robo_reward_data.importers.base import FrameStream, Options, Prepared
+from robo_reward_data.importers.base import FrameStream, Options, Prepared, outcome_of
 from robo_reward_data.importers.resample import select_frames
 from robo_reward_data.ros_images import image_to_rgb
 
@@ -151,6 +151,12 @@ class BagEpisode:
             }
             sizes = {name: _first_size(stream) for name, stream in streams.items()}
         names, boundaries = self._stages(received_ns[kept])
+        recorded = self.marked.outcome if self.marked.ended else None
+        # A marker says when a stage begins, not that the last one was finished.
+        outcome, said = outcome_of(recorded, False, options.outcome)
+        truth = None
+        if boundaries is not None and outcome is not Outcome.SUCCESS:
+            truth = label_from_boundaries(boundaries, len(stamp_ns), finished=False)
         info = EpisodeInfo(
             name=self.name,
             uid=self.uid(),
@@ -160,8 +166,8 @@ class BagEpisode:
             instruction=self._instruction(),
             stage_names=names,
             boundaries=boundaries,
-            truth=self._truth(boundaries, len(stamp_ns)),
-            outcome=self.marked.outcome,
+            truth=truth,
+            outcome=outcome,
             source={
                 "importer": "rosbag",
                 "path": str(self.path),
@@ -169,6 +175,7 @@ class BagEpisode:
                 "frames": len(reference),
                 "trimmed": [int(kept[0]), int(len(reference) - 1 - kept[-1])],
                 "ended_by_marker": self.marked.ended,
+                **said,
             },
         )
         return Prepared(info, streams, self._at(proprio, stamp_ns), self._in_force(actions, stamp_ns))
@@ -329,12 +336,6 @@ class BagEpisode:
                 while target == place:
                     yield image
                     target = next(wanted, None)
-
-    def _truth(self, boundaries: Int64[np.ndarray, " k"] | None, length: int) -> ProgressLabel | None:
-        """A marker says when a stage begins: that the last one was finished, success alone says."""
-        if boundaries is None or self.marked.outcome is Outcome.SUCCESS:
-            return None
-        return label_from_boundaries(boundaries, length, finished=False)
 
     def _stages(self, received_ns: Int64[np.ndarray, " t"]) -> tuple[tuple[str, ...], Any]:
         stages = self.marked.stages

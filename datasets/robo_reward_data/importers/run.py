@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from rich.progress import (
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import instantiate
-from robo_reward_data.importers.base import Importer, Options, Recording
+from robo_reward.schema import EpisodeInfo
+from robo_reward_data.importers.base import OUTCOMES, Importer, Options, Recording
 from robo_reward_data.importers.video import resize
 from robo_reward_data.store import EpisodeStore
 
@@ -38,16 +40,23 @@ class ImportConfig:
     cameras: list[str] | None = None
     fps: float | None = 10.0
     size: list[int] | None = None
+    outcome: str = "auto"
     on_error: str = "stop"
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Names of the episodes imported now, those there before, and by name why others were left out."""
+    """Names of the episodes imported now, those there before, and by name why others were left out.
+
+    taken_for   how many of those imported now count as what, though their recordings do not say
+    stageless   how many of them have no stages
+    """
 
     imported: tuple[str, ...]
     already: tuple[str, ...]
     left_out: Mapping[str, str]
+    taken_for: Mapping[str, int]
+    stageless: int
 
 
 def run(config: ImportConfig) -> None:
@@ -68,6 +77,15 @@ def run(config: ImportConfig) -> None:
         f"{len(result.imported)} imported, {len(result.already)} there before, "
         f"{len(result.left_out)} left out: {config.out}\n"
     )
+    for outcome, count in result.taken_for.items():
+        sys.stdout.write(
+            f"note: nothing says how {count} of them ended: {outcome}, by outcome={config.outcome} "
+            "(another outcome= needs another store)\n"
+        )
+    if result.stageless:
+        sys.stdout.write(
+            f"note: {result.stageless} of them have no stages: robo-reward annotate data={config.out}\n"
+        )
 
 
 def import_recordings(
@@ -81,7 +99,7 @@ def import_recordings(
         importer: What finds and reads the recordings.
         path: Where they lie.
         out: Folder of the store.
-        options: Cameras, frame rate and image size.
+        options: Cameras, frame rate, image size, and how recordings ended that do not say.
         skip_errors: Leave out what cannot be imported, and note it in the store's attributes as `left_out`.
 
     Raises:
@@ -90,7 +108,7 @@ def import_recordings(
     """
     recordings = importer.recordings(path)
     store, is_new = _open_store(out, options)
-    imported: list[str] = []
+    imported: list[EpisodeInfo] = []
     already: list[str] = []
     left_out: dict[str, str] = {}
     with _progress() as bar:
@@ -102,7 +120,7 @@ def import_recordings(
                     already.append(recording.name)
                     bar.advance(task, recording.cost)
                     continue
-                frames = _import_one(
+                info = _import_one(
                     store,
                     recording,
                     options,
@@ -115,20 +133,27 @@ def import_recordings(
                     raise
                 left_out[recording.name] = str(error)
                 continue
-            imported.append(recording.name)
-            bar.console.print(f"{recording.name}: {frames} frames, {time.monotonic() - began:.1f} s")
+            imported.append(info)
+            bar.console.print(f"{recording.name}: {info.length} frames, {time.monotonic() - began:.1f} s")
     if left_out and not imported and not already:
         if is_new:
             store.remove_if_empty()
         name, reason = next(iter(left_out.items()))
         raise DataError(f"none of {len(left_out)} recordings in {path} can be imported; {name}: {reason}")
     _note_left_out(store, recordings, left_out)
-    return ImportResult(tuple(imported), tuple(already), left_out)
+    assumed = [info for info in imported if info.source.get("outcome_from", "recording") != "recording"]
+    return ImportResult(
+        tuple(info.name for info in imported),
+        tuple(already),
+        left_out,
+        Counter(str(info.outcome) for info in assumed),
+        sum(info.boundaries is None for info in imported),
+    )
 
 
 def _import_one(
     store: EpisodeStore, recording: Recording, options: Options, advance: Callable[[float], None]
-) -> int:
+) -> EpisodeInfo:
     prepared = recording.prepare(options)
     own = prepared.info
     sizes = {camera: options.size or own.image_sizes[camera] for camera in own.cameras}
@@ -141,7 +166,7 @@ def _import_one(
                 writer.append(resize(frame, options.size))
                 advance(step)
         draft.commit(info, prepared.proprio, prepared.actions)
-    return info.length
+    return info
 
 
 def _is_stored(store: EpisodeStore, recording: Recording) -> bool:
@@ -170,12 +195,14 @@ def _open_store(out: Path, options: Options) -> tuple[EpisodeStore, bool]:
         "cameras": None if options.cameras is None else list(options.cameras),
         "fps": options.fps,
         "size": None if options.size is None else list(options.size),
+        "outcome": options.outcome,
     }
     is_new = not (out / "zarr.json").exists()
     store = EpisodeStore.create(out, {"import": asked, "left_out": []}, exist_ok=True)
     made = cast("dict[str, Any] | None", store.attrs.get("import"))
     if made is None:
         raise DataError(f"{store.path} was not made by import: choose another out")
+    made = {**made, "outcome": made.get("outcome", "auto")}  # as it was before there was a choice
     if made != asked:
         raise DataError(
             f"{store.path} was made with {_spell(made)}; this import asks for {_spell(asked)}: "
@@ -214,6 +241,8 @@ def _progress() -> Progress:
 def _options(config: ImportConfig) -> Options:
     if config.on_error not in ("stop", "skip"):
         raise ConfigError(f"on_error is '{config.on_error}': choose stop or skip")
+    if config.outcome not in OUTCOMES:
+        raise ConfigError(f"outcome is '{config.outcome}': choose {', '.join(OUTCOMES)}")
     if config.fps is not None and not config.fps > 0:
         raise ConfigError(f"fps is {config.fps}: it must be more than 0, or null for the recording's own")
     if config.size is not None and (len(config.size) != 2 or min(config.size) < 1):
@@ -224,4 +253,5 @@ def _options(config: ImportConfig) -> Options:
         cameras=None if config.cameras is None else tuple(config.cameras),
         fps=config.fps,
         size=None if config.size is None else (config.size[0], config.size[1]),
+        outcome=config.outcome,
     )

@@ -3,7 +3,8 @@
 The labels are `<task>/<episode>/annotated_keyframes.json` and `<task>/task_instruction.json`. Keyframes are a
 list of stages `{"annotation": name, "start_frame_id": a, "end_frame_id": b}`, in order, each starting where
 the one before ends (b exclusive; the spelling "anotation" is in use too); without them, stages are unknown.
-The instruction is the first of a list of wordings, the others say the same.
+The instruction is the first of a list of wordings, the others say the same. Nothing here says whether the
+task was done: see `robo_reward_data.importers.base.outcome_of`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxtyping import Int64
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data._files import read_json
-from robo_reward_data.importers.base import Options, Prepared
+from robo_reward_data.importers.base import Options, Prepared, outcome_of
 from robo_reward_data.importers.resample import move_boundaries, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
@@ -138,6 +139,7 @@ class VideoFolder:
         if stages is not None:
             names = stages[0]
             boundaries = move_boundaries(stages[1], kept, names, str(self.keyframes_path))
+        outcome, said = outcome_of(None, boundaries is not None, options.outcome)
         info = EpisodeInfo(
             name=self.name,
             uid=self.uid(),
@@ -148,10 +150,9 @@ class VideoFolder:
             paraphrases=wordings[1:],
             stage_names=names,
             boundaries=boundaries,
-            # Keyframes bound the stages of a task that was carried out to its end.
-            outcome=Outcome.UNKNOWN if boundaries is None else Outcome.SUCCESS,
-            kind="" if boundaries is None else "expert",
-            source={"importer": "video_folders", "path": str(self.folder), "frames": first.length},
+            outcome=outcome,
+            kind="expert" if boundaries is not None and outcome is Outcome.SUCCESS else "",
+            source={"importer": "video_folders", "path": str(self.folder), "frames": first.length, **said},
         )
         return Prepared(info, {camera: partial(read_frames, video, kept) for camera, video in videos.items()})
 
