@@ -19,8 +19,6 @@ class ShapingConfig:
     potential: dict[str, Any] = field(default_factory=dict)
     rule: dict[str, Any] = field(default_factory=dict)
     kappa: float = 1.0
-    horizon: float = 1.0
-    horizon_rollouts: int = 300
     outcome_trust: bool = False
 
 
@@ -109,8 +107,6 @@ def check_config(config: ImproveConfig) -> None:
     for key in ("width", "batch_size", "updates_per_decision", "actor_every", "n_step"):
         if getattr(learner, key) < 1:
             raise ConfigError(f"learner.{key}={getattr(learner, key)}: must be 1 or more")
-    if not 0.0 < config.shaping.horizon <= 1.0:
-        raise ConfigError(f"shaping.horizon={config.shaping.horizon}: choose one in (0, 1]")
     if not 0.0 <= config.savings.promising_resets < 1.0:
         raise ConfigError(
             f"savings.promising_resets={config.savings.promising_resets}: a share in [0, 1), some rollouts "

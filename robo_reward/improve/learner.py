@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robo_reward.improve.networks import Controller, Critics, Policy
+from robo_reward.improve.networks import Critics, Policy
 from robo_reward.improve.replay import Batch, Replay
 
 __all__ = ["Learner", "LearnerConfig", "input_scale"]
+
+_NETWORKS = ("policy", "target_policy", "critics", "target_critics")
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,6 @@ class LearnerConfig:
     actor_lr: float = 3e-4
     tau: float = 0.005
     target_noise: float = 0.2
-    imitate: bool = False
-    caution: float = 1.0
-    warm_rollouts: int = 0
     clone_weight: float = 1.0
     clone_steps: int = 1500
     clone_lr: float = 1e-3
@@ -66,19 +65,11 @@ class Learner:
         self.target_critics = Critics(observation, action, config.width, config.critics, self.generator)
         self.target_policy.load_state_dict(self.policy.state_dict())
         self.target_critics.load_state_dict(self.critics.state_dict())
-        imitation = None
-        if config.imitate:
-            imitation = Policy(observation, action, config.width, self.generator).requires_grad_(False)
-        self.controller = Controller(self.policy, imitation, self.critics, config.caution)
-        self.target_controller = Controller(
-            self.target_policy, imitation, self.target_critics, config.caution
-        )
         self.target_policy.requires_grad_(False)
         self.target_critics.requires_grad_(False)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
         self.updates = 0
-        self.actor_learns = True
 
     def fit_scale(self, observation: Float[Tensor, "n d"], sizes: Sequence[int]) -> None:
         """Bring inputs to one scale, once: a policy whose inputs are rescaled later is another policy."""
@@ -105,19 +96,11 @@ class Learner:
             optimizer.step()
             error = float(loss.detach())
         self.target_policy.load_state_dict(self.policy.state_dict())
-        if self.controller.imitation is not None:
-            self.controller.imitation.load_state_dict(self.policy.state_dict())
         return error
 
     def learn(self, replay: Replay, decisions: int) -> dict[str, float]:
-        """The updates that `decisions` new decisions pay for; returns means over them.
-
-        The actor stays the cloned policy for the first rollouts: moved up critics that know nothing yet, it
-        would forget within minutes what it was shown.
-        """
+        """The updates that `decisions` new decisions pay for; returns means over them."""
         count = decisions * self.config.updates_per_decision
-        own = sum(not episode.demonstration for episode in replay.episodes)
-        self.actor_learns = own > self.config.warm_rollouts
         sums: dict[str, Tensor] = {}
         for batch in replay.batches(count, self.config.batch_size, self.config.demo_share, self.generator):
             for name, value in self.update(batch).items():
@@ -135,7 +118,8 @@ class Learner:
             x = self.policy.normalize(batch.observation)
             next_x = self.policy.normalize(batch.next_observation)
             noise = torch.randn(batch.action.shape, generator=self.generator).clamp_(-2.5, 2.5)
-            _, values = self.target_controller.choose(next_x, config.target_noise * noise)
+            action = (self.target_policy.act(next_x) + config.target_noise * noise).clamp(-1.0, 1.0)
+            values = self.target_critics(next_x, action)
             members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
             # The lower of a random few critics: pessimism against over-estimation (REDQ, Chen et al. 2021).
             value = values[members].amin(dim=0)
@@ -148,7 +132,7 @@ class Learner:
         _follow(self.target_critics, self.critics, config.tau)
         self.updates += 1
         told = {"critic": critic_loss.detach() / config.critics, "value": values.detach().mean()}
-        if self.actor_learns and self.updates % config.actor_every == 0:
+        if self.updates % config.actor_every == 0:
             told |= self._update_actor(batch, x)
         return told
 
@@ -169,11 +153,6 @@ class Learner:
         _follow(self.target_policy, self.policy, config.tau * config.actor_every)
         return {"actor": -gain.detach(), "clone": clone.detach()}
 
-    def behavior(self, rollout: int) -> torch.nn.Module:
-        """What acts in a rollout, counted from 0: the cloned policy until critics have seen some failures."""
-        self.controller.only_imitate = rollout < self.config.warm_rollouts
-        return self.controller
-
     def noise(self, rollout: int) -> float:
         """Standard deviation of the exploration noise of a rollout, counted from 0."""
         share = min(rollout / max(self.config.noise_rollouts, 1), 1.0)
@@ -182,8 +161,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a checkpoint needs."""
         return {
-            "controller": self.controller.state_dict(),
-            "target_controller": self.target_controller.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in _NETWORKS},
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -192,7 +170,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name in ("controller", "target_controller"):
+        for name in _NETWORKS:
             getattr(self, name).load_state_dict(state[name])
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])

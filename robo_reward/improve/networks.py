@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, relu
 
-__all__ = ["Controller", "Critics", "Policy"]
+__all__ = ["Critics", "Policy"]
 
 _FAR = 50.0  # beyond it an input says no more
 
@@ -80,47 +80,6 @@ class Critics(nn.Module):
         h = layer_norm(torch.baddbmm(self.bias2, h, self.weight2), width)
         h = relu(torch.addcmul(self.shift2, h, self.scale2))
         return torch.baddbmm(self.bias3, h, self.weight3)[..., 0]
-
-
-class Controller(nn.Module):
-    """What acts: the learned policy, or the cloned one where the critics like its action better.
-
-    Imitation-bootstrapped RL (IBRL, Hu et al. 2023): while the critics know little, the robot does what
-    it was shown, and what is learned replaces it state by state. Both see inputs at the scale of `policy`.
-    The learned action has to be better by `caution` standard deviations of what the critics say: far from the
-    data they disagree, and there the robot does what it was shown.
-    """
-
-    def __init__(self, policy: Policy, imitation: Policy | None, critics: Critics, caution: float) -> None:
-        super().__init__()
-        self.policy, self.imitation, self.critics = policy, imitation, critics
-        self.caution, self.only_imitate = caution, False
-
-    def forward(self, observation: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
-        """Actions for observations as they come from the robot."""
-        return self.act(self.policy.normalize(observation))
-
-    def act(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b a"]:
-        """Actions for normalized observations."""
-        if self.imitation is None:
-            return self.policy.act(x)
-        if self.only_imitate:
-            return self.imitation.act(x)
-        return self.choose(x, torch.zeros(()))[0]
-
-    def choose(
-        self, x: Float[Tensor, "b d"], noise: Float[Tensor, "..."]
-    ) -> tuple[Float[Tensor, "b a"], Float[Tensor, "e b"]]:
-        """Actions, the learned ones with `noise` on them, and what each critic says of the action chosen."""
-        own = (self.policy.act(x) + noise).clamp(-1.0, 1.0)
-        if self.imitation is None:
-            return own, self.critics(x, own)
-        shown = self.imitation.act(x)
-        values = self.critics(torch.cat([x, x]), torch.cat([own, shown]))
-        ours, theirs = values.chunk(2, dim=1)
-        gain = ours - theirs
-        better = gain.mean(dim=0) >= self.caution * gain.std(dim=0)
-        return torch.where(better[:, None], own, shown), torch.where(better, ours, theirs)
 
 
 def _matrix(inputs: int, outputs: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:

@@ -32,20 +32,13 @@ __all__ = ["Batch", "Replay", "Shaping", "rollout_potentials", "shaped_rewards",
 
 @dataclass(frozen=True)
 class Shaping:
-    """How task reward and progress become the reward: `task + kappa * rule(Phi, Phi', discount)`.
-
-    With `horizon` below 1 the learner looks ahead by `horizon * discount` only, and leaves what is further
-    away to the potential (heuristic-guided RL, Cheng, Kolobov & Swaminathan 2021). At 1 shaping is exact; but
-    then converged critics take back whatever the potential says: as long as nothing succeeds, every action
-    is as good as any other.
-    """
+    """How task reward and progress become the reward: `task + kappa * rule(Phi, Phi', discount)`."""
 
     progress: ProgressSource
     potential: PotentialFunction
     rule: Rule
     kappa: float
     discount: float
-    horizon: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +208,7 @@ class Replay:
 
     def _lay_out(self, episode: Rollout) -> tuple[np.ndarray, ...]:
         """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight."""
-        count, gamma = episode.decisions, self._shaping.discount * self._shaping.horizon
+        count, gamma = episode.decisions, self._shaping.discount
         observation = np.concatenate([episode.parts[name] for name in self.observed], axis=1)
         steps = np.minimum(self._n, count - np.arange(count))
         after = np.arange(count) + steps

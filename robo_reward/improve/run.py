@@ -133,7 +133,6 @@ class _Session:
             rule=instantiate(config.shaping.rule),
             kappa=config.shaping.kappa,
             discount=config.learner.discount,
-            horizon=config.shaping.horizon,
         )
         self.shaping = shaping
         self.replay = Replay(
@@ -195,7 +194,7 @@ class _Session:
         count = min(max(self.config.workers, 1), self.config.rollouts - first)
         orders = [self._order(index) for index in range(first, first + count)]
         missing = [order for order in orders if not self._rollout_path(order.index).is_file()]
-        return orders, self.runner.start(missing, self.learner.behavior(first))
+        return orders, self.runner.start(missing, self.learner.policy)
 
     def _finish(self, started: tuple[list[Order], Any]) -> list[Rollout]:
         """The rollouts that were begun, each on disk before anything is learned from it."""
@@ -218,7 +217,7 @@ class _Session:
         """A rollout that broke off at once is run again elsewhere: there is nothing to learn from it."""
         while result.rollout.decisions == 0:
             order = dataclasses.replace(order, seed=order.seed + 1, start=None)
-            (result,) = self.runner.finish(self.runner.start([order], self.learner.behavior(order.index)))
+            (result,) = self.runner.finish(self.runner.start([order], self.learner.policy))
         return result
 
     def _order(self, index: int) -> Order:
@@ -243,18 +242,15 @@ class _Session:
         return numbers | self.learner.learn(self.replay, rollout.decisions)
 
     def _guide(self) -> dict[str, float]:
-        """How far the potential leads: less with every rollout, and less where outcomes speak against it."""
-        wanted, trust = self.config.shaping, 1.0
-        if wanted.outcome_trust:
+        """How far the potential leads: less where outcomes speak against it."""
+        trust = 1.0
+        if self.config.shaping.outcome_trust:
             trust = outcome_trust(self.rollouts, self.shaping.progress)
         potential = Scaled(self.shaping.potential, trust) if trust < 1.0 else self.shaping.potential
-        # In steps of ten rollouts: every change lays the whole replay out anew.
-        share = min(self.done // 10 * 10 / max(wanted.horizon_rollouts, 1), 1.0)
-        horizon = 1.0 - trust * (1.0 - wanted.horizon) * (1.0 - share)
-        shaping = dataclasses.replace(self.shaping, potential=potential, horizon=horizon)
+        shaping = dataclasses.replace(self.shaping, potential=potential)
         if shaping != self.replay.shaping:
             self.replay.relabel(self.replay.episodes, shaping)
-        return {"trust": trust, "horizon": horizon}
+        return {"trust": trust}
 
     def _refresh(self) -> None:
         """Let the reward model learn from the outcomes so far, and relabel every episode by it."""
@@ -288,7 +284,7 @@ class _Session:
             Order(index=index, seed=_seed(config.seed, 1, index, 0), noise=0.0, film=index < films)
             for index in range(config.evaluate_episodes)
         ]
-        results = self.runner.finish(self.runner.start(orders, self.learner.behavior(self.done)))
+        results = self.runner.finish(self.runner.start(orders, self.learner.policy))
         found = [result.rollout for result in results]
         for index, rollout in enumerate(found):
             if rollout.images and rollout.decisions:
@@ -356,7 +352,7 @@ class _Session:
         config, rollouts = self.config, self.rollouts
         buffer = io.BytesIO()
         torch.save(
-            {"controller": self.learner.controller.state_dict(), "observe": list(self.replay.observed)},
+            {"policy": self.learner.policy.state_dict(), "observe": list(self.replay.observed)},
             buffer,
         )
         write_atomic(self.folder / "policy.pt", buffer.getvalue())

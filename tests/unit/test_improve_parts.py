@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from scipy import stats
 from robo_reward.calibration import SuccessDetector
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.improve.learner import LearnerConfig, input_scale
-from robo_reward.improve.networks import Controller, Critics, Policy
+from robo_reward.improve.networks import Critics
 from robo_reward.improve.offline import clone_weighted, cloning_weights
 from robo_reward.improve.replay import Replay, Shaping, shaped_rewards
 from robo_reward.improve.report import outcome_curve, wilson
@@ -79,13 +78,6 @@ def test_two_step_targets_of_a_success_worked_by_hand() -> None:
     assert found[0] == pytest.approx((0.1 + 0.5 * 0.0, 0.25, 2))
     assert found[1] == pytest.approx((0.0 + 0.5 * 0.6, 0.0, 3))  # ends in a terminal state: no bootstrap
     assert found[2] == pytest.approx((0.6, 0.0, 3))
-
-
-def test_a_shorter_horizon_discounts_what_follows_and_leaves_the_shaping_terms_alone() -> None:
-    near = dataclasses.replace(shaping(), horizon=0.5)  # looks ahead by 1/4, shapes by 1/2
-    found = rows_of(rollout([0.0, 0.2, 0.4, 0.6], terminated=True), near, 2)
-    assert found[0] == pytest.approx((0.1 + 0.25 * 0.0, 0.0625, 2))
-    assert found[1] == pytest.approx((0.0 + 0.25 * 0.6, 0.0, 3))
 
 
 def test_a_truncated_episode_keeps_its_last_potential_and_bootstraps() -> None:
@@ -191,25 +183,6 @@ def test_the_ensemble_is_its_members_one_by_one() -> None:
             h = torch.relu(h * scale + shift)
         alone = (h @ critics.weight3[member] + critics.bias3[member])[:, 0]
         torch.testing.assert_close(together[member], alone)
-
-
-def test_the_robot_does_what_it_was_shown_unless_the_critics_agree_on_better() -> None:
-    generator = torch.Generator().manual_seed(0)
-    own, shown = (Policy(2, 1, 8, generator) for _ in range(2))
-
-    class Judges(Critics):
-        def __init__(self, slopes: list[float]) -> None:
-            torch.nn.Module.__init__(self)
-            self.slopes = torch.tensor(slopes)[:, None]
-
-        def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-            return self.slopes * action[:, 0]
-
-    x = torch.randn(50, 2, generator=generator)
-    agree, split = Judges([1.0, 1.1, 0.9]), Judges([3.0, -3.0, 0.5])
-    larger = torch.maximum(own.act(x), shown.act(x))
-    torch.testing.assert_close(Controller(own, shown, agree, 1.0).act(x), larger)
-    torch.testing.assert_close(Controller(own, shown, split, 1.0).act(x), shown.act(x))
 
 
 def test_what_has_not_varied_gets_the_scale_of_its_part() -> None:
