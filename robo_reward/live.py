@@ -16,7 +16,7 @@ Bad input never becomes a silent guess:
                                                  it was
     the same image of a camera STUCK_AFTER       that camera is left out, with a note, until it moves; band
     times while another camera moves             as for a missing camera
-    a scene unlike calibration's                 valid, band wider in proportion; past STRANGE, with a note
+    a scene unlike calibration's                 valid, band wider in proportion, with a note
     NaN or infinity in proprioception            proprioception counts as missing
     a network output that is not finite          invalid: "the network's output is not finite"; it enters
                                                  neither the cache nor the fusion
@@ -227,6 +227,8 @@ class LiveBatch:
         self, proprio: Sequence[Float32[np.ndarray, " p"] | None] | None
     ) -> Float32[np.ndarray, "n p"] | None:
         size = self._engine.config.proprio_dim
+        if proprio is not None and len(proprio) != len(self):
+            raise ConfigError(f"{len(self)} streams, but {len(proprio)} entries of proprioception")
         if not size or proprio is None:
             return None
         rows = [

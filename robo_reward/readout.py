@@ -26,8 +26,12 @@ __all__ = [
     "known_hops",
 ]
 
-STRANGE = 2.0
-"""Novelty from which on an estimate says in its note that it may not be believed."""
+STRANGE = 1.0
+"""Novelty above which an estimate says in its note that it may not be believed: where bands begin to widen.
+
+Of 2,557 moments of 60 unseen episodes of ten tasks 1.8 % were above 1 and none above 1.5; states found by a
+search for undeserved claims lie at 1.1 to 1.6.
+"""
 
 
 @dataclass(frozen=True)

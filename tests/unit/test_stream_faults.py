@@ -158,6 +158,11 @@ def test_missing_cameras_and_strange_scenes_widen_the_band() -> None:
     assert found.novelty == pytest.approx(4.0, rel=1e-4)
     assert found.std == pytest.approx(4.0 * both.std, rel=1e-4)
     assert found.note == "the scene is unlike what calibration saw (novelty 4.0)"
+    # From where bands begin to widen on: states that fool a model lie not far above 1.
+    for novelty, said in ((1.2, True), (0.8, False)):
+        near = replace(CHECKPOINT, calibration=replace(CALIBRATION, novelty_limit=4.0 * limit / novelty))
+        note = Stream(near, TASK).push(images, 0).note
+        assert note == ("the scene is unlike what calibration saw (novelty 1.2)" if said else "")
 
 
 def test_a_moment_that_the_network_cannot_take_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +218,5 @@ def test_a_caller_may_reuse_its_buffer_and_count_is_checked() -> None:
         assert stream.push({"front": buffer, "wrist": wrist[step]}, step).note == ""
     with pytest.raises(ConfigError, match="2 streams, but 1 images"):
         BatchStream(CHECKPOINT, [TASK, TASK]).push([{}], [0])
+    with pytest.raises(ConfigError, match="2 streams, but 1 entries of proprioception"):
+        BatchStream(CHECKPOINT, [TASK, TASK]).push([{}, {}], [0, 0], [None])
