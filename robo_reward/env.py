@@ -7,6 +7,7 @@ of the shaping must be the learner's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,9 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             model: what `robo_reward.load` gives.
             cameras: the images the model sees: keys of u8[h, w, 3] boxes in the observation (nested keys by
                 their last part, or joined with "."), or a mapping from the model's camera names to such keys.
-                None: all of them. Where the observation has none, what `render()` shows, by that one name.
+                None: all of them, each by the part of its key that is one of the model's cameras
+                ("images/left" is "left"), or by its last part. Where the observation has none, what
+                `render()` shows, by that one name.
             instruction: the task, where the model knows several.
             shaping: how to shape; `discount` must be the learner's.
             keep_images: False takes the images out of the observation and puts in `embedding`, f32[d], the
@@ -310,9 +313,7 @@ class _Layout:
         if cameras is None:
             only = tuple(getattr(model, "cameras", ()))
             fallback = only[0] if len(only) == 1 else "render"
-            wanted = {path[-1] if path else fallback: ".".join(path) for path in every} or {
-                fallback: fallback
-            }
+            wanted = _named(every, only, fallback)
         else:
             wanted = dict(cameras) if isinstance(cameras, Mapping) else {name: name for name in cameras}
         if not wanted:
@@ -378,12 +379,41 @@ def _is_image(space: spaces.Space[Any]) -> bool:
     )
 
 
+def _named(paths: Sequence[_Path], known: Sequence[str], fallback: str) -> dict[str, str]:
+    """Keys of all images by the camera that each is taken for; `known` are the model's.
+
+    Raises:
+        ConfigError: two images that would be one camera.
+    """
+    if not paths:
+        return {fallback: fallback}
+    named: dict[str, str] = {}
+    for path in paths:
+        key = ".".join(path)
+        parts = list(dict.fromkeys(part for part in re.split(r"[./]", key) if part in known))
+        name = parts[0] if len(parts) == 1 else path[-1] if path else fallback
+        if name in named:
+            raise ConfigError(
+                f"images '{named[name]}' and '{key}' would both be camera '{name}': name them with "
+                f"cameras={{'{known[0] if known else name}': '{key}', ...}}"
+            )
+        named[name] = key
+    return named
+
+
 def _find(key: str, paths: Sequence[_Path]) -> _Path | None:
-    """The path that a key names, whole or by its last part; an observation that is an image goes by any."""
+    """The path that a key names, whole or by its last part; an observation that is an image goes by any.
+
+    Raises:
+        ConfigError: several images have that last part.
+    """
     for path in paths:
         if key == ".".join(path) or not path:
             return path
-    return next((path for path in paths if ".".join(path).endswith(f".{key}")), None)
+    found = [path for path in paths if ".".join(path).endswith(f".{key}")]
+    if len(found) > 1:
+        raise ConfigError(f"several images are '{key}': say which of {', '.join(map('.'.join, found))}")
+    return found[0] if found else None
 
 
 def _at(observation: Any, path: _Path) -> Any:

@@ -18,6 +18,7 @@ import robo_reward
 from robo_reward.api import RewardModel
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import save_checkpoint
+from robo_reward.env import _Layout
 from robo_reward.errors import ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -224,6 +225,29 @@ def test_what_cannot_be_watched_is_refused(model: RewardModel) -> None:
         robo_reward.ShapedRewardEnv(blind, model)
     with pytest.raises(ConfigError, match="step_s=0"):
         robo_reward.ShapedRewardEnv(Bar(), model, step_s=0.0)
+
+
+def test_images_are_taken_for_the_cameras_that_the_model_knows(model: RewardModel) -> None:
+    image = spaces.Box(0, 255, (*SIZE, 3), np.uint8)
+
+    def cameras(*keys: str, wanted: list[str] | None = None) -> dict[str, str]:
+        tree: dict[str, Any] = {}
+        for key in keys:
+            branch, _, leaf = key.rpartition(".")
+            place = tree.setdefault(branch, {}) if branch else tree
+            place[leaf] = image
+        space = spaces.Dict({k: spaces.Dict(v) if isinstance(v, dict) else v for k, v in tree.items()})
+        found = _Layout.of(space, wanted, None, model, keep=True).cameras
+        return {name: ".".join(path) for name, path in found.items() if path is not None}
+
+    flat = {"front": "images/front", "wrist": "images/wrist"}
+    assert cameras(*flat.values()) == flat
+    assert cameras("front.rgb", "wrist.rgb") == {"front": "front.rgb", "wrist": "wrist.rgb"}
+    assert cameras("images.front", "images.top") == {"front": "images.front", "top": "images.top"}
+    with pytest.raises(ConfigError, match=r"'left.rgb' and 'right.rgb' would both be camera 'rgb'"):
+        cameras("left.rgb", "right.rgb")
+    with pytest.raises(ConfigError, match=r"several images are 'rgb': say which of left.rgb, right.rgb"):
+        cameras("left.rgb", "right.rgb", wanted=["rgb"])
 
 
 @pytest.mark.slow
