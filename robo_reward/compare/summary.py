@@ -46,14 +46,18 @@ def validity_notes(comparison: Comparison) -> list[str]:
 
 
 def loss_notes(comparison: Comparison) -> list[str]:
-    """Every metric in which a method is ahead of the reference beyond doubt; of the chief ones, ties too."""
+    """Every metric in which a method is ahead of the reference beyond doubt; of the chief ones, ties too.
+
+    A metric that can be had without looking says so: a clock is ahead of everyone in forward order.
+    """
     lines: list[str] = []
     others = {name: row for name, row in comparison.rows.items() if name != comparison.reference}
     for metric, entry in glossary().items():
         gaps = {name: row.differences[metric] for name, row in others.items() if metric in row.differences}
         ahead = [name for name, gap in gaps.items() if is_behind(metric, gap) is False]
         if ahead:
-            lines.append(f"{entry['label']}: {comparison.reference} is behind {', '.join(ahead)}")
+            blind = f" (says nothing alone: {entry['alone']})" if "alone" in entry else ""
+            lines.append(f"{entry['label']}: {comparison.reference} is behind {', '.join(ahead)}{blind}")
         level = [n for n, gap in gaps.items() if math.isfinite(gap.value) and is_behind(metric, gap) is None]
         if level and metric in _CHIEF:
             lines.append(f"{entry['label']}: no difference beyond doubt to {', '.join(level)}")

@@ -16,11 +16,13 @@ from robo_reward.compare.hop import read_out
 from robo_reward.compare.judge import Judged
 from robo_reward.compare.method import MethodPrediction
 from robo_reward.compare.results import episode_results
-from robo_reward.compare.table import Comparison, compare_methods, is_behind
+from robo_reward.compare.summary import loss_notes
+from robo_reward.compare.table import Comparison, Row, compare_methods, is_behind
 from robo_reward.compare.views import backwards, blinded, first_frames
 from robo_reward.evaluate.predict import Truth
 from robo_reward.evaluate.quantities import Mean, Pairs
 from robo_reward.labels import hop
+from robo_reward.metrics import Metric
 from robo_reward.testing import MemoryReader, toy_episode
 
 levels = hnp.arrays(np.float64, st.integers(2, 25), elements=st.floats(0, 1, width=32))
@@ -112,6 +114,16 @@ def test_a_small_difference_on_every_episode_is_seen_through_how_episodes_differ
     assert gap.low > 0
     assert is_behind("progress_mae", gap) is True
     assert is_behind("progress_mae", dataclasses.replace(gap, low=-gap.high, high=-gap.low)) is False
+
+
+def test_what_can_be_had_without_looking_is_told_as_that() -> None:
+    gaps = {"progress_mae": Metric(-0.2, -0.3, -0.1, 9), "voc_pos": Metric(0.2, 0.1, 0.3, 9)}
+    nothing = Row((), Calibration(), {}, {})
+    rows = {"ours": nothing, "clock": dataclasses.replace(nothing, differences=gaps)}
+    assert loss_notes(Comparison("ours", rows)) == [
+        "Progress error: ours is behind clock",
+        "Order, forward: ours is behind clock (says nothing alone: any clock scores 1)",
+    ]
 
 
 def test_an_oracle_is_perfect_and_a_constant_is_not_excused() -> None:
