@@ -91,8 +91,7 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     folder = Path(folder)
     path = folder / "model.json"
     if not path.is_file():
-        hint = " (training has not finished: run the same train command again)" if folder.is_dir() else ""
-        raise CheckpointError(f"no model at '{folder}': '{path.name}' is not there{hint}")
+        raise CheckpointError(f"no model at '{folder}': '{path.name}' is not there{_hint(folder)}")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -112,6 +111,14 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
         training=meta["training"],
         version=str(meta["version"]),
     )
+
+
+def _hint(folder: Path) -> str:
+    """Where the model that was meant may be."""
+    if (folder / "train.json").is_file():
+        return " (training has not finished: run the same train command again)"
+    inside = sorted(path.parent for path in folder.glob("*/model.json"))
+    return f" (there is one in '{inside[0]}')" if inside else ""
 
 
 def _move(model: ProgressModel, device: str) -> ProgressModel:

@@ -82,6 +82,9 @@ def stream_live(model: RewardModel, config: DemoConfig, console: Console) -> Non
         begin = time.perf_counter()
         estimate = stream.push(moment.images, stamp_ns=moment.stamp_ns)
         spent.append(1e3 * (time.perf_counter() - begin))
+        if not estimate.valid:
+            console.print(f"{moment.stamp_ns * 1e-9:5.2f} s  no estimate: {estimate.reason}", markup=False)
+            continue
         bar = "█" * round(30 * estimate.progress)
         low, high = estimate.interval
         console.print(

@@ -70,6 +70,11 @@ def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
 def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'model\.json' is not there"):
         load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"is not there \(there is one in '{folder}'\)"):
+        load_checkpoint(folder.parent)
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="training has not finished"):
+        load_checkpoint(tmp_path)
     meta = json.loads((folder / "model.json").read_text())
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from robo_reward.api import RewardModel
+from robo_reward.cli import demo
 from robo_reward.cli import main as cli
 from robo_reward.errors import DataError
+from robo_reward.schema import LiveMoment, ProgressEstimate
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -183,6 +190,31 @@ def test_help_lists_keys_defaults_and_the_options_of_groups(
     text = capsys.readouterr().out
     assert "  part.first=[1, 2]  from here\n  last=1.0e-3        to there\n" in text
     assert "\nsize (default: big), a set of further keys:\n  size=big  A lot.\n" in text
+
+
+def one_moment(*_: object) -> Iterator[LiveMoment]:
+    yield LiveMoment({}, 0, 0.0, 0, success=False)
+
+
+class BlindModel(RewardModel):
+    instructions = ("go",)
+
+    def __init__(self) -> None:
+        """No checkpoint."""
+
+    def stage_names(self, instruction: str) -> tuple[str, ...]:
+        return ("a", "b")
+
+    def stream(self, instruction: str | None = None) -> Any:
+        nothing = ProgressEstimate.invalid("no camera frame", 2, 0, "v")
+        return SimpleNamespace(push=lambda *_, **__: nothing)
+
+
+def test_the_demo_tells_a_moment_without_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stub_commands", sys.modules[__name__])
+    told = StringIO()
+    demo.stream_live(BlindModel(), demo.DemoConfig(live="stub_commands.one_moment"), Console(file=told))
+    assert "no estimate: no camera frame" in told.getvalue()
 
 
 def test_the_process_exits_with_the_status() -> None:

@@ -17,11 +17,13 @@ import torch
 from robo_reward.calibration import Calibration, SuccessDetector
 from robo_reward.checkpoint import save_checkpoint
 from robo_reward.cli.main import main
+from robo_reward.metrics import Metric
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import toy_episode
 from robo_reward_data.rank import filtered
 from robo_reward_data.rank.judge import Rollout, agreement, find_failure, keep, order, preferences
+from robo_reward_data.rank.run import _spell
 from robo_reward_data.store import EpisodeStore
 
 NEVER_DONE = Calibration(detector=SuccessDetector(threshold=1.0))
@@ -31,6 +33,12 @@ def rollout(
     name: str, score: float, success: int | None = None, std: float = 0.1, truth: float = np.nan
 ) -> Rollout:
     return Rollout(name, name, "task", "policy", 10, 1.0, score, std, score, success, None, "unknown", truth)
+
+
+def test_what_is_not_known_is_not_spelled_as_a_number() -> None:
+    assert _spell(Metric.undefined()) == "-"
+    assert _spell(Metric.exact(0.5, 1)) == "0.500"
+    assert _spell(Metric(0.5, 0.25, 0.75, 4)) == "0.500 [0.250, 0.750]"
 
 
 def test_a_fall_is_found_where_it_begins() -> None:

@@ -250,7 +250,7 @@ def _print(
     table = Table(title=f"{len(rollouts)} rollouts by {config.group}", title_justify="left")
     for name in (config.group, "score", "success", "n"):
         table.add_column(name, justify="left" if name == config.group else "right")
-    for group, row in sorted(groups.items(), key=lambda item: -item[1]["score"].value):
+    for group, row in sorted(groups.items(), key=lambda item: -np.nan_to_num(item[1]["score"].value)):
         table.add_row(group, _spell(row["score"]), _spell(row["success"]), str(row["success"].n))
     console.print(table)
     for task, row in tau.items():
@@ -269,4 +269,7 @@ def _print(
 
 
 def _spell(metric: Metric) -> str:
-    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+    if math.isnan(metric.value):
+        return "-"
+    interval = "" if math.isnan(metric.low) else f" [{metric.low:.3f}, {metric.high:.3f}]"
+    return f"{metric.value:.3f}{interval}"
