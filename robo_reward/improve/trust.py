@@ -1,4 +1,4 @@
-"""Trust in a potential by outcomes: one that does not tell successes from failures fades out."""
+"""Trust in a potential by outcomes: one that leads to nothing fades out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from robo_reward.shaping import PotentialFunction
 
 __all__ = ["Scaled", "outcome_trust"]
 
-_PRIOR = 20.0
+_NEARLY_DONE = 0.8
+_PRIOR = 3.0
+_RECENT = 30
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,18 @@ class Scaled:
 
 
 def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> float:
-    """Trust in [0, 1] in a progress source, from the rollouts that it has judged.
+    """Trust in [0, 1] in a progress source, from what became of the rollouts that it called nearly done.
 
-    It is `2 AUC - 1` of progress at the end of a rollout (the step that ends it left out) as a predictor of
-    success, shrunk towards 1 as long as few pairs of outcomes are known: a model is trusted until it has been
-    seen to mislead. Rollouts without valid progress say nothing.
+    It is the share of them that succeeded, over the last `_RECENT` of them, shrunk towards 1 by `_PRIOR` more
+    that did: a source is trusted until it has been seen to mislead. What is true of a misled policy is that it
+    goes where the potential is high and nothing comes of it; that needs no success to be seen, as comparing
+    successes with failures would. Rollouts that were never called nearly done say nothing; nor does the
+    last moment of each, at which a success is done.
     """
-    ends: dict[bool, list[float]] = {True: [], False: []}
+    outcomes: list[bool] = []
     for rollout in rollouts:
         values = progress(rollout)[0][:-1]
-        known = values[np.isfinite(values)]
-        if len(known):
-            ends[rollout.succeeded].append(float(known[-3:].mean()))
-    good, bad = np.array(ends[True]), np.array(ends[False])
-    pairs = float(min(len(good), len(bad)))
-    if not pairs:
-        return 1.0
-    above = (good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean()
-    return float(np.clip((_PRIOR + pairs * (2 * above - 1) * 2) / (_PRIOR + pairs * 2), 0.0, 1.0))
+        if np.nanmax(np.append(values, -np.inf)) >= _NEARLY_DONE:
+            outcomes.append(rollout.succeeded)
+    recent = outcomes[-_RECENT:]
+    return (_PRIOR + sum(recent)) / (_PRIOR + len(recent))

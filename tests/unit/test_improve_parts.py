@@ -236,16 +236,16 @@ def test_a_person_ends_an_episode_or_is_asked_at_its_end() -> None:
 # --- trust, savings ---
 
 
-def test_a_potential_that_misleads_loses_trust_and_one_that_leads_keeps_it() -> None:
+def test_a_potential_that_leads_to_nothing_loses_trust_and_one_that_leads_on_keeps_it() -> None:
     good = [rollout([0, 0.9, 0.9, 1], terminated=True) for _ in range(15)]
-    bad = [rollout([0, 0.1, 0.1, 0.1]) for _ in range(15)]
-    assert outcome_trust(good + bad, LearnedProgress()) == pytest.approx(1.0)
-    assert outcome_trust(good, LearnedProgress()) == 1.0
-    fooled = [rollout([0, 0.1, 0.1, 0.2], terminated=True) for _ in range(15)]
-    fooled += [rollout([0, 0.9, 0.9, 0.9]) for _ in range(15)]
-    assert outcome_trust(fooled, LearnedProgress()) == 0.0
-    few = fooled[:1] + fooled[-1:]
-    assert 0.8 < outcome_trust(few, LearnedProgress()) < 1.0
+    modest = [rollout([0, 0.1, 0.7, 0.1]) for _ in range(15)]
+    fooled = [rollout([0, NAN, 0.9, 0.1]) for _ in range(15)]
+    assert outcome_trust(good + modest, LearnedProgress()) == 1.0
+    assert outcome_trust(modest, LearnedProgress()) == 1.0  # it promised nothing
+    assert outcome_trust(modest + fooled, LearnedProgress()) == pytest.approx(3 / 18)  # no success is needed
+    assert outcome_trust(fooled + good, LearnedProgress()) == pytest.approx(18 / 33)
+    assert outcome_trust(fooled + good + good, LearnedProgress()) == 1.0  # the last thirty count
+    assert outcome_trust([rollout([NAN, NAN, NAN])], LearnedProgress()) == 1.0
     none = shaping(potential=Scaled(Standard(), 0.0))
     assert shaped_rewards(fooled[0], none).tolist() == fooled[0].task_reward.tolist()
 
