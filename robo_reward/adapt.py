@@ -31,6 +31,27 @@ from robo_reward.train.split import Split
 
 __all__ = ["AdaptConfig", "grow", "merge_tasks", "run"]
 
+_FEW: Mapping[str, Mapping[str, Any]] = {  # as in configs/augment/real.yaml
+    "geometry": {
+        "_target_": "robo_reward.clips.Geometry",
+        "shift": 0.12,
+        "zoom": 0.1,
+        "aspect": 0.06,
+        "rotation": 4.0,
+        "keep": 0.1,
+    },
+    "color": {
+        "_target_": "robo_reward.clips.ColorJitter",
+        "brightness": 0.25,
+        "contrast": 0.25,
+        "saturation": 0.25,
+        "balance": 0.1,
+        "gamma": 0.2,
+        "keep": 0.1,
+    },
+}
+"""One demonstration shows its objects in one place: what other scenes look like has to be made up."""
+
 
 @dataclass(frozen=True)
 class AdaptConfig:
@@ -43,6 +64,7 @@ class AdaptConfig:
     steps: int | None = None
     seed: int = 0
     lr: float = 5e-4
+    augmentation: str = "few"
     batch_size: int = 12
     precision: str = "auto"
     accelerator: str = "auto"
@@ -59,9 +81,14 @@ def run(config: AdaptConfig) -> None:
     """Adapt, calibrate, save.
 
     Raises:
+        ConfigError: an unknown `augmentation`.
         CheckpointError: no usable model, or `out` holds something else.
         DataError: demonstrations that cannot be used, or that do not fit a task the model knows.
     """
+    if config.augmentation not in ("few", "model"):
+        raise ConfigError(
+            f"augmentation={config.augmentation}: choose few, or model for what the model was trained with"
+        )
     base = load_checkpoint(config.model)
     start = Start(
         configure=_configure(base),
@@ -209,6 +236,8 @@ def _train_config(base: Checkpoint, config: AdaptConfig) -> TrainConfig:
     }
     options |= {f.name: getattr(config, f.name) for f in fields(AdaptConfig) if f.name in known}
     options |= {"data": config.demos, "devices": 1}
+    if config.augmentation == "few":
+        options["pixels"] = {**options["pixels"], **_FEW}
     return TrainConfig(**options)
 
 
