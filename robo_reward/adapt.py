@@ -24,6 +24,7 @@ from robo_reward.labels import label_success
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeInfo, EpisodeReader
+from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
 from robo_reward.train.run import Start, make_tasks, train_from
@@ -64,7 +65,7 @@ class AdaptConfig:
     steps: int | None = None
     seed: int = 0
     lr: float = 5e-4
-    augmentation: str = "few"
+    augmentation: str = "auto"
     batch_size: int = 12
     precision: str = "auto"
     accelerator: str = "auto"
@@ -85,10 +86,8 @@ def run(config: AdaptConfig) -> None:
         CheckpointError: no usable model, or `out` holds something else.
         DataError: demonstrations that cannot be used, or that do not fit a task the model knows.
     """
-    if config.augmentation not in ("few", "model"):
-        raise ConfigError(
-            f"augmentation={config.augmentation}: choose few, or model for what the model was trained with"
-        )
+    if config.augmentation not in ("auto", "few", "model"):
+        raise ConfigError(f"augmentation={config.augmentation}: choose auto, few or model")
     base = load_checkpoint(config.model)
     start = Start(
         configure=_configure(base),
@@ -96,7 +95,15 @@ def run(config: AdaptConfig) -> None:
         calibrate=_careful(base.calibration),
         origin=base.version,
     )
-    train_from(_train_config(base, config), start)
+    train_from(_train_config(base, config, few=_few(config)), start)
+
+
+def _few(config: AdaptConfig) -> bool:
+    """Whether the demonstrations are too few to show how scenes differ."""
+    if config.augmentation != "auto":
+        return config.augmentation == "few"
+    readers, _ = open_sources(config.reader, config.demos)
+    return len(readers) < config.holdout.episodes
 
 
 def merge_tasks(known: Sequence[TaskConfig], new: Sequence[TaskConfig]) -> tuple[TaskConfig, ...]:
@@ -223,7 +230,7 @@ def _careful(
     return fit
 
 
-def _train_config(base: Checkpoint, config: AdaptConfig) -> TrainConfig:
+def _train_config(base: Checkpoint, config: AdaptConfig, *, few: bool) -> TrainConfig:
     """The options that the model was trained with, with those of this run in their place."""
     saved = base.training.get("config")
     if not isinstance(saved, Mapping):
@@ -236,7 +243,7 @@ def _train_config(base: Checkpoint, config: AdaptConfig) -> TrainConfig:
     }
     options |= {f.name: getattr(config, f.name) for f in fields(AdaptConfig) if f.name in known}
     options |= {"data": config.demos, "devices": 1}
-    if config.augmentation == "few":
+    if few:
         options["pixels"] = {**options["pixels"], **_FEW}
     return TrainConfig(**options)
 

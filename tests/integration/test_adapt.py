@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import robo_reward
-from robo_reward.adapt import AdaptConfig, _train_config, grow, merge_tasks
+from robo_reward.adapt import grow, merge_tasks
 from robo_reward.checkpoint import load_checkpoint
 from robo_reward.cli.main import run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
@@ -137,21 +137,16 @@ def test_a_task_that_is_known_gets_new_texts_and_keeps_its_stages() -> None:
         merge_tasks([known], [TaskConfig(("open",), ("x",), (1.0,))])
 
 
-def test_one_demonstration_is_augmented_like_few_real_ones_unless_told_otherwise(
+def test_one_demonstration_is_augmented_like_few_real_ones_and_many_as_the_model_was(
     stores: dict[str, Path], repo: Path, tmp_path: Path
 ) -> None:
-    base = load_checkpoint(stores["base"])
     real = yaml.safe_load((repo / "configs/augment/real.yaml").read_text())["pixels"]
-    trained = base.training["config"]["pixels"]
-    options = {"model": str(stores["base"]), "demos": str(stores["demo"]), "out": str(tmp_path)}
-    few = _train_config(base, AdaptConfig(**options)).pixels
-    assert {name: few[name] for name in ("geometry", "color")} == {
-        name: real[name] for name in ("geometry", "color")
-    }
-    assert {name: few[name] for name in few if name not in ("geometry", "color")} == {
-        name: trained[name] for name in trained if name not in ("geometry", "color")
-    }
-    assert _train_config(base, AdaptConfig(**options, augmentation="model")).pixels == trained
+    trained = load_checkpoint(stores["base"]).training["config"]["pixels"]
+    adapt(stores, tmp_path / "one", "steps=1")
+    few = load_checkpoint(tmp_path / "one").training["config"]["pixels"]
+    assert few == {**trained, "geometry": real["geometry"], "color": real["color"]}
+    adapt(stores, tmp_path / "many", "steps=1", f"demos=[{stores['demo']},{stores['old']}]")
+    assert load_checkpoint(tmp_path / "many").training["config"]["pixels"] == trained
     with pytest.raises(ConfigError, match="augmentation=none"):
         adapt(stores, tmp_path / "out", "augmentation=none")
 
