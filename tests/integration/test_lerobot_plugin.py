@@ -100,6 +100,23 @@ for _ in range(2):  # one live episode, then another
     shown = [{"task": "fill the bar", **{k: v[t] for k, v in images.items()}} for t in range(20)]
     live = [float(loaded.compute_reward(prepare(moment))) for moment in shown]
     np.testing.assert_allclose(live, truth.progress, atol=1e-5)
+# Another instruction is another episode, also where nobody says reset.
+other = {**shown[0], "task": "another wording"}
+begun = float(loaded.compute_reward(prepare(other)))
+loaded.reset()
+assert float(loaded.compute_reward(prepare(other))) == begun
+# Without an instruction a model of several tasks takes none for granted.
+from dataclasses import replace
+from robo_reward.checkpoint import Checkpoint
+from robo_reward.errors import ConfigError
+several = replace(config, tasks=(task, replace(task, instructions=("empty the bar",))))
+undecided = plugin.RoboProgressRewardModel(loaded.config, Checkpoint(ProgressModel(several), Calibration()))
+try:
+    undecided.compute_reward({key: value[:1] for key, value in images.items()})
+except ConfigError as error:
+    assert "several tasks" in str(error)
+else:
+    raise AssertionError("it would have judged the first task")
 try:
     loaded.forward(batch)
 except NotImplementedError:

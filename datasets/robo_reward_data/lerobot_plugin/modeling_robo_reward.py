@@ -35,8 +35,9 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
 
     `compute_reward` takes what a dataset gives with `config.observation_delta_indices` (images
     [b, t, c, h, w]: the first frame, then a window), or one live moment of b episodes side by side
-    ([b, c, h, w], in order; `reset` begins new ones, and so does another b). It is a potential, not a reward
-    per step: paying it at every step pays for never finishing. `robo_reward.shaping` makes rewards of it.
+    ([b, c, h, w], in order; `reset` begins new ones, and so do another b and another `task`). It is a
+    potential, not a reward per step: paying it at every step pays for never finishing. `robo_reward.shaping`
+    makes rewards of it.
     """
 
     config_class = RoboProgressConfig
@@ -56,6 +57,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         self._checkpoint = checkpoint
         self.model = checkpoint.model
         self._stream: BatchStream | None = None
+        self._told: list[str] = []
         self._ticks = 0
 
     @classmethod
@@ -148,6 +150,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         """Progress or success f32[b] in [0, 1] at the last frame; NaN where the model cannot say.
 
         Raises:
+            ConfigError: a batch without `task`, no `config.instruction`, and a model of several tasks.
             DataError: a batch without images, or with images of another shape.
         """
         views = self._views(batch)
@@ -178,7 +181,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
             return [said] * size
         if isinstance(said, Sequence) and len(said) == size:
             return [str(text) for text in said]
-        return [self.config.instruction or self.model.config.tasks[0].instructions[0]] * size
+        return [self.config.instruction or self.model.config.instruction_or_only(None)] * size
 
     def _pixels(self, images: Tensor) -> np.ndarray:
         """u8[n, h, w, 3] at the model's size from [n, c, h, w], u8 or float in [0, 1]."""
@@ -188,8 +191,8 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         return resize_frames(np.ascontiguousarray(rgb), self.model.config.image_size)
 
     def _live(self, views: Mapping[str, Tensor], texts: list[str]) -> Tensor:
-        if self._stream is None or len(self._stream) != len(texts):
-            self._stream, self._ticks = BatchStream(self._checkpoint, texts), 0
+        if self._stream is None or self._told != texts:
+            self._stream, self._told, self._ticks = BatchStream(self._checkpoint, texts), texts, 0
         pixels = {name: self._pixels(images) for name, images in views.items()}
         stamp = round(self._ticks * 1e9 / self.config.fps)
         shown = [{name: rgb[row] for name, rgb in pixels.items()} for row in range(len(texts))]
