@@ -1,7 +1,8 @@
-"""Open datasets of episodes by the import path of their reader."""
+"""Open datasets of episodes by the import path of their reader, and say which they were."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from robo_reward.errors import DataError
 from robo_reward.imports import import_object
 from robo_reward.schema import EpisodeReader
 
-__all__ = ["open_sources"]
+__all__ = ["command_line", "open_sources", "spell_sources"]
 
 
 def open_sources(reader: Mapping[str, Any], paths: str | Sequence[str]) -> tuple[list[EpisodeReader], str]:
@@ -30,3 +31,14 @@ def open_sources(reader: Mapping[str, Any], paths: str | Sequence[str]) -> tuple
         twice = next(uid for uid in uids if uids.count(uid) > 1)
         raise DataError(f"recording {twice} is in the data twice ({paths}): name each store once")
     return readers, "+".join(source.fingerprint for source in sources)
+
+
+def spell_sources(paths: str | Sequence[str]) -> str:
+    """One or several stores as the command line takes them: A, or [A,B]."""
+    return paths if isinstance(paths, str) else f"[{','.join(map(str, paths))}]"
+
+
+def command_line(command: str, sources: Mapping[str, str | Sequence[str]], **keys: object) -> str:
+    """What to type into a shell for a command with these stores and other keys."""
+    said = {**{name: spell_sources(paths) for name, paths in sources.items()}, **keys}
+    return shlex.join(["robo-reward", command, *(f"{key}={value}" for key, value in said.items())])

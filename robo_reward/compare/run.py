@@ -36,7 +36,7 @@ from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.imports import instantiate
 from robo_reward.metrics import Metric
 from robo_reward.schema import EpisodeReader
-from robo_reward.sources import open_sources
+from robo_reward.sources import command_line, open_sources, spell_sources
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
 from robo_reward.train.run import make_tasks
 
@@ -356,24 +356,26 @@ def _costs(
 
 
 def _facts(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
-    budget, flag = f"{config.minutes} minutes", f"minutes={config.minutes}"
+    budget: dict[str, object] = {"minutes": config.minutes}
     if config.steps is not None:
-        budget, flag = f"{config.steps} steps", f"steps={config.steps}"
+        budget = {"steps": config.steps}
+    ((unit, amount),) = budget.items()
     return {
-        "train": f"{_names(config.train)}: {len(episodes.data.train)} episodes",
+        "train": f"{spell_sources(config.train)}: {len(episodes.data.train)} episodes",
         "calibration": f"{len(episodes.data.calibration)} episodes",
-        "test": f"{_names(config.test)}: {len(episodes.test)} episodes, "
+        "test": f"{spell_sources(config.test)}: {len(episodes.test)} episodes, "
         f"{sum(r.info.length for r in episodes.test)} frames",
-        "budget": f"{budget} each, seed {config.seed}",
-        "command": f"robo-reward compare train={_names(config.train)} test={_names(config.test)} "
-        f"out={config.out} {flag} seed={config.seed}",
+        "budget": f"{amount} {unit} each, seed {config.seed}",
+        "command": command_line(
+            "compare",
+            {"train": config.train, "test": config.test},
+            out=config.out,
+            **budget,
+            seed=config.seed,
+        ),
         "methods": ", ".join(config.methods),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _names(data: Any) -> str:
-    return str(data) if isinstance(data, str) else "[" + ",".join(str(path) for path in data) + "]"
 
 
 def _notes(episodes: _Episodes, methods: Mapping[str, Method]) -> list[str]:

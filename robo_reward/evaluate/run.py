@@ -33,7 +33,7 @@ from robo_reward.evaluate.report import Report, ReportEpisode, write_report
 from robo_reward.metrics import Metric
 from robo_reward.offline import resize_frames, resolve_task
 from robo_reward.schema import EpisodeReader
-from robo_reward.sources import open_sources
+from robo_reward.sources import command_line, open_sources, spell_sources
 from robo_reward.stream import Stream
 
 __all__ = ["EvaluateConfig", "run"]
@@ -88,7 +88,7 @@ def run(config: EvaluateConfig) -> None:
     write_predictions(folder / "predictions.parquet", results)
     media = _media_episodes(results, config.media_episodes)
     report = Report(
-        title=f"{Path(config.model).name} on {_names(config.data)}",
+        title=f"{Path(config.model).name} on {spell_sources(config.data)}",
         facts=_facts(config, checkpoint, results),
         metrics=metrics,
         dropout=conditions,
@@ -346,16 +346,18 @@ def _facts(
         "model": f"{config.model} (version {checkpoint.version})",
         "trained on": f"{training.get('data')}, {training.get('steps')} steps, {training.get('seconds')} s, "
         f"seed {training.get('seed')}",
-        "judged on": f"{_names(config.data)}: {len(results)} episodes, {frames} unseen frames",
+        "judged on": f"{spell_sources(config.data)}: {len(results)} episodes, {frames} unseen frames",
         "cameras": ", ".join(checkpoint.model.config.cameras),
         "image size": "x".join(str(n) for n in checkpoint.model.config.image_size),
-        "command": f"robo-reward evaluate model={config.model} data={_names(config.data)} out={config.out}",
+        "command": command_line(
+            "evaluate",
+            {"data": config.data},
+            model=config.model,
+            out=config.out,
+            **({"allow_seen": "true"} if config.allow_seen else {}),
+        ),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _names(data: Any) -> str:
-    return str(data) if isinstance(data, str) else ", ".join(str(path) for path in data)
 
 
 def _nested(table: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from robo_reward.cli import demo
 from robo_reward.cli import main as cli
 from robo_reward.errors import DataError
 from robo_reward.schema import LiveMoment, ProgressEstimate
+from robo_reward.sources import command_line
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -190,6 +192,15 @@ def test_help_lists_keys_defaults_and_the_options_of_groups(
     text = capsys.readouterr().out
     assert "  part.first=[1, 2]  from here\n  last=1.0e-3        to there\n" in text
     assert "\nsize (default: big), a set of further keys:\n  size=big  A lot.\n" in text
+
+
+def test_the_command_in_a_report_is_one_that_runs() -> None:
+    """evaluate wrote `data=a, b` for several stores."""
+    typed = shlex.split(command_line("evaluate", {"data": ["run (1)", "c d"]}, model="it's", out="o"))
+    assert typed[:2] == ["robo-reward", "evaluate"]
+    _, config = cli.load_config("evaluate", typed[2:])
+    assert (config.data, config.model, config.out) == (["run (1)", "c d"], "it's", "o")
+    assert command_line("evaluate", {"data": "a"}) == "robo-reward evaluate data=a"
 
 
 def one_moment(*_: object) -> Iterator[LiveMoment]:
