@@ -59,11 +59,12 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
     from robo_reward.imports import import_object
 
     _check_command(command)
-    file: Any = OmegaConf.load(config_dir() / f"{command}.yaml")
-    function = import_object(str(file["_target_"]))
-    schema = _config_type(function)
+    # An experiment is a choice of a group that may bring a target of its own, and with it other keys.
+    groups = [override for override in overrides if _names_a_group(override)]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            function = import_object(str(compose(command, overrides=groups)["_target_"]))
+            schema = _config_type(function)
             composed = compose(command, overrides=[_as_typed(override, schema) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"{_reason(error)} (see: robo-reward {command} --help)") from error
@@ -80,6 +81,12 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
         return function, _build(schema, plain)
     except OmegaConfBaseException as error:
         raise UsageError(f"{_reason(error)} (see: robo-reward {command} --help)") from error
+
+
+def _names_a_group(override: str) -> bool:
+    """Whether it chooses an option of a config group, such as arm=sparse or +experiment=one_demo."""
+    name = override.partition("=")[0].lstrip("+").split("@")[0]
+    return bool(name) and (config_dir() / name).is_dir()
 
 
 def _as_typed(override: str, schema: type) -> str:
