@@ -27,6 +27,7 @@ class SavingsConfig:
     """What else progress is good for: less robot time. Each can be switched alone."""
 
     abort: bool = False
+    reset_s: float = 0.0
     priority: float = 0.0
     promising_resets: float = 0.0
 
@@ -93,6 +94,8 @@ def check_config(config: ImproveConfig) -> None:
             "privileged=true needs the simulator's state, now and along the demonstrations: name what gives "
             "it, privileged_state=package.module.function and privileged_demos=package.module.function"
         )
+    if config.savings.reset_s < 0:
+        raise ConfigError(f"savings.reset_s={config.savings.reset_s}: must be 0 or more")
     if config.demo_hold < 1:
         raise ConfigError(f"demo_hold={config.demo_hold}: must be 1 or more")
     learner = config.learner

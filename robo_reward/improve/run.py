@@ -232,7 +232,11 @@ class _Session:
             seed=seed,
             noise=self.learner.noise(index),
             film=bool(config.film_every) and index % config.film_every == 0,
-            abort=abort_rule(whole, self.shaping.progress, index, rng) if savings.abort else None,
+            abort=(
+                abort_rule(whole, self.shaping.progress, index, rng, savings.reset_s)
+                if savings.abort
+                else None
+            ),
             start=start,
             keep_states=savings.promising_resets > 0,
         )

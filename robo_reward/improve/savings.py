@@ -21,9 +21,15 @@ _KEEP_WHOLE = 4
 
 
 def abort_rule(
-    rollouts: Sequence[Rollout], progress: ProgressSource, index: int, rng: np.random.Generator
+    rollouts: Sequence[Rollout],
+    progress: ProgressSource,
+    index: int,
+    rng: np.random.Generator,
+    reset_s: float = 0.0,
 ) -> AbortRule | None:
     """The rule for rollout `index`, from recent rollouts that were run to their end; None runs it to its end.
+
+    `reset_s` is what a reset costs, in seconds.
 
     Every fourth rollout is run to its end whatever the rule says: a rule that aborts everything would never
     learn that the policy has become better.
@@ -39,7 +45,7 @@ def abort_rule(
         )
         for rollout in whole
     ]
-    return choose_abort_rule(attempts, reset_s=0.0, rng=rng)
+    return choose_abort_rule(attempts, reset_s=reset_s, rng=rng)
 
 
 @dataclass(frozen=True)

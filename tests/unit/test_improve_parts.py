@@ -260,6 +260,10 @@ def test_hopeless_rollouts_are_given_up_but_not_all_of_them() -> None:
     assert 0.0 < rule.below < 1.0
     assert abort_rule(good + bad, LearnedProgress(), 4, rng) is None
     assert abort_rule(good[:3] + bad[:3], LearnedProgress(), 1, rng) is None
+    late = [rollout([*[0.0] * 20, 1.0], terminated=True) for _ in range(3)]  # looks hopeless, and is not
+    assert abort_rule(good + late + bad, LearnedProgress(), 1, rng) is not None
+    patient = abort_rule(good + late + bad, LearnedProgress(), 1, rng, reset_s=1e4)
+    assert patient is None or patient.check_s > 2.0  # what is lost costs another reset: it waits for the late
 
 
 def test_promising_starts_lie_before_the_furthest_point_of_failures() -> None:
