@@ -41,10 +41,9 @@ def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> floa
     """Trust in [0, 1] in a progress source, from what became of the rollouts that it called nearly done.
 
     It is the share of them that succeeded, over the last `_RECENT` of them, shrunk towards 1 by `_PRIOR` more
-    that did: a source is trusted until it has been seen to mislead. What is true of a misled policy is that it
-    goes where the potential is high and nothing comes of it; that needs no success to be seen, as comparing
-    successes with failures would. Rollouts that were never called nearly done say nothing; nor does the
-    last moment of each, at which a success is done.
+    that did: a source is trusted until it has been seen to mislead. A misled policy goes where the potential
+    is high, and nothing comes of it; no success needs to be seen to tell. Rollouts that were never called
+    nearly done say nothing; nor does the last moment of each, at which a success is done.
     """
     outcomes: list[bool] = []
     for rollout in rollouts:
