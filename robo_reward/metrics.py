@@ -8,6 +8,7 @@ Ranks (average ranks for ties; `x` the estimate, `y` what it should follow):
 Errors:
   progress_mae    mean |x - y|
   stage_accuracy  share of frames with the right stage
+  drift           mean |x - y| over the last quarter of an episode, less that over the first quarter
   hesitation_rmse sqrt(mean (x - mean of x over its run)^2) over the runs in which y stands still
 Calibration:
   coverage       share of truths within their interval
@@ -45,6 +46,7 @@ __all__ = [
     "coverage_curve",
     "detect_success",
     "detection_delay",
+    "drift",
     "false_positive",
     "false_positives_per_100",
     "hesitation_rmse",
@@ -187,6 +189,20 @@ def stage_accuracy(stage: Int64[np.ndarray, " t"], truth: Int64[np.ndarray, " t"
     _same_length(stage, truth, "stage", "truth")
     known = (stage >= 0) & (truth >= 0)
     return float(np.mean(stage[known] == truth[known])) if known.any() else math.nan
+
+
+def drift(progress: Float[np.ndarray, " t"], truth: Float[np.ndarray, " t"]) -> float:
+    """How much larger the error is at the end of an episode than at its beginning.
+
+    Returns:
+        Mean |progress - truth| over the last quarter of the known frames, less that over the first quarter;
+        NaN with fewer than 8 of them.
+    """
+    _same_length(progress, truth, "progress", "truth")
+    error = np.abs(np.asarray(progress, np.float64) - truth)
+    error = error[np.isfinite(error)]
+    quarter = len(error) // 4
+    return float(error[-quarter:].mean() - error[:quarter].mean()) if quarter >= 2 else math.nan
 
 
 def hesitation_rmse(

@@ -190,6 +190,7 @@ def quantities(results: Sequence[EpisodeResult], detector: SuccessDetector) -> d
         "coverage_90": frame_mean(results, _covered),
         "retry_voc": _episodes(retries, _truth_rank),
         "hesitation_rmse": _hesitation(results),
+        "drift": _episodes(results, lambda r: _drift(r, r.forward)),
         "tau_a": _tau_a(results),
         "valid_share": frame_mean(results, lambda r: r.forward.valid.astype(np.float64)),
     }
@@ -204,11 +205,12 @@ def condition_quantities(results: Sequence[EpisodeResult], condition: str) -> di
 
 
 def perspective_quantities(results: Sequence[EpisodeResult], name: str) -> dict[str, Quantity]:
-    """Progress error, and rank correlation with time in successful episodes, of one way to read the model."""
+    """Progress error, rank correlation with time in successes, and drift, of one way to read the model."""
     successes = [r for r in results if r.info.outcome is Outcome.SUCCESS and _never_back(r)]
     return {
         "progress_mae": frame_mean(results, lambda r: progress_error(r, r.perspectives[name])),
         "voc_plus": _episodes(successes, lambda r: _voc(r.perspectives[name], r.unseen)),
+        "drift": _episodes(results, lambda r: _drift(r, r.perspectives[name])),
     }
 
 
@@ -301,6 +303,12 @@ def _truth_rank(r: EpisodeResult) -> float:
     if r.truth.progress is None:
         return float("nan")
     return m.retry_voc(np.where(r.unseen, r.forward.progress, np.nan), r.truth.progress)
+
+
+def _drift(r: EpisodeResult, found: Answers) -> float:
+    if r.truth.progress is None:
+        return float("nan")
+    return m.drift(np.where(r.unseen, found.progress, np.nan), r.truth.progress)
 
 
 def end_level(values: Float[np.ndarray, " t"]) -> float:

@@ -161,3 +161,13 @@ def test_lengths_and_settings_that_do_not_fit_are_refused_by_name() -> None:
         metrics.hesitation_rmse(three, three, min_frames=1)
     with pytest.raises(ConfigError, match="nominal levels"):
         metrics.normal_intervals(three, three, np.array([1.0]))
+
+
+def test_drift_is_how_much_the_error_has_grown_by_hand() -> None:
+    truth = np.linspace(0, 1, 8)
+    assert metrics.drift(truth + 0.1, truth) == pytest.approx(0.0)  # a steady bias does not drift
+    wandering = truth + np.array([0.0, 0.0, 0.1, 0.1, -0.2, 0.2, 0.3, -0.1])
+    assert metrics.drift(wandering, truth) == pytest.approx(0.2)
+    known = np.concatenate([[np.nan], wandering, [np.nan]])
+    assert metrics.drift(known, np.concatenate([[0.0], truth, [1.0]])) == pytest.approx(0.2)
+    assert np.isnan(metrics.drift(truth[:7], truth[:7]))
