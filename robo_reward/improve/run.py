@@ -285,7 +285,13 @@ class _Session:
             return
         films = 3 if config.film_every and self.done in (0, config.rollouts) else 0
         orders = [
-            Order(index=index, seed=_seed(config.seed, 1, index, 0), noise=0.0, film=index < films)
+            Order(
+                index=index,
+                seed=_seed(config.seed, 1, index, 0),
+                noise=0.0,
+                film=index < films,
+                estimates=index < films,
+            )
             for index in range(config.evaluate_episodes)
         ]
         results = self.runner.finish(self.runner.start(orders, self.learner.policy))

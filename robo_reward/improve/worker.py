@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -40,7 +41,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Order:
-    """One rollout to run; nothing but this, the policy and the reward model decides what happens in it."""
+    """One rollout to run; nothing but this, the policy and the reward model decides what happens in it.
+
+    With `estimates` False nobody will look at what the reward model says of it: where neither policy nor
+    success does, the model and its cameras are left out.
+    """
 
     index: int
     seed: int
@@ -49,6 +54,7 @@ class Order:
     abort: AbortRule | None = None
     start: Start | None = None
     keep_states: bool = False
+    estimates: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,9 @@ class Worker:
             stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
         self.observer = Observer(self._parts, stream, stages)
         self._policy: torch.nn.Module | None = None
+        self._config = config
+        self._needs_estimates = self._success.needs_model or bool(seen)
+        self._blind_env: gymnasium.Env[Any, Any] | None = None
 
     def _check_environment(self, config: ImproveConfig) -> None:
         space = self.env.action_space
@@ -168,6 +177,24 @@ class Worker:
 
     def run(self, order: Order) -> RolloutResult:
         """One rollout with the policy that was set."""
+        if order.estimates or self._needs_estimates or self.model is None:
+            return self._run(order)
+        with self._blind():
+            return self._run(order)
+
+    @contextmanager
+    def _blind(self) -> Generator[None]:
+        """Rollouts in here are seen by no camera and no reward model."""
+        if self._blind_env is None:
+            self._blind_env = make_environment(self._config, blind=True)
+        kept = self.env, self.observer, self.model
+        self.env, self.observer, self.model = self._blind_env, Observer(self._parts, None, 0), None
+        try:
+            yield
+        finally:
+            self.env, self.observer, self.model = kept
+
+    def _run(self, order: Order) -> RolloutResult:
         rng = np.random.default_rng((order.seed, 1))
         observation, info = self._reset(order)
         tape = _Tape(self, order, observation)
@@ -228,8 +255,10 @@ class Worker:
         return order.abort.aborts(float(previous), float(now), float(self._progress(rollout)[0][-1]))
 
     def close(self) -> None:
-        """Free the environment."""
+        """Free the environments."""
         self.env.close()
+        if self._blind_env is not None:
+            self._blind_env.close()
 
 
 class _Tape:

@@ -21,6 +21,7 @@ import robo_reward
 from robo_reward.cli.main import load_config, main, run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.improve.demonstrations import choose_demonstrations, demonstration_rollout
+from robo_reward.improve.networks import Policy
 from robo_reward.improve.refresh import relabel
 from robo_reward.improve.rollouts import load_rollout
 from robo_reward.improve.run import improve
@@ -177,6 +178,22 @@ def test_a_demonstration_is_over_where_a_rollout_would_be(tmp_path: Path) -> Non
     assert rollout.task_reward.tolist() == [0.0] * (rollout.decisions - 1) + [1.0]
     assert {len(part) for part in rollout.parts.values()} == {rollout.decisions + 1}
     assert len(rollout.truth) == len(rollout.stamp_ns) == rollout.decisions + 1
+
+
+def test_an_evaluation_that_nobody_estimates_goes_as_one_that_the_model_watches(
+    reward_model: Path, tmp_path: Path
+) -> None:
+    _, config = load_config("improve", [*WORLD, *BLIND[1:], f"out={tmp_path}", f"model={reward_model}"])
+    worker = Worker(config, "go to the mark")
+    worker.set_policy(Policy(4, 2, 8, torch.Generator().manual_seed(0)))
+    watched, blind = (worker.run(Order(0, 5, 0.0, estimates=flag)).rollout for flag in (True, False))
+    assert np.isfinite(watched.progress).all()
+    assert np.isnan(blind.progress).all()
+    assert blind.model_version == ""
+    np.testing.assert_array_equal(watched.actions, blind.actions)
+    np.testing.assert_array_equal(watched.truth, blind.truth)
+    again = worker.run(Order(0, 5, 0.0)).rollout
+    np.testing.assert_allclose(again.progress, watched.progress, atol=1e-6)
 
 
 @pytest.mark.parametrize("arm", ["learned", "naive_dense", "absolute"])
