@@ -176,8 +176,8 @@ def run(config: CompareConfig) -> None:
     write_atomic(folder / "metrics.json", json.dumps(body, indent=1).encode())
     console.print(terminal_table(comparison))
     for note in notes:
-        console.print(f"note: {note}")
-    console.print(f"report: {folder / 'report.html'}")
+        console.print(f"note: {note}", markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
 # --- data ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -111,8 +112,8 @@ def run(config: EvaluateConfig) -> None:
     write_atomic(folder / "metrics.json", json.dumps(body, indent=1).encode())
     console.print(metric_table(report.title, metrics))
     for note in notes:
-        console.print(f"note: {note}")
-    console.print(f"report: {folder / 'report.html'}")
+        console.print(f"note: {note}", markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
 def _claim(folder: Path, overwrite: bool) -> Path:
@@ -366,7 +367,7 @@ def _nested(table: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
 
 def metric_table(title: str, metrics: Mapping[str, Metric]) -> Table:
     """The terminal table."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")  # [A,B] is no markup
     table.add_column("metric")
     for name in ("value", "low", "high", "n"):
         table.add_column(name, justify="right")

@@ -19,6 +19,8 @@ from robo_reward.api import RewardModel
 from robo_reward.cli import demo
 from robo_reward.cli import main as cli
 from robo_reward.errors import DataError
+from robo_reward.evaluate.run import metric_table
+from robo_reward.metrics import Metric
 from robo_reward.schema import LiveMoment, ProgressEstimate
 from robo_reward.sources import command_line
 
@@ -201,6 +203,12 @@ def test_the_command_in_a_report_is_one_that_runs() -> None:
     _, config = cli.load_config("evaluate", typed[2:])
     assert (config.data, config.model, config.out) == (["run (1)", "c d"], "it's", "o")
     assert command_line("evaluate", {"data": "a"}) == "robo-reward evaluate data=a"
+
+
+def test_stores_in_brackets_are_no_markup() -> None:
+    told = StringIO()
+    Console(file=told, width=200).print(metric_table("model on [a,b]", {"ece": Metric.exact(0.5, 1)}))
+    assert "model on [a,b]" in told.getvalue()
 
 
 def one_moment(*_: object) -> Iterator[LiveMoment]:
