@@ -62,6 +62,8 @@ class RewardModel:
 def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:
     """A reward model from a run folder, or another system's from an import path (called with `arguments`).
 
+    `device` is where the model of a run goes; another system is told by its own `arguments`.
+
     Raises:
         CheckpointError: a folder without a usable checkpoint, or neither a folder nor an import path.
         ConfigError: arguments for a run folder, which takes none.

@@ -14,6 +14,7 @@ from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
+from robo_reward.onnx_stream import EXPORT_VERSION, load_onnx
 
 CALIBRATION = Calibration(True, 1.5, 0.7, -1.0, 1.2, (0.1, 0.2), SuccessDetector(0.6, 2), 99)
 
@@ -60,6 +61,17 @@ def test_the_front_door(folder: Path) -> None:
         robo_reward.load("runs/none")
     with pytest.raises(CheckpointError, match="neither a run folder nor an import path"):
         robo_reward.load("no_such_module.Model")
+
+
+def test_a_damaged_export_is_named(folder: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="no onnxruntime here: pip install 'robo-reward[onnx]'")
+    meta = json.loads((folder / "model.json").read_text())
+    facts = {key: meta[key] for key in ("model", "calibration", "version")}
+    facts |= {"export_version": EXPORT_VERSION, "texts": [], "memory": None}
+    (folder / "reward.json").write_text(json.dumps(facts))
+    (folder / "encode.onnx").write_bytes(b"half of it")
+    with pytest.raises(CheckpointError, match=r"encode\.onnx' is damaged .*: copy the export again"):
+        load_onnx(folder)
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -251,7 +252,7 @@ def _print(
     for name in (config.group, "score", "success", "n"):
         table.add_column(name, justify="left" if name == config.group else "right")
     for group, row in sorted(groups.items(), key=lambda item: -np.nan_to_num(item[1]["score"].value)):
-        table.add_row(group, _spell(row["score"]), _spell(row["success"]), str(row["success"].n))
+        table.add_row(escape(group), _spell(row["score"]), _spell(row["success"]), str(row["success"].n))
     console.print(table)
     for task, row in tau.items():
         known = row["tau_a"].n
@@ -259,13 +260,16 @@ def _print(
             f"'{task}', {known} rollouts with truth: tau_a {_spell(row['tau_a'])}, "
             f"over the pairs that differ {_spell(row['ranked_pairs'])}"
             if known
-            else f"'{task}': no truth to compare with"
+            else f"'{task}': no two rollouts of which the truth is known, and differs",
+            markup=False,
         )
     if summary["trained_on"]:
         console.print(f"note: the model was trained on parts of {summary['trained_on']} of these rollouts")
-    console.print(f"{len(summary['kept'])} kept, {summary['pairs']} preference pairs: {config.out}")
+    console.print(
+        f"{len(summary['kept'])} kept, {summary['pairs']} preference pairs: {config.out}", markup=False
+    )
     if config.store is not None:
-        console.print(f"the {len(summary['kept'])} kept as an episode store: {config.store}")
+        console.print(f"the {len(summary['kept'])} kept as an episode store: {config.store}", markup=False)
 
 
 def _spell(metric: Metric) -> str:
