@@ -108,7 +108,10 @@ def _as_typed(override: str, schema: type) -> str:
     def quoted(text: str) -> str:
         return QuotedString(text.strip(), Quote.single).with_quotes()
 
-    if _takes_text(schema, key.lstrip("+").split(".")) and value != "null":
+    hint = _hint_of(schema, key.lstrip("+").split("."))
+    if typing.get_origin(hint) is dict and value.startswith("{") and not key.startswith("+"):
+        override = f"++{override}"  # Hydra adds nothing to a mapping without being told
+    if _is_text(hint) and value != "null":
         if not value or value[0] not in "[{'\"":
             return f"{key}={quoted(value)}"
         if re.fullmatch(r"\[[^\[\]{}'\"]+\]", value):
@@ -124,14 +127,17 @@ def _as_typed(override: str, schema: type) -> str:
     return override if understood else f"{key}={quoted(value)}"
 
 
-def _takes_text(hint: Any, path: Sequence[str]) -> bool:
-    """Whether the field at `path` of a dataclass holds text, or texts: a path, an instruction, names."""
-    if path:
-        fields = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
-        return path[0] in fields and _takes_text(fields[path[0]], path[1:])
-    return hint in (str, Any) or any(
-        _takes_text(option, ()) for option in typing.get_args(hint) if typing.get_origin(hint) is not dict
-    )
+def _hint_of(hint: Any, path: Sequence[str]) -> Any:
+    """What the field at `path` of a dataclass is declared as; None where it is not declared."""
+    for name in path:
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether a field holds text, or texts: a path, an instruction, names."""
+    options = () if typing.get_origin(hint) is dict else typing.get_args(hint)
+    return hint in (str, Any) or any(_is_text(option) for option in options)
 
 
 def _unseal(node: Any) -> None:

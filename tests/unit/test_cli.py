@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +38,7 @@ class StubConfig:
     on_error: str = "stop"
     data: Any = None
     names: list[str] | None = None
+    cameras: dict[str, str] = field(default_factory=dict)
 
 
 def stub(config: StubConfig) -> None:
@@ -63,7 +64,7 @@ def stub_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         "path: ??? # which\ncount: 1 # how many\nnote: null # remark\n"
         "# where one fails:\non_error: stop # stop or skip\n"
-        "data: null # one or several\nnames: null # several\n"
+        "data: null # one or several\nnames: null # several\ncameras: {} # by name\n"
     )
     for name, target in (("stub", "stub"), ("wrong", "two_arguments"), ("gone", "nothing_here")):
         text = f"# the {name} command\n_target_: stub_commands.{target}\n{body}"
@@ -151,6 +152,9 @@ def test_lists_of_text_arrive_as_they_were_typed() -> None:
     _, config = cli.load_config("stub", ["path=x", "data=[a b,run (1), 2026_11_21]", "names=['a, b','ü']"])
     assert config.data == ["a b", "run (1)", "2026_11_21"]
     assert config.names == ["a, b", "ü"]
+    # As `robo-reward label` tells its users to write.
+    _, config = cli.load_config("stub", ["path=x", "cameras={front: top, wrist: 'a, b'}"])
+    assert config.cameras == {"front": "top", "wrist": "a, b"}
 
 
 @pytest.mark.usefixtures("stub_command")
@@ -183,6 +187,7 @@ def test_help_lists_keys_defaults_and_the_options_of_groups(
         "  on_error=stop  where one fails: stop or skip\n"
         "  data=null      one or several\n"
         "  names=null     several\n"
+        "  cameras={}     by name\n"
     )
     (tmp_path / "size").mkdir()
     (tmp_path / "size" / "big.yaml").write_text("# @package size\n# A lot.\nlines: 9\n")
