@@ -32,7 +32,6 @@ __all__ = [
     "label_episode",
     "label_from_boundaries",
     "label_success",
-    "stage_of_progress",
     "task_progress",
 ]
 
@@ -139,16 +138,6 @@ def task_progress(
     """`Phi = W_stage + w_stage * tau`, f32[t] in [0, 1]."""
     before = np.concatenate([np.zeros(1), np.cumsum(weights, dtype=np.float64)[:-1]])
     return np.clip(before[stage] + weights[stage] * tau, 0.0, 1.0).astype(np.float32)
-
-
-def stage_of_progress(
-    progress: Float[np.ndarray, " t"], weights: Float32[np.ndarray, " k"]
-) -> tuple[Int64[np.ndarray, " t"], Float32[np.ndarray, " t"]]:
-    """The inverse of `task_progress`: (stage i64[t], tau f32[t])."""
-    before = np.concatenate([np.zeros(1), np.cumsum(weights, dtype=np.float64)[:-1]])
-    stage = np.clip(np.searchsorted(before, progress, side="right") - 1, 0, len(weights) - 1)
-    tau = np.clip((progress - before[stage]) / weights[stage], 0.0, 1.0)
-    return stage.astype(np.int64), tau.astype(np.float32)
 
 
 def hop(start: Float[np.ndarray, "*shape"], end: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

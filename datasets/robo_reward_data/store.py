@@ -379,10 +379,6 @@ class EpisodeStore:
             raise DataError(f"no episode '{name}' in {self._path} ({len(self)} episodes)")
         return StoredEpisode(self._folder(name))
 
-    def has_uid(self, uid: str) -> bool:
-        """Whether the recording `uid` is stored, under whatever name."""
-        return any(episode.uid == uid for episode in self.episodes)
-
     def write(self, episode: Episode) -> StoredEpisode:
         """Store a whole episode.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
 
-__all__ = ["ShownEpisode", "backwards", "blinded", "first_frames", "relabelled", "reworded"]
+__all__ = ["ShownEpisode", "backwards", "blinded", "relabelled", "reworded"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,6 @@ def backwards(reader: EpisodeReader) -> ShownEpisode:
     """A blinded episode played backwards, at its own pace."""
     shown = blinded(reader)
     return replace(shown, frames=shown.frames[::-1].copy())
-
-
-def first_frames(reader: EpisodeReader, count: int) -> ShownEpisode:
-    """A blinded episode that ends after `count` frames."""
-    shown = blinded(reader)
-    info = replace(shown.info, stamp_ns=shown.info.stamp_ns[:count])
-    return ShownEpisode(reader, info, shown.frames[:count])
 
 
 def reworded(reader: EpisodeReader, instruction: str) -> ShownEpisode:

@@ -18,7 +18,7 @@ from robo_reward.compare.method import MethodPrediction
 from robo_reward.compare.results import episode_results
 from robo_reward.compare.summary import loss_notes
 from robo_reward.compare.table import Comparison, Row, compare_methods, is_behind
-from robo_reward.compare.views import backwards, blinded, first_frames
+from robo_reward.compare.views import backwards, blinded
 from robo_reward.evaluate.predict import Truth
 from robo_reward.evaluate.quantities import Mean, Pairs
 from robo_reward.labels import hop
@@ -141,7 +141,7 @@ def test_an_oracle_is_perfect_and_a_constant_is_not_excused() -> None:
 
 def test_what_is_shown_tells_nothing() -> None:
     reader = READERS[2]
-    for shown in (blinded(reader), backwards(reader), first_frames(reader, 4)):
+    for shown in (blinded(reader), backwards(reader)):
         info = shown.info
         assert info.truth is None
         assert info.success is None
@@ -151,4 +151,3 @@ def test_what_is_shown_tells_nothing() -> None:
         assert shown.read_actions() is None
     rgb = backwards(reader).read_frames("front", np.arange(15))
     assert np.array_equal(rgb, reader.read_frames("front", np.arange(15)[::-1]))
-    assert first_frames(reader, 4).info.length == 4

@@ -10,7 +10,6 @@ from robo_reward.labels import (
     apply_hop,
     hop,
     label_from_boundaries,
-    stage_of_progress,
     task_progress,
 )
 
@@ -43,5 +42,3 @@ def test_progress_of_a_demonstration_rises_from_0_to_1_and_inverts(
     np.testing.assert_allclose(progress[-1], 1, atol=1e-6)
     assert (np.diff(progress) >= -1e-6).all()
     assert (progress[: boundaries[0] + 1] == 0).all()
-    stage, tau = stage_of_progress(progress, weights)
-    np.testing.assert_allclose(task_progress(stage, tau, weights), progress, atol=1e-5)

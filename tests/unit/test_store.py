@@ -107,8 +107,6 @@ def test_protocols_order_names_and_pickle(store: EpisodeStore) -> None:
     assert copy.fingerprint == store.fingerprint
     assert "a/1" in copy
     assert "a" not in copy
-    assert copy.has_uid("b")
-    assert not copy.has_uid("nobody")
     assert isinstance(store, EpisodeSource)
     reader = pickle.loads(pickle.dumps(copy["b"]))
     assert isinstance(reader, EpisodeReader)
