@@ -1,0 +1,136 @@
+"""From demonstrations to a policy that is judged: the whole road to LeRobot and back, on a simulated task."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robo_reward.cli.main import main
+from robo_reward_data.store import EpisodeStore
+
+ENV = "robo_reward/ButtonPress-v0"
+CHUNK = 4
+POLICY = {
+    "type": "weighted_act",
+    "device": "cpu",
+    "push_to_hub": "false",
+    "chunk_size": CHUNK,
+    "n_action_steps": CHUNK,
+    "dim_model": 16,
+    "n_heads": 2,
+    "dim_feedforward": 16,
+    "n_encoder_layers": 1,
+    "use_vae": "false",
+    "pretrained_backbone_weights": "null",
+    "conv_channels": "[8,16]",
+}
+# run_policy, and what LeRobot itself does with the policy at the moments at which it planned.
+JUDGE = """
+import json, sys
+import numpy as np
+import torch
+from lerobot.common.control_utils import predict_action
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from robo_reward.cli.main import main
+from robo_reward_data.store import EpisodeStore
+
+answer, folder, store, *arguments = sys.argv[1:]
+assert main(arguments) == 0
+config = PreTrainedConfig.from_pretrained(folder)
+policy = get_policy_class(config.type).from_pretrained(folder, config=config)
+before, after = make_pre_post_processors(config, pretrained_path=folder)
+said = []
+for episode in EpisodeStore.open(store).episodes:
+    frames, states = episode.read_frames("right", np.arange(episode.info.length)), episode.read_proprio()
+    for at in range(0, episode.info.length - 1, 2):
+        seen = {"observation.images.right": frames[at].copy(), "observation.state": states[at].copy()}
+        policy.reset()
+        action = predict_action(
+            seen, policy, torch.device("cpu"), before, after, False, task=episode.info.instruction
+        )
+        said.append(action[0].tolist())
+with open(answer, "w") as file:
+    json.dump(said, file)
+"""
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """What a process of its own prints: LeRobot stays out of this one."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def trained(at: Path) -> Path:
+    """A policy after two weighted steps, from demonstrations by way of a reward model in `at/model`."""
+    recorded = [f"out={at / 'store'}", "image_size=[32,32]", "cameras=[right]", "workers=1"]
+    assert main(["record", f"env={ENV}", "episodes=5", "mix={expert: 4, aborted: 1}", *recorded]) == 0
+    taught = ["minutes=null", "steps=2", "augment=sim", "holdout.calibration=0.2"]
+    assert main(["train", f"data={at / 'store'}", f"out={at / 'model'}", *taught]) == 0
+    python(at, "-m", "robo_reward.cli.main", "to_lerobot", f"data={at / 'store'}", f"out={at / 'set'}")
+    assert main(["label", f"model={at / 'model'}", f"dataset={at / 'set'}", f"rabc.chunk={CHUNK}"]) == 0
+    python(
+        at,
+        *("-m", "lerobot.scripts.lerobot_train", "--dataset.repo_id=local/episodes"),
+        *(f"--dataset.root={at / 'set'}", f"--output_dir={at / 'policy'}"),
+        "--ext.discover_packages_path=robo_reward_data.lerobot_plugin",
+        *(f"--policy.{key}={value}" for key, value in POLICY.items()),
+        *("--sample_weighting.type=rabc", "--sample_weighting.head_mode=robo_reward"),
+        *("--steps=2", "--batch_size=4", "--num_workers=0"),
+    )
+    return at / "policy"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # four processes import LeRobot, which a busy machine takes long over
+def test_demonstrations_become_a_policy_that_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec("lerobot") is None or find_spec("accelerate") is None:
+        pytest.skip("no lerobot here that trains: pip install 'robo-reward[data]' accelerate")
+    at, policy = tmp_path, trained(tmp_path)
+    rolled = [
+        *("run_policy", f"policy={policy}", f"env={ENV}", f"out={at / 'out'}", f"store={at / 'rolled'}"),
+        *("env_args={max_episode_steps: 5}", "action_steps=2", "episodes=2"),
+    ]
+    python(at, "-m", "robo_reward.cli.main", *rolled)
+    notes = at / "out/rollouts.jsonl"
+    whole = notes.read_text()
+    notes.write_text(whole[:-10])  # killed while it noted the second rollout, which is in the store already
+    at_last = policy / "checkpoints/last/pretrained_model"
+    python(at, "-c", JUDGE, str(at / "planned.json"), str(at_last), str(at / "rolled"), *rolled)
+    assert notes.read_text() == whole
+    found = json.loads((at / "out/metrics.json").read_text())
+    assert found["success"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.6576, abs=1e-3), "n": 2}
+    assert [row["seed"] for row in found["rollouts"]] == [1_000_000, 1_000_001]
+    assert all(row["decisions"] == 5 and 0 <= row["progress"] < 0.5 for row in found["rollouts"])
+
+    episodes = EpisodeStore.open(at / "rolled").episodes
+    scenes = [episode.info.source["reset_seed"] for episode in episodes]
+    assert scenes == [1_000_000, 1_000_001]
+    taken = np.concatenate([episode.read_actions()[0:5:2] for episode in episodes])
+    planned = np.clip(json.loads((at / "planned.json").read_text()), -1, 1)
+    np.testing.assert_allclose(taken, planned, atol=1e-5)
+
+    capsys.readouterr()
+    assert main(rolled) == 0  # all there: needs no LeRobot
+    assert "0 of 2 rollouts succeed, 0.000 [0.000, 0.658]" in capsys.readouterr().out
+    assert main([*rolled, "action_steps=1"]) == 1
+    assert "has rollouts with action_steps=2, not 1" in capsys.readouterr().err
+    assert notes.read_text() == whole
+    assert main(["rank", f"model={at / 'model'}", f"data={at / 'rolled'}", f"out={at / 'ranking'}"]) == 0
+    assert json.loads((at / "ranking/summary.json").read_text())["rollouts"] == 2
