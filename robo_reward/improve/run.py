@@ -123,6 +123,7 @@ class _Session:
     seconds: float = 0.0
     clone_error: float = float("nan")
     refreshed: int = 0
+    misled: int = 0  # rollouts after which the potential was given up; 0: it was not
 
     def __post_init__(self) -> None:
         config = self.config
@@ -246,14 +247,20 @@ class _Session:
         return numbers | self.learner.learn(self.replay, rollout.decisions)
 
     def _guide(self) -> dict[str, float]:
-        """How far the potential leads: less where outcomes speak against it."""
+        """How far the potential leads: less where outcomes speak against it.
+
+        Where it is not trusted any more, the learner starts again, once, on the same rollouts without it.
+        """
         trust = 1.0
         if self.config.shaping.outcome_trust:
-            trust = outcome_trust(self.rollouts, self.shaping.progress)
+            trust = 0.0 if self.misled else outcome_trust(self.rollouts, self.shaping.progress)
         potential = Scaled(self.shaping.potential, trust) if trust < 1.0 else self.shaping.potential
         shaping = dataclasses.replace(self.shaping, potential=potential)
         if shaping != self.replay.shaping:
             self.replay.relabel(self.replay.episodes, shaping)
+        if trust == 0.0 and not self.misled:
+            self.misled = self.done + 1
+            self.learner.start_again(self.replay, sum(rollout.decisions for rollout in self.rollouts))
         return {"trust": trust}
 
     def _refresh(self) -> None:
@@ -335,6 +342,7 @@ class _Session:
                 "seconds": self.seconds,
                 "clone_error": self.clone_error,
                 "refreshed": self.refreshed,
+                "misled": self.misled,
             },
             buffer,
         )
@@ -352,7 +360,7 @@ class _Session:
         self.clone_error = state["clone_error"]
         for index in range(self.done):
             self.replay.add(load_rollout(self._rollout_path(index)))
-        self.refreshed = state["refreshed"]
+        self.refreshed, self.misled = state["refreshed"], state["misled"]
         if self.refreshed:
             self._use_refreshed()
         return True
@@ -374,6 +382,7 @@ class _Session:
             "success_source": str(config.success.get("_target_", "")),
             "model_version": self.worker.model.version if self.worker.model else "",
             "refreshed_after": self.refreshed,
+            "potential_given_up_after": self.misled,
             "rollouts": len(rollouts),
             "rollout_success": [rollout.succeeded for rollout in rollouts],
             "rollout_seconds": [round(rollout.seconds, 4) for rollout in rollouts],

@@ -40,10 +40,11 @@ class Scaled:
 def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> float:
     """Trust in [0, 1] in a progress source, from what became of the rollouts that it called nearly done.
 
-    It is the share of them that succeeded, over the last `_RECENT` of them, shrunk towards 1 by `_PRIOR` more
-    that did: a source is trusted until it has been seen to mislead. A misled policy goes where the potential
-    is high, and nothing comes of it; no success needs to be seen to tell. Rollouts that were never called
-    nearly done say nothing; nor does the last moment of each, at which a success is done.
+    With s the share of them that succeeded, over the last `_RECENT` of them and shrunk towards 1 by `_PRIOR`
+    more that did, it is `max(2 s - 1, 0)`: a source is trusted until it has been seen to mislead, and not at
+    all once it misleads more often than not. A misled policy goes where the potential is high, and nothing
+    comes of it; no success needs to be seen to tell. Rollouts that were never called nearly done say nothing;
+    nor does the last moment of each, at which a success is done.
     """
     outcomes: list[bool] = []
     for rollout in rollouts:
@@ -51,4 +52,5 @@ def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> floa
         if np.nanmax(np.append(values, -np.inf)) >= _NEARLY_DONE:
             outcomes.append(rollout.succeeded)
     recent = outcomes[-_RECENT:]
-    return (_PRIOR + sum(recent)) / (_PRIOR + len(recent))
+    share = (_PRIOR + sum(recent)) / (_PRIOR + len(recent))
+    return max(2.0 * share - 1.0, 0.0)

@@ -52,7 +52,8 @@ def camera(name: str, compressed: bool) -> None:
     else:
         pool = [array("B", image.tobytes()) for image in pictures]
         message = Image(height=SIZE[0], width=SIZE[1], encoding="rgb8", step=3 * SIZE[1])
-    with suppress(KeyboardInterrupt):
+    # Interrupted in the middle of a message, rclpy calls its context invalid.
+    with suppress(KeyboardInterrupt, RuntimeError):
         due = time.monotonic()
         for data in cycle(pool):
             due += 1 / FPS

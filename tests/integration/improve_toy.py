@@ -137,3 +137,16 @@ def privileged(env: Any, reader: Any) -> np.ndarray:
     """The simulator's state along a demonstration."""
     proprio = reader.read_proprio()
     return np.concatenate([proprio, np.tile(reader.info.source["mark"], (len(proprio), 1))], axis=1)
+
+
+class Lying:
+    """A progress source that calls everything but the beginning nearly done."""
+
+    needs_model = False
+    needs_truth = False
+
+    def __call__(self, rollout: Any) -> tuple[np.ndarray, np.ndarray]:
+        """0.9 from the second moment on, and sure of it."""
+        said = np.full(len(rollout.truth), 0.9, np.float32)
+        said[0] = 0.0
+        return said, np.zeros_like(said)

@@ -242,8 +242,8 @@ def test_a_potential_that_leads_to_nothing_loses_trust_and_one_that_leads_on_kee
     fooled = [rollout([0, NAN, 0.9, 0.1]) for _ in range(15)]
     assert outcome_trust(good + modest, LearnedProgress()) == 1.0
     assert outcome_trust(modest, LearnedProgress()) == 1.0  # it promised nothing
-    assert outcome_trust(modest + fooled, LearnedProgress()) == pytest.approx(3 / 18)  # no success is needed
-    assert outcome_trust(fooled + good, LearnedProgress()) == pytest.approx(18 / 33)
+    assert outcome_trust(modest + fooled, LearnedProgress()) == 0.0  # no success is needed to tell
+    assert outcome_trust(fooled + good, LearnedProgress()) == pytest.approx(2 * 18 / 33 - 1)
     assert outcome_trust(fooled + good + good, LearnedProgress()) == 1.0  # the last thirty count
     assert outcome_trust([rollout([NAN, NAN, NAN])], LearnedProgress()) == 1.0
     none = shaping(potential=Scaled(Standard(), 0.0))
