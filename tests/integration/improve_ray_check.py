@@ -46,14 +46,14 @@ def check(folder: Path) -> None:
     rule = Shaping(LearnedProgress(), Standard(), PotentialBased(), 0.0, 0.9)
     replay = Replay(rule, 3)
     replay.add(demonstration_rollout(config, worker, reader))
-    learner = Learner(config.learner, 6, 2, 0)
+    learner = Learner(config.learner, sum(replay.sizes), 2, 0)
     learner.fit_scale(replay.observations(), replay.sizes)
     learner.clone(replay)
     orders = [Order(index=i, seed=50 + i, noise=0.2) for i in range(4)]
     local = LocalRunner(worker, reader.info.instruction)
-    expected = local.finish(local.start(orders, learner.behavior(0)))
+    expected = local.finish(local.start(orders, learner.policy))
     remote = RayRunner(config, reader.info.instruction, 2)
-    pending = remote.start(orders, learner.behavior(0))
+    pending = remote.start(orders, learner.policy)
     ray.kill(remote.actors[0])
     found = remote.finish(pending)
     assert remote.replaced == 1
