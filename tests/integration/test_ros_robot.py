@@ -349,7 +349,8 @@ def test_override_emergency_stop_and_bad_commands(
     np.testing.assert_allclose(info["applied_action"], [0.0, -0.2, 0.0, 1.0], atol=1e-7)
     wait_for(lambda: not intervened())  # it is let go: the policy is let in again
 
-    hasty = robot_env(observation_timeout_s=3.0, node_name="hasty")
+    # Long enough for a busy machine to hear the safety node, which repeats itself once a second.
+    hasty = robot_env(observation_timeout_s=8.0, node_name="hasty")
     hasty.reset(seed=1)
     assert listener.call("safety/estop").success
     _, _, terminated, truncated, info = hasty.step(np.full(4, 0.1, np.float32))
