@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +27,7 @@ from rich.progress import track
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object
 from robo_reward.improve.report import wilson
+from robo_reward.improve.worker import open_environment
 from robo_reward.metrics import Metric
 from robo_reward.schema import Episode, Outcome
 from robo_reward_data._files import encode_json, lock, replace_file
@@ -307,25 +307,13 @@ def _environment(config: RunPolicyConfig, policy: LeRobotPolicy) -> Generator[_W
     Raises:
         ConfigError: a plug-in or environment that is not there, or one that the policy does not fit.
     """
-    for plugin in config.plugins:
-        try:
-            import_module(plugin)
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"plugins has '{plugin}', which does not import: {error}") from error
     sizes = sorted(set(policy.image_sizes.values()))
     if len(sizes) > 1:
         raise ConfigError(f"the policy wants images of different sizes ({sizes}): environments here have one")
     arguments: dict[str, Any] = {"cameras": tuple(policy.image_sizes), **(config.env_args or {})}
     if sizes:
         arguments.setdefault("image_size", sizes[0])
-    try:
-        env = _Watched(gymnasium.make(config.env, **arguments))
-    except gymnasium.error.Error as error:
-        raise ConfigError(
-            f"env={config.env}: {error} (the package that registers it belongs in plugins=[...])"
-        ) from error
-    except TypeError as error:
-        raise ConfigError(f"env={config.env} does not take {arguments}: {error}") from error
+    env = _Watched(open_environment(config.env, config.plugins, arguments))
     try:
         _check_fit(policy, env)
         yield env

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,7 +22,7 @@ from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.observer import Moment, Observer
 from robo_reward.improve.rollouts import Rollout
 
-__all__ = ["Order", "RolloutResult", "Start", "Worker", "make_environment"]
+__all__ = ["Order", "RolloutResult", "Start", "Worker", "make_environment", "open_environment"]
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,43 @@ def make_environment(config: ImproveConfig, *, blind: bool) -> gymnasium.Env[Any
     Raises:
         ConfigError: a plugin or environment that is not there, or arguments that do not fit.
     """
-    for plugin in config.plugins:
+    arguments = {**config.env_args, **(config.blind_args if blind else {})}
+    if not isinstance(config.env, str):
+        import_plugins(config.plugins)
+        return instantiate(config.env, **arguments)
+    return open_environment(config.env, config.plugins, arguments)
+
+
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Import packages that register environments.
+
+    Raises:
+        ConfigError: one that is not there.
+    """
+    for plugin in plugins:
         try:
             import_module(plugin)
         except ModuleNotFoundError as error:
             raise ConfigError(f"plugins has '{plugin}', which does not import: {error}") from error
-    arguments = {**config.env_args, **(config.blind_args if blind else {})}
-    if not isinstance(config.env, str):
-        return instantiate(config.env, **arguments)
+
+
+def open_environment(
+    env: str, plugins: Sequence[str], arguments: Mapping[str, Any]
+) -> gymnasium.Env[Any, Any]:
+    """The environment of a gymnasium id, after importing the plugins that register it.
+
+    Raises:
+        ConfigError: a plugin or environment that is not there, or arguments that do not fit.
+    """
+    import_plugins(plugins)
     try:
-        return gymnasium.make(config.env, **arguments)
+        return gymnasium.make(env, **arguments)
     except gymnasium.error.Error as error:
         raise ConfigError(
-            f"env={config.env}: {error} (the package that registers it belongs in plugins=[...])"
+            f"env={env}: {error} (the package that registers it belongs in plugins=[...])"
         ) from error
     except TypeError as error:
-        raise ConfigError(f"env={config.env} does not take {arguments}: {error}") from error
+        raise ConfigError(f"env={env} does not take {dict(arguments)}: {error}") from error
 
 
 class Worker:
