@@ -12,7 +12,7 @@ term of order 1/E, to either side; `robo-reward evaluate` measures what they cov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -123,27 +123,25 @@ def normal_quantiles(levels: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "
 
 
 def fit_quantiles(
-    residual: Float[np.ndarray, " n"],
-    std: Float[np.ndarray, " n"],
-    episode: Int64[np.ndarray, " n"] | None = None,
+    residual: Sequence[Float[np.ndarray, " _n"]], std: Sequence[Float[np.ndarray, " _n"]]
 ) -> tuple[tuple[float, ...], float]:
     """Conformal quantiles at LEVELS, every episode counting once, and the scale for an honest std.
 
     Args:
-        episode: which episode each residual is of; None: each is one of its own.
+        residual: what is wrong with the estimates of each episode; one without any does not count, one of
+            them has some.
+        std: their raw standard deviations.
     """
-    ratio = np.abs(residual) / std
-    _, member, sizes = np.unique(
-        np.arange(len(ratio)) if episode is None else episode, return_inverse=True, return_counts=True
-    )
+    sizes = np.array([len(one) for one in residual])
+    ratio = np.abs(np.concatenate(residual)) / np.concatenate(std)
+    share = np.repeat(1.0 / np.maximum(sizes, 1), sizes) / np.count_nonzero(sizes)
     order = np.argsort(ratio)
-    mass = np.cumsum(1.0 / sizes[member[order]]) / len(sizes)
+    mass = np.cumsum(share[order])
     # Rounding may not turn a level that is just reached into one that is not.
     at = np.minimum(np.searchsorted(mass, LEVELS - 1e-9), len(ratio) - 1)
-    weights = 1.0 / sizes[member]
     return (
         tuple(float(q) for q in ratio[order][at]),
-        float(np.sqrt(np.average(ratio**2, weights=weights))),
+        float(np.sqrt(np.average(ratio**2, weights=share))),
     )
 
 

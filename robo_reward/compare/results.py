@@ -1,7 +1,8 @@
 """From what methods say to what is measured: one calibration for all, and one truth.
 
 Uncertainty and success detection are fitted for every method that offers them in the same way, on the same
-calibration episodes: split-conformal bands from its spread, Platt scaling, threshold and debounce.
+calibration episodes, by the functions with which `robo-reward train` fits its own: split-conformal bands
+from its spread (every episode counts once), Platt scaling, threshold and debounce.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def fit_calibration(
             logits.append(_logit(found.success_prob)[at])
             labels.append(done[at])
     if residual and sum(map(len, residual)):
-        quantiles, std_scale = fit_quantiles(np.concatenate(residual), np.concatenate(spread))
+        quantiles, std_scale = fit_quantiles(residual, spread)
     if logits and sum(map(len, logits)):
         scale, bias = fit_platt(np.concatenate(logits), np.concatenate(labels))
     fitted = Calibration(

@@ -203,8 +203,8 @@ def _bands(
     held_out: dict[int, tuple[np.ndarray, np.ndarray]],
 ) -> Calibration:
     """Conformal bands; where fusing was fitted on an episode, from what it says when it was not."""
-    residual, spread, episode = [], [], []
-    for index, (k, f) in enumerate(zip(kept, found, strict=True)):
+    residual, spread = [], []
+    for k, f in zip(kept, found, strict=True):
         progress, std = f.progress, f.raw_std
         if warm.fusion.fuses and id(k) in held_out:
             progress, alone = held_out[id(k)]
@@ -212,10 +212,9 @@ def _bands(
         at = f.valid & np.isfinite(k.truth)
         residual.append((progress - k.truth)[at])
         spread.append(std[at].astype(np.float64))
-        episode.append(np.full(int(at.sum()), index))
     if not sum(map(len, residual)):
         return warm
-    quantiles, std_scale = fit_quantiles(*(np.concatenate(x) for x in (residual, spread, episode)))
+    quantiles, std_scale = fit_quantiles(residual, spread)
     return replace(warm, quantiles=quantiles, std_scale=std_scale, moments=sum(map(len, residual)))
 
 
@@ -224,20 +223,25 @@ def _absent(model: ProgressModel, kept: Sequence[_Kept], calibration: Calibratio
     expected = len(model.config.cameras)
     factors: list[float] = []
     for gone in range(1, expected):
-        residual, spread, episode = [], [], []
-        for index, k in enumerate(kept):
+        residual, spread = [], []
+        for k in kept:
             cameras = k.reader.info.cameras
-            for left in combinations(cameras, max(expected - gone, 1)):
-                if len(cameras) < expected - gone:
-                    continue
-                found = read_moments(model, episode_moments(model, k.encoded, left), calibration)
-                at = found.valid & np.isfinite(k.truth)
-                residual.append((found.progress - k.truth)[at])
-                spread.append(found.raw_std[at].astype(np.float64))
-                episode.append(np.full(int(at.sum()), index))
+            if len(cameras) < expected - gone:
+                continue
+            views = [
+                read_moments(model, episode_moments(model, k.encoded, left), calibration)
+                for left in combinations(cameras, max(expected - gone, 1))
+            ]
+            at = [found.valid & np.isfinite(k.truth) for found in views]
+            residual.append(
+                np.concatenate([(f.progress - k.truth)[a] for f, a in zip(views, at, strict=True)])
+            )
+            spread.append(
+                np.concatenate([f.raw_std[a].astype(np.float64) for f, a in zip(views, at, strict=True)])
+            )
         factor = factors[-1] if factors else 1.0
         if sum(map(len, residual)) and calibration.quantiles:
-            quantiles, _ = fit_quantiles(*(np.concatenate(x) for x in (residual, spread, episode)))
+            quantiles, _ = fit_quantiles(residual, spread)
             factor = max(factor, quantiles[_BAND] / max(calibration.quantiles[_BAND], 1e-9))
         factors.append(float(factor))
     return tuple(factors)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from robo_reward import metrics
-from robo_reward.calibration import Calibration
+from robo_reward.calibration import LEVELS, Calibration
 from robo_reward.compare.hop import read_out
 from robo_reward.compare.judge import Judged
 from robo_reward.compare.method import MethodPrediction
-from robo_reward.compare.results import episode_results
+from robo_reward.compare.results import episode_results, fit_calibration
 from robo_reward.compare.summary import loss_notes
 from robo_reward.compare.table import Comparison, Row, compare_methods, is_behind
 from robo_reward.compare.views import backwards, blinded
@@ -114,6 +114,20 @@ def test_a_small_difference_on_every_episode_is_seen_through_how_episodes_differ
     assert gap.low > 0
     assert is_behind("progress_mae", gap) is True
     assert is_behind("progress_mae", dataclasses.replace(gap, low=-gap.high, high=-gap.low)) is False
+
+
+def test_bands_count_every_calibration_episode_once_however_long() -> None:
+    """As in training: half the mass is that of the short episode, with a quarter of the frames."""
+    readers = [MemoryReader(toy_episode(i, length=length)) for i, length in enumerate((30, 10))]
+    truths = [truth_of(reader) for reader in readers]
+    judged = [
+        Judged(MethodPrediction(t.progress + np.float32(error), np.ones(len(t.progress), np.float32)))
+        for t, error in zip(truths, (0.1, 0.3), strict=True)
+        if t.progress is not None
+    ]
+    found = fit_calibration(judged, readers, truths)
+    assert found.quantiles == pytest.approx(np.where(LEVELS > 0.5, 0.3, 0.1), abs=1e-6)
+    assert found.std_scale == pytest.approx(np.sqrt((0.1**2 + 0.3**2) / 2))
 
 
 def test_what_can_be_had_without_looking_is_told_as_that() -> None:

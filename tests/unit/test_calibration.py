@@ -24,7 +24,7 @@ def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
     rng = np.random.default_rng(0)
     std = rng.uniform(0.5, 2, 8000)
     residual = 3 * std * rng.standard_t(3, 8000)
-    quantiles, scale = fit_quantiles(residual[:4000], std[:4000])
+    quantiles, scale = fit_quantiles([residual[:4000]], [std[:4000]])
     covered = [(np.abs(residual[4000:]) <= q * std[4000:]).mean() for q in quantiles]
     np.testing.assert_allclose(covered, LEVELS, atol=0.03)
     assert scale == pytest.approx(np.sqrt(np.mean((residual[:4000] / std[:4000]) ** 2)))
@@ -43,7 +43,7 @@ def test_bands_of_segments_are_half_trusted_but_never_narrowed() -> None:
 
 
 def test_few_residuals_give_the_largest_for_the_highest_level() -> None:
-    quantiles, _ = fit_quantiles(np.array([0.1, -0.3, 0.2]), np.ones(3))
+    quantiles, _ = fit_quantiles([np.array([0.1, -0.3, 0.2])], [np.ones(3)])
     assert quantiles[-1] == 0.3
     assert quantiles[0] == 0.1
 
@@ -58,17 +58,16 @@ def test_bands_cover_moments_of_new_episodes_whose_errors_differ() -> None:
     covered, pooled = [], []
     for _ in range(60):
         known = draw(19)
-        member = np.repeat(np.arange(19), [len(r) for r in known])
-        flat = np.concatenate(known)
-        by_episode = fit_quantiles(flat, np.ones(len(flat)), member)[0][17]
-        by_moment = fit_quantiles(flat, np.ones(len(flat)))[0][17]
+        by_episode = fit_quantiles(known, [np.ones(len(r)) for r in known])[0][17]
+        by_moment = np.quantile(np.concatenate(known), 0.9)
         new = draw(40)
         covered.append(np.mean([(r <= by_episode).mean() for r in new]))
         pooled.append(np.mean([(r <= by_moment).mean() for r in new]))
     assert np.mean(covered) == pytest.approx(0.9, abs=0.05)
     assert np.mean(pooled) < np.mean(covered)
-    # Two episodes, by hand: masses 1/2 each, of the first split over its two moments.
-    quantiles, scale = fit_quantiles(np.array([1.0, 2.0, 3.0]), np.ones(3), np.array([0, 0, 1]))
+    # Two episodes, by hand: masses 1/2 each, of the first split over its two moments. An empty one is none.
+    residual = [np.array([1.0, 2.0]), np.array([]), np.array([3.0])]
+    quantiles, scale = fit_quantiles(residual, [np.ones(2), np.ones(0), np.ones(1)])
     assert [quantiles[i] for i in (2, 5, 12, 18)] == [1.0, 2.0, 3.0, 3.0]  # at .15, .30, .65, .95
     assert scale == pytest.approx(np.sqrt((2.5 + 9.0) / 2))
 
