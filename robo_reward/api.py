@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,19 @@ class RewardModel:
         """Live estimates of one episode; the instruction may be left out where there is one task."""
         return Stream(self.checkpoint, self.checkpoint.model.config.instruction_or_only(instruction))
 
-    def batch_stream(self, streams: int, instruction: str | None = None) -> BatchStream:
-        """Live estimates of several episodes in step."""
+    def batch_stream(self, streams: int, instruction: str | Sequence[str] | None = None) -> BatchStream:
+        """Live estimates of several episodes in step.
+
+        Args:
+            streams: how many.
+            instruction: one for all of them, or one for each; may be left out where there is one task.
+
+        Raises:
+            ConfigError: no stream, not as many instructions as streams, or none and several tasks.
+            DataError: an instruction that a model of several tasks does not know.
+        """
         return BatchStream(
-            self.checkpoint, [self.checkpoint.model.config.instruction_or_only(instruction)] * streams
+            self.checkpoint, self.checkpoint.model.config.instructions_of(streams, instruction)
         )
 
 

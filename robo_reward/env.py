@@ -66,7 +66,7 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
 
         Args:
             env: the environment; its reward is the task reward.
-            model: what `robo_reward.load` gives.
+            model: what `robo_reward.load` or `robo_reward.onnx_stream.load_onnx` gives.
             cameras: the images the model sees: keys of u8[h, w, 3] boxes in the observation (nested keys by
                 their last part, or joined with "."), or a mapping from the model's camera names to such keys.
                 None: all of them, each by the part of its key that is one of the model's cameras

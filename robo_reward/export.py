@@ -323,7 +323,7 @@ def largest_difference(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> f
     instructions = [config.tasks[0].instructions[0], config.tasks[-1].instructions[0]]
     engines: list[LiveBatch] = [
         BatchStream(checkpoint, instructions),
-        load_onnx(folder).batch_stream(instructions),
+        load_onnx(folder).batch_stream(len(instructions), instructions),
     ]
     rng = np.random.default_rng(seed)
     worst = 0.0

@@ -109,16 +109,21 @@ class OnnxModel:
 
     def stream(self, instruction: str | None = None) -> LiveStream:
         """Live estimates of one episode; the instruction may be left out where there is one task."""
-        return LiveStream(self.batch_stream([self.config.instruction_or_only(instruction)]))
+        return LiveStream(self.batch_stream(1, instruction))
 
-    def batch_stream(self, instructions: Sequence[str]) -> LiveBatch:
-        """Live estimates of several episodes in step, one for each instruction.
+    def batch_stream(self, streams: int, instruction: str | Sequence[str] | None = None) -> LiveBatch:
+        """Live estimates of several episodes in step; as `robo_reward.api.RewardModel.batch_stream`.
+
+        Args:
+            streams: how many.
+            instruction: one for all of them, or one for each; may be left out where there is one task.
 
         Raises:
-            ConfigError: no instruction.
-            DataError: one that the model does not know.
+            ConfigError: no stream, not as many instructions as streams, none and several tasks, or a wording
+                whose embedding was not exported.
+            DataError: an instruction that a model of several tasks does not know.
         """
-        return LiveBatch(_OnnxEngine(self, instructions))
+        return LiveBatch(_OnnxEngine(self, self.config.instructions_of(streams, instruction)))
 
     def call(self, graph: str, **inputs: np.ndarray) -> list[np.ndarray]:
         """Outputs of one graph."""
@@ -183,8 +188,6 @@ class _OnnxEngine:
     """The exported network of n streams; see `robo_reward.live.Engine`."""
 
     def __init__(self, model: OnnxModel, instructions: Sequence[str]) -> None:
-        if not instructions:
-            raise ConfigError("a stream needs an instruction for each episode")
         self._model, self.config, self.version = model, model.config, model.version
         config, streams = model.config, len(instructions)
         self.tasks = [config.resolve(text) for text in instructions]

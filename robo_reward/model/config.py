@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,6 +105,22 @@ class ModelConfig:
             return self.tasks[0].instructions[0]
         known = ", ".join(repr(task.instructions[0]) for task in self.tasks)
         raise ConfigError(f"the model knows several tasks, name one: {known}")
+
+    def instructions_of(self, streams: int, instruction: str | Sequence[str] | None) -> list[str]:
+        """The instruction of each of several streams, from one for all of them or one for each.
+
+        Raises:
+            ConfigError: no stream, not as many instructions as streams, or none and several tasks.
+        """
+        if streams < 1:
+            raise ConfigError(f"streams={streams}: must be 1 or more")
+        if instruction is None or isinstance(instruction, str):
+            return [self.instruction_or_only(instruction)] * streams
+        if len(instruction) != streams:
+            raise ConfigError(
+                f"{len(instruction)} instructions for {streams} streams: name one for each, or one for all"
+            )
+        return list(instruction)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""

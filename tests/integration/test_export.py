@@ -6,11 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 
+import robo_reward
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.errors import CheckpointError, ConfigError, DataError
@@ -20,7 +25,6 @@ from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.onnx_stream import load_onnx
 from robo_reward.schema import ProgressEstimate
-from robo_reward.stream import BatchStream
 from robo_reward.testing import toy_episode
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -112,7 +116,7 @@ def moment(index: int) -> tuple[list[dict[str, np.ndarray]], list[int], list[np.
 
 def test_onnxruntime_says_what_pytorch_says(run: Path, exported: Path) -> None:
     """A whole episode and the start of the next: goal pictures, faults, resets, fusion, novelty."""
-    engines = [BatchStream(load_checkpoint(run), TASKS), load_onnx(exported).batch_stream(TASKS)]
+    engines = [model.batch_stream(2, TASKS) for model in (robo_reward.load(run), load_onnx(exported))]
     goal = {name: rgb[-1] for name, rgb in toy_episode(7).frames.items()}
     worst, seen, notes = 0.0, set(), set()
     for index in range(LENGTH):
@@ -154,6 +158,46 @@ def test_a_network_that_says_nan_is_invalid_and_leaves_no_trace(exported: Path) 
         np.testing.assert_allclose(numbers(found), numbers(clean), atol=1e-6)
 
 
+class Bar(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """A bar that fills by itself."""
+
+    metadata = {"render_modes": [], "render_fps": 10}  # noqa: RUF012
+    observation_space = spaces.Dict({"front": spaces.Box(0, 255, (32, 32, 3), np.uint8)})
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = 0
+        return self._look(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        return self._look(), float(self.at == 6), self.at == 6, False, {}
+
+    def _look(self) -> dict[str, np.ndarray]:
+        rgb = np.zeros((32, 32, 3), np.uint8)
+        rgb[:, : 5 * self.at] = 200
+        return {"front": rgb}
+
+
+def test_an_exported_model_shapes_rewards_as_the_model_does(run: Path, exported: Path) -> None:
+    paid = []
+    for model in (robo_reward.load(run), load_onnx(exported)):
+        single = robo_reward.ShapedRewardEnv(Bar(), model, instruction=TASKS[0])
+        several = robo_reward.ShapedRewardEnv(SyncVectorEnv([Bar, Bar]), model, instruction=TASKS[0])
+        for env in (single, several):
+            env.reset(seed=0)
+        idle = np.zeros(1, np.float32)
+        paid.append(
+            np.array([[single.step(idle)[1], *several.step(np.stack([idle] * 2))[1]] for _ in range(6)])
+        )
+    np.testing.assert_allclose(paid[0], paid[1], atol=1e-4)
+    np.testing.assert_allclose(paid[0][:, 0], paid[0][:, 1], atol=1e-5)
+    assert np.abs(paid[0] - [[0.0], [0], [0], [0], [0], [1]]).max() > 1e-3
+
+
 def test_the_runner_needs_no_torch(exported: Path) -> None:
     code = f"""
 import json, sys
@@ -191,8 +235,14 @@ def test_refusals_name_the_way_out(
         model.stream()
     with pytest.raises(DataError, match="does not know the instruction 'dance'"):
         model.stream("dance")
-    with pytest.raises(ConfigError, match="an instruction for each"):
-        model.batch_stream([])
+    for either in (model, robo_reward.load(run)):
+        with pytest.raises(ConfigError, match="streams=0: must be 1 or more"):
+            either.batch_stream(0, TASKS[0])
+        with pytest.raises(
+            ConfigError, match="2 instructions for 3 streams: name one for each, or one for all"
+        ):
+            either.batch_stream(3, TASKS)
+        assert len(either.batch_stream(3, TASKS[0])) == 3
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(ConfigError, match="pip install onnxruntime"):
