@@ -170,6 +170,21 @@ def test_subtasks_become_stages(dataset: Path, tmp_path: Path) -> None:
         import_recordings(LeRobot("dense"), dataset, tmp_path / "sparse", Options())
 
 
+def test_a_changed_success_is_noticed(dataset: Path, tmp_path: Path) -> None:
+    store = run(dataset, tmp_path / "store")
+    assert run(dataset, tmp_path / "store").episodes[1].info.outcome == Outcome.FAILURE
+    path = dataset / "data/chunk-000/file-000.parquet"
+    table = pq.ParquetFile(path).read()
+    at = table.column_names.index("next.success")
+    flipped = pa.array([not done for done in table["next.success"].to_pylist()])
+    pq.write_table(table.set_column(at, "next.success", flipped), path)
+    with pytest.raises(DataError, match=r"success or annotations of episode 0 .* have changed since"):
+        run(dataset, tmp_path / "store")
+    again = run(dataset, tmp_path / "again")
+    assert [episode.uid for episode in again] == [episode.uid for episode in store]  # no other recording
+    assert again.episodes[1].info.outcome == Outcome.SUCCESS
+
+
 def cut_rows(dataset: Path) -> None:
     path = dataset / "data/chunk-000/file-000.parquet"
     pq.write_table(pq.ParquetFile(path).read().slice(0, 40), path)

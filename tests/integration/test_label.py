@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -329,6 +330,21 @@ def test_other_labels_are_not_overwritten(
     assert label(labelled_sources, dataset, f"out={tmp_path}") == 1
     assert "choose another out" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["image", "other"]  # and no work folder is left
+
+
+def test_a_changed_success_is_noticed(
+    labelled_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says where the last shaping of an episode ends."""
+    dataset = copy_of(labelled_sources / "image", tmp_path / "image")
+    assert label(labelled_sources, dataset) == 0
+    path = dataset / "data/chunk-000/file-000.parquet"
+    table = pq.ParquetFile(path).read()
+    at = table.column_names.index("next.success")
+    flipped = pa.array([not done for done in table["next.success"].to_pylist()])
+    pq.write_table(table.set_column(at, "next.success", flipped), path)
+    assert label(labelled_sources, dataset) == 1
+    assert "has other labels: dataset_fingerprint was" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ class Recording(Protocol):
         ...
 
     def labels(self) -> str:
-        """A hash of what people said about it: the instruction and the annotations."""
+        """A hash of what was said about it: the instruction, the annotations, and whether it succeeded."""
         ...
 
     def prepare(self, options: Options) -> Prepared:

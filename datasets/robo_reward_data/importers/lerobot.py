@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from robo_reward_data.importers.base import FrameStream, Options, Prepared, outc
 from robo_reward_data.importers.resample import move_boundaries, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
-__all__ = ["LeRobot", "LeRobotEpisode"]
+__all__ = ["LeRobot", "LeRobotEpisode", "success_column"]
 
 _ANNOTATIONS = ("language", "sparse", "dense")
 _LANGUAGE = "language_persistent"
@@ -158,8 +158,10 @@ class LeRobotEpisode:
         return digest.hexdigest()
 
     def labels(self) -> str:
-        """SHA-256 of the task and the annotation."""
+        """SHA-256 of the task, the annotation and the success, where the dataset says that."""
         said = [self.row["tasks"], self._language() if self.annotation == "language" else self._columns()]
+        if (success := self.said_success) is not None:
+            said.append([success_column(self.dataset.table(self.row).column_names), success.tolist()])
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, options: Options) -> Prepared:
@@ -168,13 +170,12 @@ class LeRobotEpisode:
         Raises:
             DataError: naming the file, the camera and the frame.
         """
-        table = self.dataset.table(self.row)
         stamp_ns = self.stamp_ns
         kept = select_frames(stamp_ns, options.fps)
         names, boundaries = self._stages(stamp_ns)
         if boundaries is not None:
             boundaries = move_boundaries(boundaries, kept, names, self.place)
-        success = _success(table)
+        success = self._shown_success()
         recorded = None if success is None else Outcome.SUCCESS if success.any() else Outcome.FAILURE
         outcome, said = outcome_of(recorded, boundaries is not None, options.outcome)
         streams, sizes = self.open_streams(kept, options.cameras)
@@ -220,6 +221,22 @@ class LeRobotEpisode:
         """A numeric column as [t, n], or None where the dataset has none of that name."""
         table = self.dataset.table(self.row)
         return _matrix(table, column) if column in table.column_names else None
+
+    @property
+    def said_success(self) -> Bool[np.ndarray, " t"] | None:
+        """The success column as it stands, or None where the dataset has none."""
+        column = success_column(self.dataset.table(self.row).column_names)
+        values = None if column is None else self.read_column(column)
+        return None if values is None else values[:, 0].astype(np.bool_)
+
+    def _shown_success(self) -> Bool[np.ndarray, " t"] | None:
+        """Whether each frame shows the task done, or None where the dataset does not say."""
+        said = self.said_success
+        if said is None or success_column(self.dataset.table(self.row).column_names) == "success":
+            return said
+        shown = np.append(False, said[:-1])
+        shown[-1] |= said[-1]
+        return shown
 
     def _is_video(self, key: str) -> bool:
         return self.dataset.info["features"][key]["dtype"] == "video"
@@ -394,14 +411,9 @@ def _matrix(table: pa.Table, column: str) -> Any:
     return values.reshape(len(values), -1)
 
 
-def _success(table: pa.Table) -> Bool[np.ndarray, " t"] | None:
-    """Whether each frame shows the task done, or None where the dataset does not say."""
-    if "next.success" in table.column_names:
-        led = _matrix(table, "next.success")[:, 0].astype(np.bool_)
-        shown = np.append(False, led[:-1])
-        shown[-1] |= led[-1]
-        return shown
-    return _matrix(table, "success")[:, 0].astype(np.bool_) if "success" in table.column_names else None
+def success_column(names: Collection[str]) -> str | None:
+    """The column, of a table with these, that says whether the task is done; None where none does."""
+    return next((name for name in ("next.success", "success") if name in names), None)
 
 
 def _thinned(success: Bool[np.ndarray, " t"], kept: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:

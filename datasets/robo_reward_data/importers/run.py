@@ -180,8 +180,8 @@ def _is_stored(store: EpisodeStore, recording: Recording) -> bool:
         )
     if stored.attributes["source"].get("labels") != recording.labels():
         raise DataError(
-            f"the instruction or annotations of {recording.place} have changed since '{recording.name}' was "
-            "imported: import into another store, or annotate the stored episode"
+            f"the instruction, success or annotations of {recording.place} have changed since "
+            f"'{recording.name}' was imported: import into another store, or annotate the stored episode"
         )
     return True
 

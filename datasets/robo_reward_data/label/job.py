@@ -26,7 +26,7 @@ from robo_reward.errors import DataError
 from robo_reward.metrics import detect_success
 from robo_reward.offline import resolve_task
 from robo_reward_data._files import read_json, replace_file
-from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode
+from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode, success_column
 from robo_reward_data.importers.resample import select_frames
 from robo_reward_data.label.watch import Watched, WatchedEpisode, watch
 
@@ -101,9 +101,9 @@ def part_path(folder: Path, episode: int) -> Path:
 def fingerprint(episodes: Sequence[LeRobotEpisode]) -> str:
     """SHA-256 over what is recorded in a dataset, whatever was added to it since (labels, annotations).
 
-    It covers the frame rate, the bounds and tasks of every episode, its stamps, states and actions, and the
-    statistics of its images and the sizes of the video files: not every pixel, which would take as long as
-    to label it.
+    It covers the frame rate, the bounds and tasks of every episode, its stamps, states, actions and success,
+    and the statistics of its images and the sizes of the video files: not every pixel, which would take as
+    long as to label it.
     """
     dataset = episodes[0].dataset
     digest = hashlib.sha256(repr((dataset.info["fps"], sorted(dataset.cameras.items()))).encode())
@@ -115,8 +115,9 @@ def fingerprint(episodes: Sequence[LeRobotEpisode]) -> str:
         digest.update(repr(pq.ParquetFile(path).read(columns=sorted(own)).to_pydict()).encode())
     for path in sorted((dataset.root / "data").glob("*/*.parquet")):
         file = pq.ParquetFile(path)
-        columns = {"timestamp", "task_index", "observation.state", "action"} & set(file.schema_arrow.names)
-        for batch in file.iter_batches(columns=sorted(columns)):
+        names = file.schema_arrow.names
+        read = {"timestamp", "task_index", "observation.state", "action", success_column(names)}
+        for batch in file.iter_batches(columns=sorted(name for name in names if name in read)):
             for column in batch.columns:
                 values = column.flatten() if pa.types.is_nested(column.type) else column
                 digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
@@ -196,7 +197,7 @@ def _part(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode, watched: Wa
     held = np.searchsorted(kept, np.arange(length), side="right") - 1
     detector = checkpoint.calibration.detector
     at = detect_success(watched.success_prob, detector.threshold, detector.debounce)
-    done = next((v for c in ("next.success", "success") if (v := episode.read_column(c)) is not None), None)
+    done = episode.said_success
     first = int(episode.row["dataset_from_index"])
     columns: dict[str, Any] = {
         "index": np.arange(first, first + length),
@@ -208,7 +209,7 @@ def _part(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode, watched: Wa
         },
         "success": held >= (len(kept) if at is None else at),
         "reason": [watched.reason[index] for index in held],
-        "done": [None] * length if done is None else done[:, 0].astype(np.bool_),
+        "done": [None] * length if done is None else done,
     }
     return pa.table([pa.array(columns[f.name], f.type) for f in PART], schema=PART)
 
