@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["command_help", "overview"]
+__all__ = ["command_help", "key_names", "overview"]
 
 _WIDTH = 110
 _LINE = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?: +(?P<value>[^#\s][^#]*?))? *(?:#(?P<comment>.*))?")
@@ -40,8 +40,11 @@ def overview(descriptions: Mapping[str, str]) -> str:
     )
 
 
-def command_help(command: str, root: Path) -> str:
-    """The text of `robo-reward <command> --help`, from the config tree at `root`."""
+def command_help(command: str, root: Path, chosen: Mapping[str, str] | None = None) -> str:
+    """The text of `robo-reward <command> --help`, from the config tree at `root`.
+
+    `chosen` names an option of a group, as in `robo-reward import source=rosbag --help`: its keys follow.
+    """
     text = (root / f"{command}.yaml").read_text(encoding="utf-8")
     groups = {
         key.name.removeprefix("defaults."): key for key in _keys(text) if key.name.startswith("defaults.")
@@ -59,7 +62,38 @@ def command_help(command: str, root: Path) -> str:
         options = [(f"{name}={path.stem}", _described(path)) for path in sorted((root / name).glob("*.yaml"))]
         which = "required" if key.value == "???" else f"default: {key.value}"
         lines += ["", f"{name} ({which}), a set of further keys:", *_table(options)]
+        path = root / name / f"{(chosen or {}).get(name, '')}.yaml"
+        if path.is_file():
+            further = _further(path, name) or [("none", "")]
+            lines += ["", f"keys of {name}={path.stem} and their defaults:", *_table(further)]
+        elif options:
+            lines.append(f"  the keys of one: robo-reward {command} {options[0][0]} --help")
     return "\n".join(lines) + "\n"
+
+
+def key_names(command: str, root: Path) -> list[str]:
+    """Every key of a command and of the options of its groups, and the groups, as they are typed."""
+    keys = list(_keys((root / f"{command}.yaml").read_text(encoding="utf-8")))
+    groups = [key.name.removeprefix("defaults.") for key in keys if key.name.startswith("defaults.")]
+    own = [key.name for key in keys if key.value and not key.name.startswith(("_target_", "defaults."))]
+    further = [
+        shown.partition("=")[0]
+        for group in groups
+        for path in sorted((root / group).glob("*.yaml"))
+        for shown, _ in _further(path, group)
+    ]
+    return [*own, *groups, *further]
+
+
+def _further(path: Path, group: str) -> list[tuple[str, str]]:
+    """The keys of an option, by the names that they have on the command line."""
+    text = path.read_text(encoding="utf-8")
+    package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
+    place = package[1] if package else group
+    prefix = "" if place == "_global_" else f"{place}."
+    body = re.sub(r"\A(#.*\n)+", "\n", text)  # what stands above the first key describes the option
+    keys = [key for key in _keys(body) if key.value and key.name != "_target_"]
+    return [(f"{prefix}{_shown(key)}", _explained(key)) for key in keys]
 
 
 def _keys(text: str) -> Iterator[_Key]:
@@ -100,8 +134,8 @@ def _table(rows: list[tuple[str, str]]) -> list[str]:
     width = min(max((len(name) for name, _ in rows), default=0), 32)
     lines: list[str] = []
     for name, text in rows:
-        wrapped = textwrap.wrap(text, _WIDTH - width - 4) or [""]
-        if len(name) > width:
+        wrapped = textwrap.wrap(text, _WIDTH - width - 4)
+        if len(name) > width or not wrapped:
             lines.append(f"  {name}")
             name = ""
         lines += [

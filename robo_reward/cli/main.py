@@ -14,10 +14,11 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from robo_reward.cli.help import command_help, overview
+from robo_reward.cli.help import command_help, key_names, overview
 from robo_reward.errors import ConfigError, RoboRewardError
 
 __all__ = ["commands", "config_dir", "load_config", "main", "run_command"]
@@ -67,7 +68,8 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
             schema = _config_type(function)
             composed = compose(command, overrides=[_as_typed(override, schema) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(f"{_reason(error)} (see: robo-reward {command} --help)") from error
+        reason = _unknown_key(error, command) or _reason(error)
+        raise UsageError(f"{reason} (see: robo-reward {command} --help)") from error
     OmegaConf.set_struct(composed, False)  # Hydra seals what it composes, and _target_ is no field
     composed.pop("_target_")
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, overrides = arguments[0], arguments[1:]
     try:
         if "-h" in overrides or "--help" in overrides:
-            sys.stdout.write(_help(command))
+            sys.stdout.write(_help(command, overrides))
         else:
             run_command(command, _as_overrides(overrides))
     except UsageError as error:
@@ -233,9 +235,10 @@ def _check_command(command: str) -> None:
         raise UsageError(f"no command '{command}': choose one of {', '.join(commands())}")
 
 
-def _help(command: str) -> str:
+def _help(command: str, overrides: Sequence[str]) -> str:
     _check_command(command)
-    return command_help(command, config_dir())
+    chosen = {name: value for name, equals, value in (item.partition("=") for item in overrides) if equals}
+    return command_help(command, config_dir(), chosen)
 
 
 def _fail(error: BaseException, status: int, debug: bool) -> int:
@@ -243,6 +246,15 @@ def _fail(error: BaseException, status: int, debug: bool) -> int:
         traceback.print_exception(error)
     sys.stderr.write(f"robo-reward: {' '.join(str(error).split())}\n")
     return status
+
+
+def _unknown_key(error: BaseException, command: str) -> str:
+    """What to say of a key or group that the command has not; "" where the error is another one."""
+    found = re.match(r"Could not override '([^']+)'", _first_line(error))
+    if found is None:
+        return ""
+    close = get_close_matches(found[1], key_names(command, config_dir()), n=1)
+    return f"no key '{found[1]}'" + (f": did you mean '{close[0]}'?" if close else "")
 
 
 def _reason(error: BaseException) -> str:
@@ -256,6 +268,8 @@ def _reason(error: BaseException) -> str:
         return f"{reason} Available options: {' '.join(known)}"
     if key and "not a ListConfig" in reason:
         return f"{key} is a list: write {key}=[A,B]"
+    if key and re.search(r"Cannot assign .* to Dict\[", reason):
+        return f"{key} is a mapping: write {key}='{{NAME: VALUE}}'"
     return f"{key}: {reason}" if key and str(key) not in reason else reason
 
 

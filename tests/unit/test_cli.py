@@ -108,6 +108,7 @@ def test_status_and_output(
         (["stub", "path=locked"], 1, "cannot use '/there/x': Permission denied"),
         (["stub", "path"], 2, "'path' has no value: write path=VALUE"),
         (["stub", "path=a", "names=b"], 2, "names is a list: write names=[A,B]"),
+        (["stub", "path=a", "cameras=b"], 2, "cameras is a mapping: write cameras='{NAME: VALUE}'"),
         (["stub", "path=a", "data=[b, {c: '}]"], 2, "cannot read data=[b, {c: '}]"),
         (["stub", "path=a", "size=big"], 2, "'size'"),
         (["gone", "path=a"], 1, "has no 'nothing_here'"),
@@ -199,6 +200,25 @@ def test_help_lists_keys_defaults_and_the_options_of_groups(
     text = capsys.readouterr().out
     assert "  part.first=[1, 2]  from here\n  last=1.0e-3        to there\n" in text
     assert "\nsize (default: big), a set of further keys:\n  size=big  A lot.\n" in text
+    assert text.endswith("  the keys of one: robo-reward grown size=big --help\n")
+    assert cli.main(["grown", "size=big", "--help"]) == 0
+    assert capsys.readouterr().out.endswith("\nkeys of size=big and their defaults:\n  size.lines=9\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("mintues=3", "minutes"),
+        ("windows.framez=3", "windows.frames"),
+        ("netwrok=base", "network"),
+        ("network.widht=3", "network.width"),
+    ],
+)
+def test_a_mistyped_key_is_answered_with_the_likely_one(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "data=a", "out=b", typed]) == 2
+    assert f"no key '{typed.partition('=')[0]}': did you mean '{meant}'?" in capsys.readouterr().err
 
 
 def test_the_command_in_a_report_is_one_that_runs() -> None:
