@@ -329,7 +329,10 @@ def fastdds_finding(environment: Mapping[str, str], *, has_ros: bool) -> Finding
     """Whether Fast DDS will carry raw images over 512 KiB: its default shared memory loses most of them."""
     part, purpose = "Fast DDS", "raw camera images over 512 KiB (VGA is 900) arrive"
     middleware = environment.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
-    profile = environment.get("FASTDDS_DEFAULT_PROFILES_FILE", "")
+    new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+    # Jazzy reads the old name alone, later releases both.
+    variable = old if environment.get("ROS_DISTRO") == "jazzy" else new
+    profile = environment.get(variable, "") or environment.get(old, "")
     if not has_ros:
         return Finding(part, Status.MISSING, "needs ROS 2 first", purpose)
     if "fastrtps" not in middleware:
@@ -337,15 +340,16 @@ def fastdds_finding(environment: Mapping[str, str], *, has_ros: bool) -> Finding
     if profile and Path(profile).is_file():
         return Finding(part, Status.OK, f"profile {profile}", purpose)
     found = f"profile {profile} does not exist" if profile else "default profile: large images get lost"
-    return Finding(
-        part, Status.PROBLEM, found, purpose, f"export FASTDDS_DEFAULT_PROFILES_FILE={_shipped_profile()}"
-    )
+    return Finding(part, Status.PROBLEM, found, purpose, f"export {variable}={_shipped_profile()}")
 
 
 def _shipped_profile() -> str:
-    shipped = sorted((_checkout() / "launch").glob("**/*fastdds*.xml"))
-    share = "$(ros2 pkg prefix --share robo_reward_bringup)/params/fastdds.xml"
-    return str(shipped[0]) if shipped else share
+    """It lies among the nodes; where they are not installed, in the sources."""
+    nodes = util.find_spec("robo_reward_ros")
+    sources = Path("ros_nodes/robo_reward_ros/robo_reward_ros")
+    return str(
+        (Path(nodes.origin).parent if nodes and nodes.origin else sources) / "fastdds_large_images.xml"
+    )
 
 
 def _package(
@@ -373,9 +377,7 @@ def _versions(prefix: str) -> dict[str, str]:
 def _install(extra: str) -> str:
     """The command that installs the package again with an extra ("" for none)."""
     if (_checkout() / ".ci" / "setup").is_file():
-        known = "sim data backbones"
-        again = "rm -f .venv/.robo-reward-setup && make setup"
-        return again if not extra or extra in known.split() else f'EXTRAS="{known} {extra}" make setup'
+        return "rm -f .venv/.robo-reward-setup && make setup"  # with every extra there is
     return f"{_pip('install')} --upgrade 'robo-reward{f'[{extra}]' if extra else ''}'"
 
 

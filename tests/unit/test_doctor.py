@@ -84,11 +84,11 @@ def test_two_opencv_wheels_clash(versions: dict[str, str], status: str, required
 @pytest.mark.parametrize(
     ("facts", "status", "words"),
     [
-        (NO_ROS, "missing", "ros"),
+        (NO_ROS, "missing", "make setup"),
         (replace(NO_ROS, has_wheels=False), "missing", "docs.ros.org"),
         (replace(NO_ROS, installed=("jazzy",)), "missing", ". /opt/ros/jazzy/setup.sh"),
         (replace(NO_ROS, sourced="humble", installed=("humble",)), "problem", "3.12"),
-        (replace(NO_ROS, wheel="9.1.2"), "problem", "ros"),
+        (replace(NO_ROS, wheel="9.1.2"), "problem", "make setup"),
         (replace(NO_ROS, wheel="9.1.2", sourced="jazzy", trouble=""), "problem", "uninstall"),
         (replace(NO_ROS, wheel="9.1.2", trouble=""), "ok", ""),
         (replace(NO_ROS, sourced="jazzy", trouble=""), "ok", ""),
@@ -107,6 +107,13 @@ def test_fast_dds_needs_a_profile_that_exists(tmp_path: Path) -> None:
     assert clinic.fastdds_finding({}, has_ros=False).status == "missing"
     assert clinic.fastdds_finding({}, has_ros=True).status == "problem"
     assert clinic.fastdds_finding(setting, has_ros=True).status == "ok"
+    mend = clinic.fastdds_finding({}, has_ros=True).mend
+    assert mend.startswith("export FASTDDS_DEFAULT_PROFILES_FILE=")
+    assert Path(mend.partition("=")[2]).is_file()
+    # Jazzy does not read the new name.
+    jazzy = clinic.fastdds_finding({**setting, "ROS_DISTRO": "jazzy"}, has_ros=True)
+    assert jazzy.status == "problem"
+    assert jazzy.mend.startswith("export FASTRTPS_DEFAULT_PROFILES_FILE=")
     profile.unlink()
     assert "does not exist" in clinic.fastdds_finding(setting, has_ros=True).found
     assert clinic.fastdds_finding({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, has_ros=True).status == "ok"
