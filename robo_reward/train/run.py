@@ -173,9 +173,18 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if found.get("fingerprint") != wanted["fingerprint"]:
         return "data"
-    old, new = found.get("config", {}), wanted["config"]
-    changed = sorted(key for key in new if old.get(key) != new[key])
-    return ", ".join(f"{key} ({old.get(key)!r}, now {new[key]!r})" for key in changed) or "options"
+    old, new = _leaves(found.get("config", {})), _leaves(wanted["config"])
+    changed = sorted(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in changed) or "options"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value of a nested config by its dotted key, as a user types it."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        leaves.update(inner)
+    return leaves
 
 
 def _seconds(config: TrainConfig, spent: float) -> float | None:

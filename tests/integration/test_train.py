@@ -109,6 +109,8 @@ def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
     train(toy_store, out, "steps=3")
     assert "already trained" in capsys.readouterr().err
     assert (out / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match=r"other windows.goal_share \(0.2, now 0.5\): choose"):
+        train(toy_store, out, "steps=3", "windows.goal_share=0.5")
     with pytest.raises(CheckpointError, match=r"other seed \(0, now 5\)"):
         train(toy_store, out, "steps=3", "seed=5")
     stray = tmp_path / "stray"
