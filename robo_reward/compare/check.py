@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from robo_reward.compare.cost import GrowingEpisode
 from robo_reward.compare.judge import check_prediction
-from robo_reward.compare.method import Budget, Method, MethodPrediction, TrainingData
+from robo_reward.compare.method import Budget, CheckedMethod, Method, MethodPrediction, TrainingData
 from robo_reward.compare.views import ShownEpisode, blinded, reworded
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeReader
@@ -41,6 +41,8 @@ def check_method(
     budget, method = budget or Budget(steps=2), make()
     assert isinstance(method, Method), f"{type(method).__name__} lacks part of Method"
     json.dumps(dict(method.recipe))
+    if isinstance(method, CheckedMethod):
+        method.check(data)
     method.fit(data, budget, seed, workdir)
     again = make()
     before = _contents(workdir)

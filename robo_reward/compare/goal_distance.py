@@ -27,6 +27,7 @@ from robo_reward.compare.networks import (
     Network,
     Windows,
     as_numpy,
+    check_network,
     fit_network,
     successful,
     window_states,
@@ -97,6 +98,10 @@ class GoalDistance:
             "size": self._size,
             "goals": self._goals,
         }
+
+    def check(self, data: TrainingData) -> None:
+        """Refuse data without a demonstration, and networks that cannot be built."""
+        check_network(self._build, successful(data.train), data)
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on demonstrations; as many images a step as the others have."""

@@ -19,9 +19,22 @@ from robo_reward.model.config import ModelConfig
 from robo_reward.offline import resize_frames
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
-__all__ = ["GoalPictures", "keep_goals"]
+__all__ = ["GoalPictures", "check_goals", "keep_goals"]
 
 _FILE = "goals.npz"
+
+
+def check_goals(readers: Sequence[EpisodeReader], config: ModelConfig) -> list[list[EpisodeReader]]:
+    """The successes of each task.
+
+    Raises:
+        DataError: a task without one.
+    """
+    found = [[r for r in successful(readers) if r.info.instruction in t.instructions] for t in config.tasks]
+    if [] in found:
+        text = config.tasks[found.index([])].instructions[0]
+        raise DataError(f"no training success of '{text}': there is no picture of its goal; add one")
+    return found
 
 
 def keep_goals(
@@ -36,12 +49,7 @@ def keep_goals(
         return
     rng = np.random.default_rng([seed, 0x60A1])
     arrays: dict[str, np.ndarray] = {}
-    for index, task in enumerate(config.tasks):
-        own = [r for r in successful(readers) if r.info.instruction in task.instructions]
-        if not own:
-            raise DataError(
-                f"no training success of '{task.instructions[0]}': there is no picture of its goal"
-            )
+    for index, own in enumerate(check_goals(readers, config)):
         for place in rng.permutation(len(own))[:count]:
             reader = own[int(place)]
             done, known = label_success(reader.info)

@@ -28,13 +28,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robo_reward.clips import Timeline, Track
-from robo_reward.compare.goals import GoalPictures, keep_goals
+from robo_reward.compare.goals import GoalPictures, check_goals, keep_goals
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
 from robo_reward.compare.networks import (
     EpisodeEncoder,
     Network,
     Windows,
     as_numpy,
+    check_network,
+    configure,
     fit_network,
     masked_mean,
     window_states,
@@ -163,12 +165,17 @@ class HopModel:
         """Options of the model, not of its readout."""
         return {"method": "hop", "goals": self._goals}
 
+    def check(self, data: TrainingData) -> None:
+        """Refuse data without pairs, a task without a success, and networks that cannot be built."""
+        labelled, progress = _lessons(data)
+        HopPairs(progress, seed=0)
+        check_network(_network, labelled, data)
+        check_goals(labelled, configure(labelled, data.options))
+
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on every labelled episode, successes and failures."""
-        tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
-        weights = {task.instructions[0]: task.stage_weights for task in tasks}
-        labelled = [r for r in data.train if label_episode(r.info) is not None]
-        pairs = HopPairs([_truth(r, weights[r.info.instruction]) for r in labelled], seed)
+        labelled, progress = _lessons(data)
+        pairs = HopPairs(progress, seed)
         # An even number of frames: every window is whole pairs. Anchors are their episode's own first frame.
         options = data.options.windows
         options = replace(
@@ -235,6 +242,14 @@ def read_out(
             "gate": last + trust[t] / 2 * (middle[t] - last + onward - last),
         }[readout]
     return np.clip(progress, 0, 1)
+
+
+def _lessons(data: TrainingData) -> tuple[list[EpisodeReader], list[Float32[np.ndarray, " _t"]]]:
+    """Training episodes with labels, and their true progress."""
+    tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
+    weights = {task.instructions[0]: task.stage_weights for task in tasks}
+    labelled = [r for r in data.train if label_episode(r.info) is not None]
+    return labelled, [_truth(r, weights[r.info.instruction]) for r in labelled]
 
 
 def _truth(reader: EpisodeReader, weights: Sequence[float]) -> Float32[np.ndarray, " t"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from robo_reward.schema import EpisodeReader
 from robo_reward.train.config import TrainConfig
 
-__all__ = ["Budget", "Method", "MethodPrediction", "TrainingData"]
+__all__ = ["Budget", "CheckedMethod", "Method", "MethodPrediction", "TrainingData"]
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,19 @@ class Method(Protocol):
 
         Raises:
             DataError: an episode that it can say nothing about (then all of its frames are invalid).
+        """
+        ...
+
+
+@runtime_checkable
+class CheckedMethod(Method, Protocol):
+    """A method that can tell beforehand what its `fit` would refuse: no other method is trained in vain."""
+
+    def check(self, data: TrainingData) -> None:
+        """Pass where `fit` would not refuse; takes seconds at most, and writes nothing.
+
+        Raises:
+            RoboRewardError: naming what is wrong and the way out: episodes that it cannot learn from, a
+                network or a model from elsewhere that is not to be had.
         """
         ...

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robo_reward.checkpoint import write_atomic
-from robo_reward.clips import CounterfactualInstruction, TimelineTransform
+from robo_reward.clips import CounterfactualInstruction, PixelTransform, TimelineTransform
 from robo_reward.compare.method import Budget, TrainingData
 from robo_reward.errors import CheckpointError, DataError
 from robo_reward.imports import instantiate
@@ -28,7 +28,7 @@ from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import Context, ProgressModel
 from robo_reward.offline import episode_context, resize_frames, resolve_task
 from robo_reward.schema import EpisodeReader, Outcome
-from robo_reward.train.config import WindowConfig
+from robo_reward.train.config import TrainConfig, WindowConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Objective, Plan, make_fabric, train_loop
 from robo_reward.train.loss import TensorBatch
@@ -39,6 +39,8 @@ __all__ = [
     "EpisodeEncoder",
     "Network",
     "Windows",
+    "check_network",
+    "configure",
     "fit_network",
     "instructions_of",
     "masked_mean",
@@ -68,6 +70,35 @@ class Windows:
     batch_size: int
 
 
+def configure(readers: Sequence[EpisodeReader], options: TrainConfig) -> ModelConfig:
+    """What a network looks like that is trained on these episodes.
+
+    Raises:
+        DataError: no usable episode.
+    """
+    if not readers:
+        raise DataError("it learns from successes, and no training episode succeeds: add some that do")
+    infos = [reader.info for reader in readers]
+    return make_model_config(replace(options, proprio=False), infos, [None] * len(infos))
+
+
+def check_network(
+    build: Callable[[ModelConfig], nn.Module], readers: Sequence[EpisodeReader], data: TrainingData
+) -> None:
+    """Refuse what training on these episodes would refuse.
+
+    Raises:
+        DataError: no usable episode.
+        ConfigError: a network or an augmentation that cannot be built.
+    """
+    _augmentation(data.options)
+    build(configure(readers, data.options))
+
+
+def _augmentation(options: TrainConfig) -> dict[str, PixelTransform]:
+    return {name: instantiate(spec) for name, spec in options.pixels.items()}
+
+
 def fit_network(
     build: Callable[[ModelConfig], Network],
     objective: Objective,
@@ -85,8 +116,7 @@ def fit_network(
     """
     if (workdir / "network.json").is_file():
         return load_network(build, workdir).to(data.device)
-    if not readers:
-        raise DataError("no training episode is of use to this method (it learns from successes)")
+    config = configure(readers, data.options)
     workdir.mkdir(parents=True, exist_ok=True)
     options = replace(
         data.options,
@@ -97,10 +127,7 @@ def fit_network(
         batch_size=windows.batch_size,
         proprio=False,
     )
-    infos = [reader.info for reader in readers]
-    none: list[Any] = [None] * len(readers)
-    config = make_model_config(options, infos, none)
-    everything = tuple(np.ones(info.length, dtype=np.bool_) for info in infos)
+    everything = tuple(np.ones(reader.info.length, dtype=np.bool_) for reader in readers)
     nothing = tuple(~mask for mask in everything)
     sampler = WindowSampler(
         readers,
@@ -108,9 +135,9 @@ def fit_network(
         config,
         windows.options,
         timeline=windows.timeline,
-        pixels={name: instantiate(spec) for name, spec in options.pixels.items()},
+        pixels=_augmentation(options),
         cache_bytes=options.cache_gb * 1e9,
-        proprio=none,
+        proprio=[None] * len(readers),
     )
     fabric = make_fabric(options)
     fabric.launch()

@@ -11,8 +11,11 @@ import numpy as np
 
 from robo_reward.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
+from robo_reward.compare.networks import check_network
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.fusion import PERSPECTIVES
+from robo_reward.imports import instantiate
+from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import EncodedEpisode, encode_episode, estimate_episode
 from robo_reward.schema import EpisodeReader
 from robo_reward.stream import Stream
@@ -54,6 +57,20 @@ class Ours:
         """The run, or nothing: all else is in the shared options."""
         return {"method": "ours", "run": self._run}
 
+    def check(self, data: TrainingData) -> None:
+        """Load the `run`; where there is none, refuse networks and augmentation that cannot be built.
+
+        Raises:
+            CheckpointError: a `run` that cannot be loaded.
+        """
+        if self._run is not None:
+            self._checkpoint = load_checkpoint(self._run, data.device)
+            return
+        for spec in data.options.timeline.values():
+            if spec:
+                instantiate(spec)
+        check_network(ProgressModel, data.train, data)
+
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train with the real pipeline, calibration included; a killed run goes on.
 
@@ -61,7 +78,8 @@ class Ours:
             CheckpointError: a `run` that cannot be loaded.
         """
         if self._run is not None:
-            self._checkpoint = load_checkpoint(self._run, data.device)
+            if self._checkpoint is None:
+                self._checkpoint = load_checkpoint(self._run, data.device)
             return
         folder = workdir / "run"
         holdout = data.options.holdout if data.held_out else HoldoutConfig(calibration=0.0, test=0.0)
@@ -81,8 +99,9 @@ class Ours:
             self._calibrate(data, folder)
 
     def seen(self) -> frozenset[str]:
-        """The uids of the episodes that the model was trained or calibrated on."""
-        assert self._checkpoint is not None
+        """The uids of the episodes that the model, where there is one yet, was trained or calibrated on."""
+        if self._checkpoint is None:
+            return frozenset()
         return frozenset(
             uid
             for uid, parts in self._checkpoint.training.get("split", {}).items()

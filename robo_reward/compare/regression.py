@@ -26,6 +26,7 @@ from robo_reward.compare.networks import (
     Network,
     Windows,
     as_numpy,
+    check_network,
     fit_network,
     masked_mean,
     successful,
@@ -71,10 +72,13 @@ class IndexRegression:
             "failures": self._failures,
         }
 
+    def check(self, data: TrainingData) -> None:
+        """Refuse data without a demonstration, and networks that cannot be built."""
+        check_network(_index_network, self._demonstrations(data), data)
+
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on demonstrations labelled by frame index."""
-        chosen = data.train if self._failures else successful(data.train)
-        readers = [_by_index(reader) for reader in chosen]
+        readers = self._demonstrations(data)
         timeline: dict[str, TimelineTransform] = {}
         if self._rewind:
             timeline["rewind"] = Rewind(self._rewind)
@@ -83,6 +87,9 @@ class IndexRegression:
         objective = Objective(_index_terms, {"progress": 1.0})
         network = fit_network(_index_network, objective, readers, windows, data, budget, seed, workdir)
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=True)
+
+    def _demonstrations(self, data: TrainingData) -> list[EpisodeReader]:
+        return [_by_index(reader) for reader in (data.train if self._failures else successful(data.train))]
 
     @torch.inference_mode()
     def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
@@ -137,14 +144,14 @@ class SuccessClassifier:
         """Options."""
         return {"method": "success_classifier", "anchored": self._anchored}
 
+    def check(self, data: TrainingData) -> None:
+        """Refuse data of one class, and networks that cannot be built."""
+        _undone_per_done(data.train)
+        check_network(_success_network, data.train, data)
+
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on every episode, successes and failures."""
-        done = np.concatenate([label_success(r.info)[0][label_success(r.info)[1]] for r in data.train])
-        if done.all() or not done.any():
-            raise DataError(
-                "a success classifier needs training frames that are done and frames that are not"
-            )
-        weight = float((~done).sum() / done.sum())
+        weight = _undone_per_done(data.train)
 
         def terms(network: Network, batch: TensorBatch, _seed: int) -> dict[str, Tensor]:
             state, context, live = window_states(network.backbone, batch, self._anchored)
@@ -171,6 +178,22 @@ class SuccessClassifier:
         done = as_numpy(_success_logit(self._network, state, text).sigmoid())
         done = np.where(live.cpu(), done, np.nan).astype(np.float32)
         return MethodPrediction(done, success_prob=done)
+
+
+def _undone_per_done(readers: Sequence[EpisodeReader]) -> float:
+    """How many frames are not done for each one that is.
+
+    Raises:
+        DataError: all are of one class.
+    """
+    done = np.concatenate([label_success(r.info)[0][label_success(r.info)[1]] for r in readers])
+    if done.all() or not done.any():
+        missing = "not done" if done.any() else "done"
+        raise DataError(
+            "a success classifier needs frames that are done and frames that are not, and no training frame "
+            f"is known to be {missing}: add episodes that have some"
+        )
+    return float((~done).sum() / done.sum())
 
 
 def _success_network(config: ModelConfig) -> Network:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.progress import track
 from robo_reward.checkpoint import write_atomic
 from robo_reward.compare.cost import Cost, measure_cost
 from robo_reward.compare.judge import Judged, judge, load_judged, save_judged
-from robo_reward.compare.method import Budget, Method, TrainingData
+from robo_reward.compare.method import Budget, CheckedMethod, Method, TrainingData
 from robo_reward.compare.ours import Ours
 from robo_reward.compare.report import write_comparison
 from robo_reward.compare.results import episode_results, fit_calibration, truths
@@ -32,7 +32,7 @@ from robo_reward.compare.summary import (
     write_predictions,
 )
 from robo_reward.compare.table import compare_methods
-from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
 from robo_reward.imports import instantiate
 from robo_reward.metrics import Metric
 from robo_reward.schema import EpisodeReader
@@ -125,18 +125,17 @@ def run(config: CompareConfig) -> None:
     Raises:
         CheckpointError: `out` holds something else.
         DataError: stores that overlap or cannot be used.
+        RoboRewardError: methods that cannot be built or fitted, all of them named, before any is fitted.
     """
     import torch
 
     if config.threads:
         torch.set_num_threads(config.threads)
     console, errors = Console(), Console(stderr=True)
-    methods = {name: instantiate(spec) for name, spec in config.methods.items()}
-    for name, method in methods.items():
-        if not isinstance(method, Method):
-            raise ConfigError(f"method '{name}' is a {type(method).__name__}, which lacks part of Method")
+    methods = _for_each(config.methods, _build)
     episodes = _open(config)
-    folder = _claim(Path(config.out), config.overwrite)
+    folder = Path(config.out)
+    _check_folder(folder, config.overwrite)
     budget = Budget(config.steps, None if config.steps is not None else config.minutes)
     tasks = {
         text: task
@@ -145,13 +144,20 @@ def run(config: CompareConfig) -> None:
     }
     calibration_truth = truths(tasks, episodes.data.calibration)
     test_truth = truths(tasks, episodes.test)
+    workdirs = {name: _workdir(config, method, episodes.data, budget) for name, method in methods.items()}
+    paths = {
+        name: _judged_paths(name, episodes, folder, workdirs[name].name, config.seed) for name in methods
+    }
+    unjudged = {name: method for name, method in methods.items() if not _are_there(paths[name])}
+    _for_each(unjudged, lambda method: _check(method, episodes))
+    folder.mkdir(parents=True, exist_ok=True)
     results, judged, calibrations, costs = {}, {}, {}, {}
     seconds: dict[str, float] = {}
     for place, (name, method) in enumerate(methods.items(), 1):
-        workdir = _workdir(config, method, episodes.data, budget)
+        workdir = workdirs[name]
         errors.print(f"[bold]{place}/{len(methods)} {name}[/bold]: fit")
         seconds[name] = _fit(method, episodes, budget, config.seed, workdir)
-        kept = _judge_all(name, method, episodes, folder, workdir.name, config.seed, errors)
+        kept = _judge_all(name, method, episodes, paths[name], config.seed, errors)
         calibrations[name] = fit_calibration(kept[0], episodes.data.calibration, calibration_truth)
         judged[name] = kept[1]
         results[name] = episode_results(kept[1], episodes.test, test_truth, calibrations[name])
@@ -228,7 +234,7 @@ def _options(config: CompareConfig) -> TrainConfig:
     )
 
 
-def _claim(folder: Path, overwrite: bool) -> Path:
+def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.is_dir():
         present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         if strangers := sorted(present - _FILES):
@@ -238,11 +244,45 @@ def _claim(folder: Path, overwrite: bool) -> Path:
                 f"'{folder}' holds a comparison: overwrite=true measures again (what was fitted and "
                 "predicted there is used), or choose another out="
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 # --- methods -------------------------------------------------------------------------------------------
+
+
+def _for_each[A, B](given: Mapping[str, A], do: Callable[[A], B]) -> dict[str, B]:
+    """What `do` makes of every method; all that it refuses are refused at once, before anything is trained.
+
+    Raises:
+        RoboRewardError: of the first one's class, naming every method and what is wrong with it.
+    """
+    done: dict[str, B] = {}
+    refused: dict[str, list[str]] = {}
+    first: RoboRewardError | None = None
+    for name, value in given.items():
+        try:
+            done[name] = do(value)
+        except RoboRewardError as error:
+            first = first or error
+            refused.setdefault(str(error), []).append(f"'{name}'")
+    if first is not None:
+        said = "; ".join(f"method {', '.join(names)}: {problem}" for problem, names in refused.items())
+        raise type(first)(f"{said} (nothing was trained; method=[...] chooses others)") from first
+    return done
+
+
+def _build(spec: Mapping[str, Any]) -> Method:
+    method = instantiate(spec)
+    if not isinstance(method, Method):
+        raise ConfigError(f"a {type(method).__name__}, which lacks part of Method")
+    return method
+
+
+def _check(method: Method, episodes: _Episodes) -> None:
+    """Refuse now what the method would refuse once others have been trained."""
+    if isinstance(method, CheckedMethod):
+        method.check(episodes.data)
+    if isinstance(method, Ours):
+        _check_unseen(method, episodes)
 
 
 def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: Budget) -> Path:
@@ -272,8 +312,6 @@ def _fit(method: Method, episodes: _Episodes, budget: Budget, seed: int, workdir
     begin = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     method.fit(episodes.data, budget, seed, workdir)
-    if isinstance(method, Ours):
-        _check_unseen(method, episodes)
     return time.monotonic() - begin
 
 
@@ -288,19 +326,21 @@ def _check_unseen(method: Ours, episodes: _Episodes) -> None:
             )
 
 
+def _judged_paths(name: str, episodes: _Episodes, folder: Path, fitted: str, seed: int) -> list[Path]:
+    """Where a method's predictions on calibration and test episodes are kept."""
+    mark = hashlib.sha256(f"{fitted} {episodes.test_fingerprint} {seed}".encode()).hexdigest()[:12]
+    return [folder / "predictions" / f"{name}-{part}-{mark}.npz" for part in ("calibration", "test")]
+
+
+def _are_there(paths: Sequence[Path]) -> bool:
+    return all(path.is_file() for path in paths)
+
+
 def _judge_all(
-    name: str,
-    method: Method,
-    episodes: _Episodes,
-    folder: Path,
-    fitted: str,
-    seed: int,
-    console: Console,
+    name: str, method: Method, episodes: _Episodes, paths: Sequence[Path], seed: int, console: Console
 ) -> tuple[list[Judged], list[Judged]]:
     """Predictions on calibration and test episodes; from disk where they are there."""
-    mark = hashlib.sha256(f"{fitted} {episodes.test_fingerprint} {seed}".encode()).hexdigest()[:12]
-    paths = [folder / "predictions" / f"{name}-{part}-{mark}.npz" for part in ("calibration", "test")]
-    if all(path.is_file() for path in paths):
+    if _are_there(paths):
         return load_judged(paths[0]), load_judged(paths[1])
     wrong = _wrong_instructions(episodes, seed)
     work = [(r, None, False) for r in episodes.data.calibration]

@@ -79,6 +79,21 @@ class ChatClient:
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
         raise ServerError(f"{self._url}: {problem} (after {attempt + 1} tries): is the server running?")
 
+    def check(self) -> None:
+        """Whether something answers there, whatever it says.
+
+        Raises:
+            ServerError: naming the address, and what is wrong.
+        """
+        address = self._url.removesuffix("/chat/completions") + "/models"
+        try:
+            urllib.request.urlopen(address, timeout=min(self._timeout_s, 10.0)).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
+            raise ServerError(f"{self._url}: {problem}: is the server running?") from error
+
     def _post(self, body: Mapping[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self._key_variable):
@@ -167,6 +182,10 @@ class HopServer:
             "interval": self._interval,
             "prompt": self._prompt,
         }
+
+    def check(self, data: TrainingData) -> None:
+        """Refuse a server that does not answer."""
+        self._client.check()
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Nothing: the model is used as it is served."""

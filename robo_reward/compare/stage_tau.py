@@ -23,6 +23,7 @@ from robo_reward.compare.networks import (
     Network,
     Windows,
     as_numpy,
+    check_network,
     fit_network,
     masked_mean,
     window_states,
@@ -64,6 +65,10 @@ class StageTau:
             "rewind": self._rewind,
             "wrong_instruction": self._wrong,
         }
+
+    def check(self, data: TrainingData) -> None:
+        """Refuse networks that cannot be built."""
+        check_network(_network, data.train, data)
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on every labelled episode, successes and failures."""

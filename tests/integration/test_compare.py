@@ -191,6 +191,43 @@ def test_what_makes_no_comparison_is_refused(
     assert "samples=5: an interval needs 100 resamples" in capsys.readouterr().err
 
 
+def test_methods_that_would_fail_are_refused_together_before_any_is_trained(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    failures = [
+        toy_episode(i, length=12, reach=0.6, instruction="fill the bar" if i % 2 else "fill it again")
+        for i in range(100, 108)
+    ]
+    failed = {**stores, "train": write(tmp_path / "failed", failures)}
+    with pytest.raises(DataError) as refused:
+        compare(failed, out, "method=[ours,frame_index,success,hop,goal_distance,majority]")
+    assert str(refused.value) == (
+        "method 'frame_index', 'goal_distance': it learns from successes, and no training episode succeeds: "
+        "add some that do; method 'success': a success classifier needs frames that are done and frames that "
+        "are not, and no training frame is known to be done: add episodes that have some; method "
+        "'hop_incremental', 'hop_forward', 'hop_backward', 'hop_mean', 'hop_gate': no training success of "
+        "'fill it again': there is no picture of its goal; add one (nothing was trained; method=[...] "
+        "chooses others)"
+    )
+    run = f"methods.ours.run={tmp_path / 'none'}"
+    with pytest.raises(CheckpointError, match=r"method 'ours': .*none"):
+        compare(stores, out, "method=[majority,ours]", run)
+    with pytest.raises(ConfigError, match=r"method 'ours', 'stage_tau': cannot import 'nobody\.Encoder'"):
+        compare(stores, out, "method=[ours,majority,stage_tau]", "network.encoder._target_=nobody.Encoder")
+    with pytest.raises(
+        ConfigError, match=r"method 'mine': .*'nobody.Mine'.*; method 'other': a PosixPath, which"
+    ):
+        compare(
+            stores,
+            out,
+            "method=ours",
+            "+methods.mine._target_=nobody.Mine",
+            "+methods.other._target_=pathlib.Path",
+        )
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_costs_are_measured_in_a_process_of_their_own(stores: dict[str, Path], tmp_path: Path) -> None:
     found = compare(stores, tmp_path / "out", "method=ours", "costs=true", "cost_frames=10")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,17 @@ def test_what_cannot_be_loaded_is_refused(sarm: Path, clip: Path, tmp_path: Path
     ):
         with pytest.raises(CheckpointError, match=problem):
             make_sarm(path, clip).fit(NOTHING, Budget(), 0, tmp_path)
-    with pytest.raises(CheckpointError, match="of type 'sarm', not 'robometer'"):
-        LeRobotRobometer(str(sarm)).fit(NOTHING, Budget(), 0, tmp_path)
+        with pytest.raises(CheckpointError, match=problem):
+            make_sarm(path, clip).check(NOTHING)
+    for refuse in (lambda m: m.check(NOTHING), lambda m: m.fit(NOTHING, Budget(), 0, tmp_path)):
+        with pytest.raises(CheckpointError, match="of type 'sarm', not 'robometer'"):
+            refuse(LeRobotRobometer(str(sarm)))
+        with pytest.raises(ConfigError, match="no CLIP model at clip="):
+            refuse(make_sarm(sarm, tmp_path / "none"))
+        with pytest.raises(CheckpointError, match="no vision-language model at"):
+            refuse(LeRobotTOPReward(str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="camera='rear': the episode has front, wrist"):
+        make_sarm(sarm, clip, camera="rear").check(replace(NOTHING, train=tuple(episodes(3))))
     method = make_sarm(sarm, clip, camera="rear")
     method.fit(NOTHING, Budget(), 0, tmp_path)
     with pytest.raises(ConfigError, match="camera='rear'"):
@@ -294,4 +304,4 @@ def test_robometer_conforms(qwen: Path, tmp_path: Path) -> None:
 
     check_method(make, NOTHING, episodes(7), tmp_path / "work")
     with pytest.raises(ConfigError, match="Robometer needs qwen-vl-utils"):
-        LeRobotRobometer(str(tmp_path / "model")).fit(NOTHING, Budget(), 0, tmp_path)
+        LeRobotRobometer(str(tmp_path / "model")).check(NOTHING)

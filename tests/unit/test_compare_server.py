@@ -13,10 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
+from robo_reward.compare.method import TrainingData
 from robo_reward.compare.server import HopServer, ServerError, parse_hop
 from robo_reward.compare.views import blinded
 from robo_reward.errors import ConfigError
 from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward.train.config import TrainConfig
 
 Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
 
@@ -67,6 +69,7 @@ def method(stub: Stub, **options: Any) -> HopServer:
     return HopServer(url=stub.url, model="grm", **{"interval": 4, "retries": 2, "timeout_s": 5.0, **options})
 
 
+NOTHING = TrainingData((), (), TrainConfig(data="", out=""), held_out=True, fingerprint="")
 EPISODE = blinded(MemoryReader(toy_episode(0, length=10)))
 
 
@@ -131,7 +134,11 @@ def test_failures_that_may_pass_are_asked_again_and_others_are_not(stub: Stub) -
 
 
 def test_a_server_that_is_not_there_is_named(stub: Stub) -> None:
+    method(stub).check(NOTHING)  # something answers, whatever it says
+    assert not stub.requests  # and is asked nothing that costs
     stub.server.server_close()
+    with pytest.raises(ServerError, match=r"/v1/chat/completions: .*: is the server running\?"):
+        method(stub).check(NOTHING)
     reason = method(stub, retries=0).predict(EPISODE, ["front"]).reason
     assert f"{stub.url}/chat/completions" in reason
     assert "is the server running?" in reason

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from robo_reward.compare.method import TrainingData
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.schema import EpisodeReader
 
-__all__ = ["EpisodeCache", "frames_of", "load_reward_model", "one_camera"]
+__all__ = ["EpisodeCache", "check_camera", "frames_of", "load_reward_model", "one_camera", "read_config"]
 
 
-def load_reward_model(path: str, device: str, kind: str) -> Any:
-    """A LeRobot reward model of this kind from a folder or the hub, in eval mode, every weight accounted for.
+def read_config(path: str, kind: str) -> Any:
+    """The config of a LeRobot reward model of this kind from a folder or the hub: no weights yet.
 
     Raises:
         CheckpointError: nothing usable at `path`, or a model of another kind.
@@ -34,6 +35,23 @@ def load_reward_model(path: str, device: str, kind: str) -> Any:
         raise CheckpointError(f"no LeRobot reward model at '{path}': {_line(error)}") from error
     if config.type != kind:
         raise CheckpointError(f"'{path}' is a LeRobot reward model of type '{config.type}', not '{kind}'")
+    try:
+        get_reward_model_class(kind)
+    except ImportError as error:
+        raise ConfigError(f"LeRobot's {kind} needs more than is installed: {_line(error)}") from error
+    return config
+
+
+def load_reward_model(path: str, device: str, kind: str) -> Any:
+    """A LeRobot reward model of this kind from a folder or the hub, in eval mode, every weight accounted for.
+
+    Raises:
+        CheckpointError: nothing usable at `path`, or a model of another kind.
+        ConfigError: LeRobot, or what this model of it needs, is not installed.
+    """
+    config = read_config(path, kind)
+    from lerobot.rewards.factory import get_reward_model_class
+
     config.device = device
     if hasattr(config, "pretrained_path"):
         config.pretrained_path = path
@@ -43,6 +61,16 @@ def load_reward_model(path: str, device: str, kind: str) -> Any:
         raise CheckpointError(f"'{path}' cannot be loaded: {_line(error)}") from error
     except ImportError as error:
         raise ConfigError(f"LeRobot's {kind} needs more than is installed: {_line(error)}") from error
+
+
+def check_camera(data: TrainingData, wanted: str | None) -> None:
+    """Refuse a camera that not all episodes have.
+
+    Raises:
+        ConfigError: naming it, and those that there are.
+    """
+    for reader in (*data.train, *data.calibration):
+        one_camera(reader, reader.info.cameras, wanted)
 
 
 def one_camera(reader: EpisodeReader, cameras: Sequence[str], wanted: str | None) -> str | None:

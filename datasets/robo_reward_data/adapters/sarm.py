@@ -16,7 +16,14 @@ import torch
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
 from robo_reward.errors import ConfigError
 from robo_reward.schema import EpisodeReader
-from robo_reward_data.adapters._lerobot import EpisodeCache, frames_of, load_reward_model, one_camera
+from robo_reward_data.adapters._lerobot import (
+    EpisodeCache,
+    check_camera,
+    frames_of,
+    load_reward_model,
+    one_camera,
+    read_config,
+)
 
 __all__ = ["LeRobotSARM"]
 
@@ -72,6 +79,18 @@ class LeRobotSARM:
             "fps": self._fps,
         }
 
+    def check(self, data: TrainingData) -> None:
+        """Refuse a camera, a reward model or a CLIP model that is not there, without loading weights."""
+        check_camera(data, self._camera)
+        config = read_config(self._path, "sarm")
+        try:
+            from transformers import CLIPConfig
+
+            clip: Any = CLIPConfig.from_pretrained(self._clip_path)
+        except (OSError, ImportError) as error:
+            raise self._no_clip(error) from error
+        self._check_width(clip.projection_dim, config.image_dim)
+
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Load it: it comes trained."""
         from transformers import CLIPModel, CLIPProcessor
@@ -81,12 +100,17 @@ class LeRobotSARM:
             clip: Any = CLIPModel.from_pretrained(self._clip_path)
             self._clip = (clip.to(self._device).eval(), CLIPProcessor.from_pretrained(self._clip_path))
         except OSError as error:
-            raise ConfigError(f"no CLIP model at clip='{self._clip_path}': {str(error)[:200]}") from error
-        width = clip.config.projection_dim
-        if width != self._model.config.image_dim:
+            raise self._no_clip(error) from error
+        self._check_width(clip.config.projection_dim, self._model.config.image_dim)
+
+    def _no_clip(self, error: Exception) -> ConfigError:
+        return ConfigError(f"no CLIP model at clip='{self._clip_path}': {str(error)[:200]}")
+
+    def _check_width(self, width: int, wanted: int) -> None:
+        if width != wanted:
             raise ConfigError(
                 f"clip='{self._clip_path}' gives embeddings of length {width}, the model at '{self._path}' "
-                f"was trained on {self._model.config.image_dim}"
+                f"was trained on {wanted}"
             )
 
     @torch.no_grad()

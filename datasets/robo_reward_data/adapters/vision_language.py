@@ -17,7 +17,14 @@ import torch
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.schema import EpisodeReader
-from robo_reward_data.adapters._lerobot import EpisodeCache, frames_of, load_reward_model, one_camera
+from robo_reward_data.adapters._lerobot import (
+    EpisodeCache,
+    check_camera,
+    frames_of,
+    load_reward_model,
+    one_camera,
+    read_config,
+)
 
 __all__ = ["LeRobotRobometer", "LeRobotTOPReward"]
 
@@ -60,6 +67,13 @@ class LeRobotRobometer:
             "camera": self._camera,
             **self._videos.options,
         }
+
+    def check(self, data: TrainingData) -> None:
+        """Refuse a camera, a reward model or a processor that is not there, without loading weights."""
+        check_camera(data, self._camera)
+        config = read_config(self._path, "robometer")
+        if self._encoder is None:
+            self._encoder = _robometer_encoder(config, self._videos.frames)
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Load it: it comes trained."""
@@ -123,6 +137,11 @@ class LeRobotTOPReward:
             **self._videos.options,
         }
 
+    def check(self, data: TrainingData) -> None:
+        """Refuse a camera that is not there, and a model without a processor, without loading weights."""
+        check_camera(data, self._camera)
+        self._prepare()
+
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Load the vision-language model: it is used as it is.
 
@@ -130,9 +149,19 @@ class LeRobotTOPReward:
             ConfigError: LeRobot or transformers is not installed.
             CheckpointError: no such model.
         """
+        config = self._prepare()
+        from lerobot.rewards.topreward.modeling_topreward import TOPRewardModel
+
+        try:
+            self._model = TOPRewardModel(config).to(self._device).eval()
+        except OSError as error:
+            raise self._no_model(error) from error
+
+    def _prepare(self) -> Any:
+        """LeRobot's config of the model; the processor, which is loaded once."""
         try:
             from lerobot.rewards.topreward.configuration_topreward import TOPRewardConfig
-            from lerobot.rewards.topreward.modeling_topreward import TOPRewardModel
+            from lerobot.rewards.topreward.modeling_topreward import TOPRewardModel  # noqa: F401
             from lerobot.rewards.topreward.processor_topreward import TOPRewardEncoderProcessorStep
         except ImportError as error:
             raise ConfigError(
@@ -140,17 +169,21 @@ class LeRobotTOPReward:
                 "pip install 'robo-reward[data]' transformers"
             ) from error
         config = TOPRewardConfig(vlm_name=self._vlm, device=self._device, max_frames=self._videos.frames)
-        try:
-            self._model = TOPRewardModel(config).to(self._device).eval()
-            self._encoder = TOPRewardEncoderProcessorStep(
-                vlm_name=self._vlm,
-                image_key=config.image_key,
-                task_key=config.task_key,
-                max_frames=config.max_frames,
-                fps=config.fps,
-            )
-        except OSError as error:
-            raise CheckpointError(f"no vision-language model at '{self._vlm}': {str(error)[:200]}") from error
+        if self._encoder is None:
+            try:
+                self._encoder = TOPRewardEncoderProcessorStep(
+                    vlm_name=self._vlm,
+                    image_key=config.image_key,
+                    task_key=config.task_key,
+                    max_frames=config.max_frames,
+                    fps=config.fps,
+                )
+            except OSError as error:
+                raise self._no_model(error) from error
+        return config
+
+    def _no_model(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"no vision-language model at '{self._vlm}': {str(error)[:200]}")
 
     def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
         """Probability of each frame, from the frames up to it."""
