@@ -1,4 +1,8 @@
-"""What the ROS tests share: a domain of their own, loopback only, and processes that never outlive a test."""
+"""What integration tests share.
+
+Those of ROS: a domain of their own, loopback only, and processes that never outlive a test. Those that train
+with LeRobot: a policy that learns in seconds.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,29 @@ if str(ROS_PACKAGE) not in sys.path:
     sys.path.append(str(ROS_PACKAGE))  # a robot installs it with colcon
 
 StartProcess = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="session")
+def small_act() -> Callable[..., list[str]]:
+    """Arguments of `lerobot-train` for a small weighted ACT: `small_act(chunk, latent_dim=4)`."""
+
+    def arguments(chunk: int, **others: object) -> list[str]:
+        settings = {
+            "type": "weighted_act",
+            "device": "cpu",
+            "push_to_hub": "false",
+            "chunk_size": chunk,
+            "n_action_steps": chunk,
+            "dim_model": 16,
+            "n_heads": 2,
+            "dim_feedforward": 16,
+            "n_encoder_layers": 1,
+            "pretrained_backbone_weights": "null",
+            **others,
+        }
+        return [f"--policy.{key}={value}" for key, value in settings.items()]
+
+    return arguments
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -241,32 +242,20 @@ answer.write_text(json.dumps(noted))
 
 
 @pytest.mark.slow
-def test_lerobot_train_weighs_its_loss_as_we_wrote(labelled_sources: Path, tmp_path: Path) -> None:
+def test_lerobot_train_weighs_its_loss_as_we_wrote(
+    labelled_sources: Path, tmp_path: Path, small_act: Callable[..., list[str]]
+) -> None:
     if find_spec("accelerate") is None:
         pytest.skip("lerobot-train needs accelerate: pip install 'lerobot[training]'")
     dataset = copy_of(labelled_sources / "image", tmp_path / "set")
     assert label(labelled_sources, dataset) == 0
     ours = pq.ParquetFile(dataset / "sarm_progress.parquet").read()["rabc_weight"].to_numpy()
-    policy = {
-        "type": "weighted_act",
-        "device": "cpu",
-        "push_to_hub": "false",
-        "chunk_size": CHUNK,
-        "n_action_steps": CHUNK,
-        "dim_model": 16,
-        "n_heads": 2,
-        "dim_feedforward": 16,
-        "n_encoder_layers": 1,
-        "n_vae_encoder_layers": 1,
-        "latent_dim": 4,
-        "pretrained_backbone_weights": "null",
-    }
     lerobot(
         TRAINER,
         tmp_path,
         str(tmp_path / "noted.json"),
         "--ext.discover_packages_path=robo_reward_data.lerobot_plugin",
-        *(f"--policy.{key}={value}" for key, value in policy.items()),
+        *small_act(CHUNK, n_vae_encoder_layers=1, latent_dim=4),
         "--dataset.repo_id=test/set",
         f"--dataset.root={dataset}",
         "--sample_weighting.type=rabc",

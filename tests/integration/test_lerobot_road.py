@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,20 +18,6 @@ from robo_reward_data.store import EpisodeStore
 
 ENV = "robo_reward/ButtonPress-v0"
 CHUNK = 4
-POLICY = {
-    "type": "weighted_act",
-    "device": "cpu",
-    "push_to_hub": "false",
-    "chunk_size": CHUNK,
-    "n_action_steps": CHUNK,
-    "dim_model": 16,
-    "n_heads": 2,
-    "dim_feedforward": 16,
-    "n_encoder_layers": 1,
-    "use_vae": "false",
-    "pretrained_backbone_weights": "null",
-    "conv_channels": "[8,16]",
-}
 # run_policy, and what LeRobot itself does with the policy at the moments at which it planned.
 JUDGE = """
 import json, sys
@@ -75,7 +62,7 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def trained(at: Path) -> Path:
+def trained(at: Path, policy: list[str]) -> Path:
     """A policy after two weighted steps, from demonstrations by way of a reward model in `at/model`."""
     recorded = [f"out={at / 'store'}", "image_size=[32,32]", "cameras=[right]", "workers=1"]
     assert main(["record", f"env={ENV}", "episodes=5", "mix={expert: 4, aborted: 1}", *recorded]) == 0
@@ -88,7 +75,7 @@ def trained(at: Path) -> Path:
         *("-m", "lerobot.scripts.lerobot_train", "--dataset.repo_id=local/episodes"),
         *(f"--dataset.root={at / 'set'}", f"--output_dir={at / 'policy'}"),
         "--ext.discover_packages_path=robo_reward_data.lerobot_plugin",
-        *(f"--policy.{key}={value}" for key, value in POLICY.items()),
+        *policy,
         *("--sample_weighting.type=rabc", "--sample_weighting.head_mode=robo_reward"),
         *("--steps=2", "--batch_size=4", "--num_workers=0"),
     )
@@ -98,11 +85,11 @@ def trained(at: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # four processes import LeRobot, which a busy machine takes long over
 def test_demonstrations_become_a_policy_that_is_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small_act: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     if find_spec("lerobot") is None or find_spec("accelerate") is None:
         pytest.skip("no lerobot here that trains: pip install 'robo-reward[data]' accelerate")
-    at, policy = tmp_path, trained(tmp_path)
+    at, policy = tmp_path, trained(tmp_path, small_act(CHUNK, use_vae="false", conv_channels="[8,16]"))
     rolled = [
         *("run_policy", f"policy={policy}", f"env={ENV}", f"out={at / 'out'}", f"store={at / 'rolled'}"),
         *("env_args={max_episode_steps: 5}", "action_steps=2", "episodes=2"),
