@@ -238,6 +238,7 @@ def test_stages_go_back_into_the_lerobot_dataset_that_they_are_of(tmp_path: Path
         (["lead=0.5"], "lead=0.5"),
         (["mode=read"], "mode=read needs files=FOLDER"),
         (["names=[a,a]"], "name each stage once"),
+        (["lerobot=fine"], "lerobot=fine: choose language, sparse or dense"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(tmp_path: Path, keys: list[str], message: str) -> None:

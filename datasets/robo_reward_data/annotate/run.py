@@ -119,6 +119,8 @@ def _check(config: AnnotateConfig) -> None:
         raise ConfigError(f"port={config.port}: must be 0 to 65535")
     if config.names is not None and len(set(config.names)) != len(config.names):
         raise ConfigError(f"names={config.names}: name each stage once")
+    if config.lerobot not in (None, "language", "sparse", "dense"):
+        raise ConfigError(f"lerobot={config.lerobot}: choose language, sparse or dense")
     if config.mode in ("read", "write") and config.files is None and config.lerobot is None:
         raise ConfigError(
             f"mode={config.mode} needs files=FOLDER" + (" or lerobot=FORM" * (config.mode == "write"))
