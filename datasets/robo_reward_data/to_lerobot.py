@@ -47,14 +47,16 @@ def run(config: ToLeRobotConfig) -> None:
     """Write the dataset; it appears whole, or not at all.
 
     Raises:
-        ConfigError: no LeRobot here.
+        ConfigError: no LeRobot here, or frames a second that are none.
         DataError: something is at `out`, or episodes that do not fit into one dataset.
     """
+    if config.fps is not None and config.fps < 1:
+        raise ConfigError(f"fps={config.fps}: must be 1 or more, or null for that of the episodes")
     out = Path(config.out).absolute()
     if out.exists():
         raise DataError(f"'{out}' exists: choose another out=")
     readers, _ = open_sources(config.reader, config.data)
-    features, fps = _features(readers, config), config.fps or _rate(readers)
+    features, fps = _features(readers, config), _rate(readers) if config.fps is None else config.fps
     work = out.with_name(f".{out.name}.writing")
     work.mkdir(parents=True, exist_ok=True)
     with lock(work / "lock"):

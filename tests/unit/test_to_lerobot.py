@@ -6,13 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from robo_reward.cli.main import main
 from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
-from robo_reward_data.importers.lerobot import _success, _thinned
+from robo_reward_data.importers.lerobot import _shown, _thinned
 from robo_reward_data.importers.resample import select_frames
 from robo_reward_data.store import EpisodeStore
 from robo_reward_data.to_lerobot import ToLeRobotConfig, _features, _led_to_success, _rate
@@ -54,6 +53,8 @@ def test_what_does_not_fit_one_dataset_is_refused_by_name(
     command = ["to_lerobot", f"data={tmp_path / 'store'}", f"out={tmp_path / 'set'}"]
     assert main(command) == 1
     assert "toy_001 has observation.images.wrist None, toy_000 (32, 32, 3)" in capsys.readouterr().err
+    assert main([*command, "fps=0"]) == 1
+    assert "fps=0: must be 1 or more" in capsys.readouterr().err
     (tmp_path / "set").mkdir()
     assert main(command) == 1
     assert "exists: choose another out=" in capsys.readouterr().err
@@ -70,10 +71,10 @@ def test_success_comes_back_as_it_went_and_is_not_thinned_away() -> None:
     info = toy_episode(0).info
     assert info.success is not None
     assert info.success.any()
-    back = _success(pa.table({"next.success": _led_to_success(info)}))
-    np.testing.assert_array_equal(back, info.success)
-    alone = _success(pa.table({"next.success": np.arange(30) == 29}))
-    assert alone is not None
+    led = _led_to_success(info)
+    assert led is not None
+    np.testing.assert_array_equal(_shown(led), info.success)
+    alone = _shown(np.arange(30) == 29)
     thinned = _thinned(alone, select_frames((np.arange(30) * 1e9 / 30).astype(np.int64), 10.0))
     np.testing.assert_array_equal(thinned, np.arange(10) == 9)
     assert not _thinned(np.zeros(30, np.bool_), np.arange(0, 30, 3)).any()

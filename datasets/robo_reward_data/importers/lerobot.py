@@ -234,9 +234,7 @@ class LeRobotEpisode:
         said = self.said_success
         if said is None or success_column(self.dataset.table(self.row).column_names) == "success":
             return said
-        shown = np.append(False, said[:-1])
-        shown[-1] |= said[-1]
-        return shown
+        return _shown(said)
 
     def _is_video(self, key: str) -> bool:
         return self.dataset.info["features"][key]["dtype"] == "video"
@@ -414,6 +412,13 @@ def _matrix(table: pa.Table, column: str) -> Any:
 def success_column(names: Collection[str]) -> str | None:
     """The column, of a table with these, that says whether the task is done; None where none does."""
     return next((name for name in ("next.success", "success") if name in names), None)
+
+
+def _shown(led: Bool[np.ndarray, " t"]) -> Bool[np.ndarray, " t"]:
+    """Whether each frame shows the task done, from whether the step at each frame led to that."""
+    shown = np.append(False, led[:-1])
+    shown[-1] |= led[-1]
+    return shown
 
 
 def _thinned(success: Bool[np.ndarray, " t"], kept: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
