@@ -75,6 +75,9 @@ class AdaptConfig:
     log_every: int = 20
     resume: bool = True
     reader: dict[str, Any] = field(default_factory=dict)
+    older: Any = None
+    older_share: float = 0.5
+    older_reader: dict[str, Any] = field(default_factory=dict)
     holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
 
 
@@ -88,12 +91,18 @@ def run(config: AdaptConfig) -> None:
     """
     if config.augmentation not in ("auto", "few", "model"):
         raise ConfigError(f"augmentation={config.augmentation}: choose auto, few or model")
+    if not 0.0 < config.older_share < 1.0:
+        raise ConfigError(f"older_share={config.older_share}: a share between 0 and 1")
     base = load_checkpoint(config.model)
+    rehearsed, known = open_sources(config.older_reader, config.older) if config.older else ([], "")
     start = Start(
         configure=_configure(base),
         build=lambda model, _proprio, _split: grow(base.model, model),
         calibrate=_careful(base.calibration),
         origin=base.version,
+        rehearsed=rehearsed,
+        rehearsed_share=config.older_share,
+        rehearsed_fingerprint=f"{known}x{config.older_share}" if known else "",
     )
     train_from(_train_config(base, config, few=_few(config)), start)
 

@@ -52,6 +52,7 @@ class ExperimentConfig(ImproveConfig):
     models: dict[str, str] = field(default_factory=dict)
     adapt_minutes: float = 3.0
     adapt_steps: int | None = None
+    older: Any = None
     jobs: int = 1
 
 
@@ -90,6 +91,13 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError(f"seeds={list(config.seeds)}: each seed once")
     if not (config.evaluate_every and config.evaluate_episodes):
         raise ConfigError("an experiment is judged by its evaluations: evaluate_every and _episodes above 0")
+    if _uses_model(config) and config.base_model is None:
+        for task in chosen_tasks(config):
+            if task not in config.models:
+                raise ConfigError(
+                    f"arms of a learned potential need a reward model for '{task}': give base_model=RUN "
+                    f"(trained on other tasks, adapted here), or models.{task}=RUN"
+                )
     if config.jobs < 1:
         raise ConfigError(f"jobs={config.jobs}: must be 1 or more")
 
@@ -148,11 +156,7 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
         return None
     if task in config.models:
         return config.models[task].format(task=task, seed=seed)
-    if config.base_model is None:
-        raise ConfigError(
-            f"arms of a learned potential need a reward model for '{task}': give base_model=RUN (trained on "
-            f"other tasks, adapted here), or models.{task}=RUN"
-        )
+    assert config.base_model is not None
     cell = dataclasses.replace(config, demos=store, demonstrations=1, demo_offset=seed)
     (reader,) = choose_demonstrations(cell)
     known = load_checkpoint(config.base_model).model.config.task_of(reader.info.instruction)
@@ -176,6 +180,8 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
             steps=config.adapt_steps,
             seed=seed,
             reader=one,
+            older=config.older,
+            older_reader=dict(config.reader),
         )
     )
     return str(out)

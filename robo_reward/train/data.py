@@ -132,7 +132,10 @@ class WindowSampler:
         pixels: Mapping[str, PixelTransform],
         cache_bytes: float,
         proprio: Sequence[Float32[np.ndarray, "t p"] | None],
+        rehearsed: int = 0,
+        rehearsed_share: float = 0.0,
     ) -> None:
+        """Draw from these episodes; `rehearsed_share` of the windows from the last `rehearsed` of them."""
         self.model, self.windows = model, windows
         self._timeline, self._pixels = timeline, pixels
         self._infos = [reader.info for reader in readers]
@@ -159,10 +162,15 @@ class WindowSampler:
         ]
         if not ends:
             raise DataError("no labelled frame to train on: annotate stages first (boundaries or truth)")
-        self._ends = np.array(ends)
-        self._last = [i for i, t in enumerate(self.tracks) if t.usable[-1] and self._labels[i] is not None]
-        taught = [self.tracks[episode].task for episode in np.unique(self._ends[:, 0])]
+        taught = [self.tracks[episode].task for episode in sorted({episode for episode, _ in ends})]
         self._few = np.array([taught.count(track.task) < _FEW_EPISODES for track in self.tracks])
+        last = [i for i, t in enumerate(self.tracks) if t.usable[-1] and self._labels[i] is not None]
+        own = len(readers) - rehearsed
+        self._pools = [
+            (np.array([e for e in ends if (e[0] >= own) == old]), [i for i in last if (i >= own) == old])
+            for old in ((False, True) if rehearsed else (False,))
+        ]
+        self._rehearsed_share = rehearsed_share
         self._goals = self._goal_frames()
         self.frames = FrameCache(readers, model.cameras, model.image_size, cache_bytes)
 
@@ -181,11 +189,12 @@ class WindowSampler:
 
     def _window(self, rng: np.random.Generator) -> _Window:
         options = self.windows
-        if self._last and rng.random() < options.end_share:
-            episode = int(rng.choice(self._last))
+        ends, last = self._pools[len(self._pools) > 1 and rng.random() < self._rehearsed_share]
+        if last and rng.random() < options.end_share:
+            episode = int(rng.choice(last))
             end = self._infos[episode].length - 1
         else:
-            episode, end = (int(x) for x in self._ends[rng.integers(len(self._ends))])
+            episode, end = (int(x) for x in ends[rng.integers(len(ends))])
         info = self._infos[episode]
         texts = (info.instruction, *info.paraphrases)
         period = float(np.median(np.diff(info.stamp_ns))) * 1e-9 if info.length > 1 else self.model.period_s

@@ -29,7 +29,7 @@ from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import TrainConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Plan, make_fabric, progress_objective, train_loop
-from robo_reward.train.split import Split, make_split
+from robo_reward.train.split import Split, make_split, with_rehearsed
 
 __all__ = ["Start", "run", "train_from"]
 
@@ -45,12 +45,18 @@ class Start:
     build       its first weights
     calibrate   the calibration of the trained model
     origin      version of the model that it goes on from, "" for a new one
+    rehearsed   older episodes to be practised beside the new ones; nothing is held out of them
+    rehearsed_share        share of the windows that is drawn from them
+    rehearsed_fingerprint  which they are
     """
 
     configure: Callable[[TrainConfig, Sequence[EpisodeInfo], Sequence[Any]], ModelConfig]
     build: Callable[[ModelConfig, Sequence[Any], Split], ProgressModel]
     calibrate: Callable[[ProgressModel, Sequence[EpisodeReader], Split], Calibration] = calibrate
     origin: str = ""
+    rehearsed: Sequence[EpisodeReader] = ()
+    rehearsed_share: float = 0.0
+    rehearsed_fingerprint: str = ""
 
 
 def run(config: TrainConfig) -> None:
@@ -69,7 +75,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
     console = Console(stderr=True)
     folder = Path(config.out)
     readers, fingerprint = open_sources(config.reader, config.data)
-    fingerprint = f"{start.origin}+{fingerprint}" if start.origin else fingerprint
+    fingerprint = "+".join(filter(None, [start.origin, start.rehearsed_fingerprint, fingerprint]))
     # Launchers of several processes start this command again for each: the first one owns the folder.
     leader = os.environ.get("LOCAL_RANK", "0") == "0"
     if leader and is_finished(folder, config, fingerprint):
@@ -81,23 +87,31 @@ def train_from(config: TrainConfig, start: Start) -> None:
     fabric.launch()
     torch.manual_seed(config.seed)
     infos = [reader.info for reader in readers]
-    proprio = [reader.read_proprio() if config.proprio else None for reader in readers]
-    model_config = start.configure(config, infos, proprio)
+    practised = [*readers, *start.rehearsed]
+    proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
+    model_config = start.configure(config, [reader.info for reader in practised], proprio)
     split = make_split(infos, config.holdout, config.seed)
     sampler = WindowSampler(
-        readers,
-        split,
+        practised,
+        with_rehearsed(split, start.rehearsed),
         model_config,
         config.windows,
         timeline=_timeline(config.timeline, model_config),
         pixels={name: _transform(spec) for name, spec in config.pixels.items()},
         cache_bytes=config.cache_gb * 1e9,
         proprio=proprio,
+        rehearsed=len(start.rehearsed),
+        rehearsed_share=start.rehearsed_share,
     )
     model = start.build(model_config, proprio, split)
     if fabric.is_global_zero:
         claim_folder(folder, config, fingerprint)
         _describe(console, infos, model, config)
+        if start.rehearsed:
+            console.print(
+                f"practised beside them, {start.rehearsed_share:.0%} of the windows: {len(start.rehearsed)} "
+                "episodes of older tasks"
+            )
     fabric.barrier()
     plan = Plan(steps=config.steps, seconds=_seconds(config, time.monotonic() - begin))
     objective = progress_objective(config, model_config.dropout)

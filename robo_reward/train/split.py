@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from robo_reward.schema import EpisodeInfo
+from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.train.config import HoldoutConfig
 
-__all__ = ["Split", "make_split"]
+__all__ = ["Split", "make_split", "with_rehearsed"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -
     if len(infos) >= config.episodes:
         return _by_episode(infos, config, rng)
     return _by_segment(infos, config, rng)
+
+
+def with_rehearsed(split: Split, rehearsed: Sequence[EpisodeReader]) -> Split:
+    """The split with more episodes at its end, of which training may see everything."""
+    lengths = [reader.info.length for reader in rehearsed]
+    everything = tuple(np.ones(length, np.bool_) for length in lengths)
+    nothing = tuple(np.zeros(length, np.bool_) for length in lengths)
+    return Split(split.train + everything, split.calibration + nothing, split.test + nothing)
 
 
 def _by_episode(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.random.Generator) -> Split:

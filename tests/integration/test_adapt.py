@@ -99,6 +99,25 @@ def test_one_demonstration_teaches_a_new_task(stores: dict[str, Path], tmp_path:
     assert ours.detector == base.calibration.detector
 
 
+@pytest.mark.slow
+def test_older_tasks_that_are_practised_beside_the_new_one_are_not_forgotten(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    steps = ["steps=200", "lr=2e-3"]
+    adapt(stores, tmp_path / "alone", *steps)
+    adapt(stores, tmp_path / "both", *steps, f"older={stores['old']}", "older_share=0.5")
+    kept = mae(tmp_path / "both", stores["old"])
+    assert kept < 0.5 * mae(tmp_path / "alone", stores["old"])
+    assert mae(tmp_path / "both", stores["new"]) < 0.6 * mae(stores["base"], stores["new"])
+    meta = json.loads((tmp_path / "both" / "model.json").read_text())
+    # What is held out, and what uncertainty is fitted on, is of the new demonstrations alone.
+    assert list(meta["training"]["split"]) == [EpisodeStore.open(stores["demo"]).episodes[0].info.uid]
+    with pytest.raises(CheckpointError, match="other data"):
+        adapt(stores, tmp_path / "both", *steps)
+    with pytest.raises(ConfigError, match="older_share=1.0: a share between 0 and 1"):
+        adapt(stores, tmp_path / "third", *steps, f"older={stores['old']}", "older_share=1.0")
+
+
 def _grown(stores: dict[str, Path]) -> Any:
     config = load_checkpoint(stores["base"]).model.config
     new = TaskConfig((NEW,), ("a", "b", "c"), (0.2, 0.3, 0.5))
