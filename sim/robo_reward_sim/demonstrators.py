@@ -204,6 +204,42 @@ def wrong_task_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, {"pace": pace, "pursued": wrong.instruction}, success=False)
 
 
+def empty_handed_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
+    """The expert, mistaken about where the object is: the arm does its whole part, and takes nothing along.
+
+    It is the failure of a policy that was cloned from few demonstrations, and what tells progress of the task
+    from motion of the arm.
+    """
+    expert = task.expert()
+    pace, decisions = float(rng.uniform(0.7, 1.0)), int(rng.integers(25, 46))
+    how = str(rng.choice(("above", "aside")))
+    shift = np.array((0.0, 0.0, rng.uniform(0.05, 0.09)))
+    if how == "aside":
+        angle = rng.uniform(0.0, 2.0 * np.pi)
+        shift = rng.uniform(0.06, 0.12) * np.array((np.cos(angle), np.sin(angle), 0.0))
+    belief: Float64[np.ndarray, " 3"] | None = None
+    hand = np.zeros(3)
+    held = False
+
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
+        nonlocal belief, hand, held
+        if moment.decision >= decisions:
+            return None
+        state = moment.state.copy()
+        if belief is None:
+            belief = state[4:7] + shift
+        if held:
+            belief = belief + state[:3] - hand
+        hand = state[:3].copy()
+        state[4:7] = belief
+        held = expert.holds(state)
+        action = expert.act(state).copy()
+        action[:3] *= pace
+        return action
+
+    return EpisodePlan(act, {"pace": pace, "how": how, "shift": shift.round(4).tolist()}, success=False)
+
+
 DEMONSTRATORS: Mapping[str, Demonstrator] = {
     "expert": expert_plan,
     "noisy": noisy_plan,
@@ -213,6 +249,7 @@ DEMONSTRATORS: Mapping[str, Demonstrator] = {
     "random_tail": random_tail_plan,
     "aborted": aborted_plan,
     "wrong_task": wrong_task_plan,
+    "empty_handed": empty_handed_plan,
 }
 """Every demonstrator by the kind of episode that it makes."""
 

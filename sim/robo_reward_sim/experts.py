@@ -29,6 +29,10 @@ class Expert(Protocol):
         """The next action, from the privileged state (Meta-World's observation, goal included)."""
         ...
 
+    def holds(self, state: State) -> bool:
+        """Whether the hand is where it takes the object along."""
+        ...
+
 
 class PegExpert:
     """Reach, grasp, lift, align, insert: slower near contact, so that every stage can be seen.
@@ -39,17 +43,20 @@ class PegExpert:
 
     def act(self, state: State) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
-        hand, opening, peg, target = state[:3], float(state[3]), state[4:7], state[-3:]
-        offset = hand - peg - (0.0, 0.0, _GRIP_HEIGHT)
-        aside = float(np.linalg.norm(offset[:2]))
-        around = aside < 0.03 and abs(offset[2]) < 0.02
-        if around and opening < _HELD:
-            return action_of(self._carry(peg, target), grip=_CLOSE)
-        if around:
+        offset = self._offset(state)
+        if self.holds(state):
+            return action_of(self._carry(state[4:7], state[-3:]), grip=_CLOSE)
+        if _around(offset, 0.02):
             return action_of(-offset * 0.3, grip=_CLOSE)
-        hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
-        step = -offset + (0.0, 0.0, hover)
-        return action_of(limited(step, 0.05), grip=_OPEN)
+        return action_of(_approach_from_above(offset), grip=_OPEN)
+
+    def holds(self, state: State) -> bool:
+        """See `Expert.holds`."""
+        return _around(self._offset(state), 0.02) and float(state[3]) < _HELD
+
+    @staticmethod
+    def _offset(state: State) -> Point:
+        return state[:3] - state[4:7] - (0.0, 0.0, _GRIP_HEIGHT)
 
     @staticmethod
     def _carry(
@@ -99,10 +106,8 @@ class ContactExpert:
 
     def act(self, state: State) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
-        offset = state[:3] - state[4:7] - self._contact(state)
-        along = float(offset @ self._approach)
-        aside = float(np.linalg.norm(offset - along * self._approach))
-        if aside < self._play and abs(along) < self._play:
+        offset, along, aside = self._offset(state)
+        if self.holds(state):
             way = self._way(state)
             ahead = way / max(float(np.linalg.norm(way)), 1e-9)
             return action_of(way - 0.5 * (offset - float(offset @ ahead) * ahead), grip=self._grip)
@@ -110,6 +115,17 @@ class ContactExpert:
         away = (hover - along) * self._approach
         step = along * self._approach - offset + self._first_away * away
         return action_of(limited(step, 0.05), grip=self._grip)
+
+    def holds(self, state: State) -> bool:
+        """See `Expert.holds`."""
+        _, along, aside = self._offset(state)
+        return aside < self._play and abs(along) < self._play
+
+    def _offset(self, state: State) -> tuple[Point, float, float]:
+        """From where the hand acts on the object to the hand: whole, and its parts along and aside."""
+        offset = state[:3] - state[4:7] - self._contact(state)
+        along = float(offset @ self._approach)
+        return offset, along, float(np.linalg.norm(offset - along * self._approach))
 
 
 class CarryExpert:
@@ -134,15 +150,31 @@ class CarryExpert:
 
     def act(self, state: State) -> Float32[np.ndarray, " 4"]:
         """See `Expert.act`."""
-        opening, offset = float(state[3]), state[:3] - state[4:7] - self._grip_at
-        aside = float(np.linalg.norm(offset[:2]))
-        around = aside < 0.03 and abs(offset[2]) < 0.025
-        if around and opening < self._held:
+        offset = self._offset(state)
+        if self.holds(state):
             return action_of(self._path(state), grip=self._close)
-        if around:
+        if _around(offset, 0.025):
             return action_of(-offset * 0.3, grip=self._close)
-        hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
-        return action_of(limited(-offset + (0.0, 0.0, hover), 0.05), grip=_OPEN)
+        return action_of(_approach_from_above(offset), grip=_OPEN)
+
+    def holds(self, state: State) -> bool:
+        """See `Expert.holds`."""
+        return _around(self._offset(state), 0.025) and float(state[3]) < self._held
+
+    def _offset(self, state: State) -> Point:
+        return state[:3] - state[4:7] - self._grip_at
+
+
+def _around(offset: Point, height: float) -> bool:
+    """Whether a hand so far from its grip has the object between its fingers, up to `height` m up or down."""
+    return float(np.linalg.norm(offset[:2])) < 0.03 and abs(offset[2]) < height
+
+
+def _approach_from_above(offset: Point) -> Point:
+    """The next displacement of a hand so far from its grip: sideways up high, then down."""
+    aside = float(np.linalg.norm(offset[:2]))
+    hover = min(0.10, 4.0 * max(aside - 0.012, 0.0))
+    return limited(-offset + (0.0, 0.0, hover), 0.05)
 
 
 _GRIP_HEIGHT = 0.024  # of the hand above the grasp point, with the fingers around the peg

@@ -29,18 +29,19 @@ from robo_reward_sim.variation import Variation
 __all__ = ["DEFAULT_MIX", "RecordConfig", "kinds_of", "record"]
 
 DEFAULT_MIX: Mapping[str, float] = {
-    "expert": 0.4,
-    "noisy": 0.15,
+    "expert": 0.35,
+    "noisy": 0.1,
     "suboptimal": 0.1,
     "fail_retry": 0.1,
     "near_miss": 0.1,
+    "empty_handed": 0.1,
     "random_tail": 0.05,
     "aborted": 0.05,
     "wrong_task": 0.05,
 }
 """Share of each kind of episode where the config names no mix."""
 
-_RECIPE = 3  # raise it where the same options and seed begin to give other episodes
+_RECIPE = 4  # raise it where the same options and seed begin to give other episodes
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,22 @@ def test_failures_never_succeed(env: gymnasium.Env[Any, Any], kind: str) -> None
         assert episode.info.boundaries is None
 
 
+@pytest.mark.parametrize("task", ["PegInsertSide", "Push", "DrawerOpen"])
+def test_an_empty_hand_goes_the_whole_way_and_takes_nothing_along(task: str) -> None:
+    made = gymnasium.make(f"robo_reward/{task}-v0", cameras=())
+    way = curve(demonstrate(made, "expert", seed=3, index=0))
+    for index in range(4):
+        expert = demonstrate(made, "expert", seed=3, index=index)
+        empty = demonstrate(made, "empty_handed", seed=3, index=index)
+        assert empty.info.outcome is Outcome.FAILURE
+        assert curve(empty).max() < 0.7 * way.max()
+        assert expert.proprio is not None
+        assert empty.proprio is not None
+        span = [np.ptp(episode.proprio[:, :3], axis=0).max() for episode in (expert, empty)]
+        assert span[1] > 0.6 * span[0]  # the arm has moved as if
+    made.close()
+
+
 def test_near_misses_come_close(env: gymnasium.Env[Any, Any]) -> None:
     highest = [curve(demonstrate(env, "near_miss", seed=2, index=index)).max() for index in SERIES]
     assert min(highest) > 2.3
