@@ -92,6 +92,7 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
         progress=np.array([np.nan if e is None else e.progress for e in estimates], np.float32),
         std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
         truth=_truth(info)[:length],
+        embedding=np.stack([moment.embedding for moment in moments]),
         success=success,
         stamp_ns=info.stamp_ns[:length],
         terminated=True,

@@ -25,14 +25,16 @@ _FROM_MODEL = {"embedding", "start", "estimate"}
 class Moment:
     """One moment as the policy and the reward see it.
 
-    parts     f32 vectors by name
-    estimate  the reward model's, or None without one
-    images    u8[h, w, 3] by camera, {} without cameras
+    parts      f32 vectors by name
+    estimate   the reward model's, or None without one
+    images     u8[h, w, 3] by camera, {} without cameras
+    embedding  f32[d], the reward model's; empty without one
     """
 
     parts: Mapping[str, Float32[np.ndarray, " _d"]]
     estimate: ProgressEstimate | None
     images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
+    embedding: Float32[np.ndarray, " _e"]
 
 
 class Observer:
@@ -90,7 +92,8 @@ class Observer:
         if missing := [name for name in self._parts if name not in found]:
             raise ConfigError(f"the environment gives no '{missing[0]}': leave it out of observe")
         self._held = {**found}
-        return Moment({name: found[name] for name in self._parts}, estimate, images)
+        embedding = found.get("embedding", np.empty(0, np.float32))
+        return Moment({name: found[name] for name in self._parts}, estimate, images, embedding)
 
     def _encoded(self, estimate: ProgressEstimate) -> dict[str, np.ndarray]:
         """The model's parts. A moment that it could not see holds the last one: a policy has to act."""

@@ -21,7 +21,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from robo_reward.api import RewardModel, load
 from robo_reward.checkpoint import Checkpoint, save_checkpoint
-from robo_reward.errors import ConfigError
 from robo_reward.estimate import Estimates, estimates, raw_progress
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.model.progress_model import Prediction, ProgressModel
@@ -63,15 +62,7 @@ def _isotonic(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 def refresh(
     model: RewardModel, rollouts: Sequence[Rollout], instruction: str, steps: int, folder: Path, seed: int
 ) -> RewardModel:
-    """The model after some steps on the outcomes of these rollouts, saved into `folder`.
-
-    Raises:
-        ConfigError: the rollouts carry no embeddings.
-    """
-    if any("embedding" not in rollout.parts for rollout in rollouts):
-        raise ConfigError(
-            "refresh_every needs embeddings: put 'embedding' into observe, or say refresh_every=0"
-        )
+    """The model after some steps on the outcomes of these rollouts, saved into `folder`."""
     checkpoint = model.checkpoint
     network = copy.deepcopy(checkpoint.model)
     for name, parameter in network.named_parameters():
@@ -128,8 +119,8 @@ def _estimates(checkpoint: Checkpoint, episode: Rollout, instruction: str) -> Es
 
 def _predict(network: ProgressModel, episode: Rollout, instruction: str) -> tuple[Prediction, Tensor]:
     """What the network says of every moment, from the stored states."""
-    state = torch.from_numpy(episode.parts["embedding"])[None]
-    context = episode_context(network, torch.from_numpy(_start(episode))[None], instruction)
+    state = torch.from_numpy(episode.embedding)[None]
+    context = episode_context(network, state[:, 0], instruction)
     seconds = torch.from_numpy((episode.stamp_ns - episode.stamp_ns[0]) * 1e-9)[None]
     live = torch.from_numpy(np.isfinite(episode.progress))[None]
     proprio = None
@@ -138,8 +129,3 @@ def _predict(network: ProgressModel, episode: Rollout, instruction: str) -> tupl
     found = network(state, context, seconds, live, proprio)
     flat = Prediction(found.stage_logits[0], found.tau_logits[0], found.success_logit[0])
     return flat, context.task.expand(state.shape[1])
-
-
-def _start(episode: Rollout) -> Float32[np.ndarray, " d"]:
-    parts = episode.parts
-    return parts["start"][0] if "start" in parts else parts["embedding"][0]

@@ -28,6 +28,7 @@ class Rollout:
     intervened     bool[t]: a person acted
     progress, std  f32[t + 1]: what the potential is made of, NaN where invalid; `model_version` said it
     truth          f32[t + 1]: true progress, NaN where unknown; never used but by the oracle arm and reports
+    embedding      f32[t + 1, d]: what the reward model's encoder made of each moment; d = 0 without a model
     success        bool[t + 1]: done at that moment, as the success source says
     terminated     the last moment is a terminal state;  not so where the episode was cut off
     aborted        cut off because it looked hopeless
@@ -43,6 +44,7 @@ class Rollout:
     progress: Float32[np.ndarray, " t1"]
     std: Float32[np.ndarray, " t1"]
     truth: Float32[np.ndarray, " t1"]
+    embedding: Float32[np.ndarray, "t1 _e"]
     success: Bool[np.ndarray, " t1"]
     stamp_ns: Int64[np.ndarray, " t1"]
     terminated: bool
@@ -68,7 +70,17 @@ class Rollout:
         return float(self.stamp_ns[-1] - self.stamp_ns[0]) * 1e-9
 
 
-_ARRAYS = ("actions", "task_reward", "intervened", "progress", "std", "truth", "success", "stamp_ns")
+_ARRAYS = (
+    "actions",
+    "task_reward",
+    "intervened",
+    "progress",
+    "std",
+    "truth",
+    "embedding",
+    "success",
+    "stamp_ns",
+)
 _FACTS = ("terminated", "aborted", "demonstration", "model_version", "source")
 
 

@@ -349,6 +349,7 @@ class _Tape:
             progress=np.array([np.nan if e is None else e.progress for e in estimates], np.float32),
             std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
             truth=np.array(self.truth, np.float32),
+            embedding=np.stack([moment.embedding for moment in moments]),
             success=np.array(self.success, np.bool_),
             stamp_ns=np.array(self._stamps, np.int64) - self._stamps[0],
             terminated=terminated,
