@@ -29,6 +29,12 @@ __all__ = ["ToLeRobotConfig", "run"]
 
 _FRAMES = 64  # of one camera in memory at once
 _UNEVEN = 0.05  # share by which an episode's frame rate may differ from the dataset's
+# For what LeRobot writes with. What a user has set of these stays.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # a local dataset: LeRobot need not look for it elsewhere
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # one for each episode, beside ours
+    "SVT_LOG": "1",  # the video encoder: errors, without a page of its settings for each episode
+}
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,22 @@ def _write(
     fps: int,
     config: ToLeRobotConfig,
 ) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local dataset: LeRobot need not look for it elsewhere
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
+        import av
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
     except ModuleNotFoundError as error:
         raise ConfigError(f"no {error.name} here: pip install 'robo-reward[data]'") from error
+    av.logging.set_libav_level(av.logging.WARNING)
     dataset: Any = LeRobotDataset.create(
-        config.repo_id, fps=fps, features=dict(features), root=root, use_videos=config.video
+        config.repo_id,
+        fps=fps,
+        features=dict(features),
+        root=root,
+        use_videos=config.video,
+        # Nothing is decoded here, but unless told LeRobot tries torchcodec and logs its tracebacks.
+        video_backend="pyav",
     )
     console = Console(stderr=True)
     for reader in track(readers, "writing", console=console, disable=not console.is_terminal):

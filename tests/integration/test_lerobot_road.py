@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from robo_reward.cli.main import main
+from robo_reward.testing import toy_episode
 from robo_reward_data.store import EpisodeStore
 
 ENV = "robo_reward/ButtonPress-v0"
@@ -27,6 +28,7 @@ from lerobot.common.control_utils import predict_action
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from robo_reward.cli.main import main
+from robo_reward.testing import toy_episode
 from robo_reward_data.store import EpisodeStore
 
 answer, folder, store, *arguments = sys.argv[1:]
@@ -80,6 +82,27 @@ def trained(at: Path, policy: list[str]) -> Path:
         *("--steps=2", "--batch_size=4", "--num_workers=0"),
     )
     return at / "policy"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("video", ["false", "true"])
+def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path, video: str) -> None:
+    """Tracebacks of a decoder that is not needed, bars and an encoder's settings looked like a failure."""
+    if find_spec("lerobot") is None:
+        pytest.skip("no lerobot here to write a dataset with: pip install 'robo-reward[data]'")
+    store = EpisodeStore.create(tmp_path / "store")
+    for index in range(2):
+        store.write(toy_episode(index, length=8))
+    written = [f"data={tmp_path / 'store'}", f"out={tmp_path / 'set'}", f"video={video}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "robo_reward.cli.main", "to_lerobot", *written],
+        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout == f"2 episodes, 16 frames at 10/s: {tmp_path / 'set'}\n"
 
 
 @pytest.mark.slow
