@@ -23,6 +23,8 @@ from robo_reward.errors import ConfigError, RoboRewardError
 
 __all__ = ["commands", "config_dir", "load_config", "main", "run_command"]
 
+_OTHER_NAMES = {"device": "accelerator", "accelerator": "device"}  # one thing, called so in some commands
+
 
 class UsageError(ConfigError):
     """The command line itself is wrong: exit status 2."""
@@ -253,7 +255,8 @@ def _unknown_key(error: BaseException, command: str) -> str:
     found = re.match(r"Could not override '([^']+)'", _first_line(error))
     if found is None:
         return ""
-    close = get_close_matches(found[1], key_names(command, config_dir()), n=1)
+    keys, other = key_names(command, config_dir()), _OTHER_NAMES.get(found[1])
+    close = [other] if other in keys else get_close_matches(found[1], keys, n=1)
     return f"no key '{found[1]}'" + (f": did you mean '{close[0]}'?" if close else "")
 
 

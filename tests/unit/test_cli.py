@@ -221,6 +221,20 @@ def test_a_mistyped_key_is_answered_with_the_likely_one(
     assert f"no key '{typed.partition('=')[0]}': did you mean '{meant}'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"),
+    [
+        (["train", "data=a", "out=b"], "device=cuda", "accelerator"),
+        (["label", "model=a", "dataset=b"], "accelerator=gpu", "device"),
+    ],
+)
+def test_a_key_of_another_command_is_answered_with_the_one_that_does_it_here(
+    command: list[str], typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, typed]) == 2
+    assert f"no key '{typed.partition('=')[0]}': did you mean '{meant}'?" in capsys.readouterr().err
+
+
 def test_the_command_in_a_report_is_one_that_runs() -> None:
     """evaluate wrote `data=a, b` for several stores."""
     typed = shlex.split(command_line("evaluate", {"data": ["run (1)", "c d"]}, model="it's", out="o"))
