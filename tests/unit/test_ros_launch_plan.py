@@ -40,6 +40,16 @@ def _no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the test runs there are a trained model `runs/drawer` and demonstrations `demos`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/drawer").mkdir(parents=True)
+    (tmp_path / "runs/drawer/model.json").write_text("{}")
+    (tmp_path / "demos").mkdir()
+
+
+@pytest.mark.usefixtures("_files")
 def test_the_reward_node_has_its_cameras_and_model(repo: Path) -> None:
     plan = reward_plan("runs/drawer", namespace="arm", use_sim_time=True)
     (node,) = plan.processes
@@ -54,9 +64,10 @@ def test_the_reward_node_has_its_cameras_and_model(repo: Path) -> None:
 
 def test_a_profile_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "mine.xml")
-    assert reward_plan("run").environment == {}
+    assert reward_plan("package.Model").environment == {}
 
 
+@pytest.mark.usefixtures("_files")
 def test_the_improvement_stands_behind_the_safety_node() -> None:
     plan = sim_improve_plan("demos", "out", overrides=["rollouts=3"])
     assert [process.name for process in plan.processes] == ["sim_robot", "safety", "improve"]
@@ -64,13 +75,13 @@ def test_the_improvement_stands_behind_the_safety_node() -> None:
     assert plan.processes[-1].command()[2:] == [
         *("robo_reward.cli.main", "improve", "+robot=simulated", "demos=demos", "out=out", "rollouts=3"),
     ]
-    with_model = sim_improve_plan("demos", "out", model="run")
+    with_model = sim_improve_plan("demos", "out", model="runs/drawer")
     assert [process.name for process in with_model.processes] == ["sim_robot", "safety", "reward", "improve"]
-    assert "model=run" in with_model.processes[-1].arguments
+    assert "model=runs/drawer" in with_model.processes[-1].arguments
 
 
 def test_a_replay_ends_with_its_bag(tmp_path: Path) -> None:
-    reward, player = replay_plan(tmp_path, "run", rate=2.0).processes
+    reward, player = replay_plan(tmp_path, "package.Model", rate=2.0).processes
     assert (reward.essential, player.essential) == (False, True)
     assert reward.parameters["use_sim_time"] is True
     assert player.parameters["rate"] == 2.0
@@ -79,13 +90,32 @@ def test_a_replay_ends_with_its_bag(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no parameter file"):
-        reward_plan("run", params=tmp_path / "missing.yaml")
+        reward_plan("package.Model", params=tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="no bag"):
         replay_plan(tmp_path / "missing", "run")
     with pytest.raises(ConfigError, match="rate is 0"):
         replay_plan(tmp_path, "run", rate=0)
     with pytest.raises(ConfigError, match=r"no parameter file 'other\.yaml' in"):
         params_file("other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (["reward", "plan.model=nope"], "no run at 'nope': train one"),
+        (["reward", "plan.model=demos"], "no model at 'demos': 'model.json' is not there"),
+        (["replay", "plan.bag=demos", "plan.model=runs/nope"], "no run at 'runs/nope'"),
+        (["sim_improve", "plan.out=o", "plan.demos=nope"], "no demonstrations at 'nope'"),
+        (["sim_improve", "plan.out=o", "plan.demos=demos", "plan.model=nope"], "no run at 'nope'"),
+    ],
+)
+@pytest.mark.usefixtures("_files")
+def test_what_is_not_there_is_told_before_anything_starts(
+    plan: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robo_reward_ros.launching.run_plan", lambda _: pytest.fail("it started"))
+    assert main(["launch", f"plan={plan[0]}", *plan[1:]]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_an_installed_bringup_wins_over_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +158,9 @@ def test_launch_files_build_their_plan(repo: Path, name: str) -> None:
     assert any(isinstance(entity, launch.OpaqueFunction) for entity in entities)
 
 
+@pytest.mark.usefixtures("_files")
 def test_the_command_shows_what_it_would_start(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["launch", "plan=sim_improve", "plan.demos=d", "plan.out=o", "dry_run=true"]) == 0
+    assert main(["launch", "plan=sim_improve", "plan.demos=demos", "plan.out=o", "dry_run=true"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("-m ")[1].split()[0] for line in lines] == [
         "robo_reward_ros.sim_robot_node",

@@ -106,7 +106,7 @@ def reward_plan(
         use_sim_time: take the time from /clock.
 
     Raises:
-        ConfigError: no such file.
+        ConfigError: no such file or model.
     """
     return Plan(
         (_reward(model, params or params_file("reward.yaml"), use_sim_time),), namespace, _environment()
@@ -132,7 +132,7 @@ def replay_plan(
         markers: topic of the episode markers, see `robo_reward_data.bags`; a bag without is one episode.
 
     Raises:
-        ConfigError: no such file or bag, or a rate that is not positive.
+        ConfigError: no such file, model or bag, or a rate that is not positive.
     """
     if not rate > 0:
         raise ConfigError(f"rate is {rate}: it must be more than 0")
@@ -176,8 +176,10 @@ def sim_improve_plan(
         reward_params: of the reward node.
 
     Raises:
-        ConfigError: no such file.
+        ConfigError: no such file, model or demonstrations.
     """
+    if not Path(demos).exists():
+        raise ConfigError(f"no demonstrations at '{demos}': record or import some first")
     robot = Process(
         "sim_robot",
         "robo_reward_ros.sim_robot_node",
@@ -201,6 +203,7 @@ def sim_improve_plan(
 
 
 def _reward(model: str, params: str | Path, use_sim_time: bool) -> Process:
+    _check_model(model)
     return Process(
         "reward",
         "robo_reward_ros.reward_node",
@@ -210,6 +213,16 @@ def _reward(model: str, params: str | Path, use_sim_time: bool) -> Process:
         essential=False,
         respawn=True,
     )
+
+
+def _check_model(model: str) -> None:
+    """Refuse what no process could load, before one is started; what an import path gives, its node says."""
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "model.json").is_file():
+            raise ConfigError(f"no model at '{model}': 'model.json' is not there")
+    elif "/" in str(model) or "." not in str(model):
+        raise ConfigError(f"no run at '{model}': train one with robo-reward train out={model}")
 
 
 def _existing(path: str | Path) -> Path:
