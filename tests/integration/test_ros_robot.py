@@ -379,6 +379,8 @@ def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
         return done.stderr
 
     assert "stop the robot only after 0.51 s" in refuse("robo_reward_ros.safety_node", command_s=0.5)
+    misspelled = refuse("robo_reward_ros.safety_node", comand_s=0.1)
+    assert misspelled == "the node 'safety' has no parameter 'comand_s': did you mean 'command_s'?\n"
     assert "needs path:=FOLDER and topics" in refuse("robo_reward_ros.bag_recorder", storage="mcap")
     cartpole = refuse("robo_reward_ros.sim_robot_node", env_id="CartPole-v1", env_kwargs="'{}'")
     assert "'CartPole-v1' must observe `images` and `proprio`" in cartpole

@@ -22,6 +22,7 @@ from rosgraph_msgs.msg import Clock as ClockMsg
 
 from robo_reward.errors import ConfigError
 from robo_reward_data.bags import Bag, marked_episodes, open_bag
+from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class BagPlayer(Node):
         """Open the bag and announce its topics; `options` go to rclpy's Node.
 
         Raises:
-            ConfigError: no path, or topics of a type that is not installed.
+            ConfigError: a parameter it does not have, no path, or topics of a type that is not installed.
             DataError: no bag there, or a damaged one.
         """
         super().__init__("bag_player", **options)
@@ -58,6 +59,7 @@ class BagPlayer(Node):
             self.declare_parameter(
                 name, default, ParameterDescriptor(description=text, read_only=True, **more)
             )
+        refuse_unknown(self)
         if not self._value("path"):
             raise ConfigError("the player needs path:=FOLDER")
         self._bag_path = Path(str(self._value("path")))

@@ -21,6 +21,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from robo_reward.errors import ConfigError
 from robo_reward_ros.bag_player import message_class
+from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 
 __all__ = ["BagRecorder", "main"]
@@ -42,7 +43,8 @@ class BagRecorder(Node):
             storage: mcap or sqlite3.
 
         Raises:
-            ConfigError: no path or topics, a path that exists, or another storage.
+            ConfigError: a parameter it does not have, no path or topics, a path that exists, or another
+                storage.
         """
         super().__init__("bag_recorder", **options)
         for name, default, text in (
@@ -51,6 +53,7 @@ class BagRecorder(Node):
             ("storage", storage, "mcap or sqlite3"),
         ):
             self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True))
+        refuse_unknown(self)
         self._wanted = [self.resolve_topic_name(topic) for topic in self._value("topics") if topic]
         self._path = Path(str(self._value("path")))
         if not self._wanted or not str(self._value("path")):

@@ -14,6 +14,7 @@ from robo_reward.errors import ConfigError
 from robo_reward.shaping import Shaper
 from robo_reward_ros.alignment import AlignerSettings
 from robo_reward_ros.episode import TaskRewards, shaper_factory
+from robo_reward_ros.given import given_names, refuse_unknown
 
 __all__ = ["LIVE", "CameraSettings", "Settings", "check", "declare", "read"]
 
@@ -122,12 +123,21 @@ class Settings:
 
 
 def declare(node: Node) -> None:
-    """Declare every parameter, those of the cameras that are named among them."""
+    """Declare every parameter, those of the cameras that are named among them.
+
+    Raises:
+        ConfigError: a parameter was given that the node does not have, or a value that is no choice.
+    """
     for name, parameter in _ALL.items():
         _declare_one(node, name, parameter)
     for camera in _camera_names(node):
         for name, parameter in _CAMERA.items():
             _declare_one(node, f"camera.{camera}.{name}", parameter)
+    # A file may describe cameras that are not used, or are named later.
+    idle = [camera for camera in _cameras_given(node) if camera not in _camera_names(node)]
+    refuse_unknown(node, [f"camera.{camera}.{name}" for camera in idle for name in _CAMERA])
+    if idle:
+        node.get_logger().warning(f"there are parameters of {', '.join(idle)}, but no such camera in cameras")
 
 
 def read(node: Node) -> Settings:
@@ -216,6 +226,12 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _camera_names(node: Node) -> list[str]:
     return [name for name in node.get_parameter("cameras").value or [] if name]
+
+
+def _cameras_given(node: Node) -> list[str]:
+    """Cameras that parameters were given for."""
+    split = [name.split(".") for name in given_names(node)]
+    return list(dict.fromkeys(".".join(p[1:-1]) for p in split if p[0] == "camera" and len(p) > 2))
 
 
 def _names(cameras: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 from robo_reward_ros.safety import Decision, Kind, SafetyFilter, SafetyLimits, Source, Timeouts, Workspace
 
@@ -45,7 +46,8 @@ class SafetyNode(Node):
         """Read the parameters; `options` go to rclpy's Node (context, parameter_overrides).
 
         Raises:
-            ConfigError: limits that do not fit each other, or timeouts too long to stop within 200 ms.
+            ConfigError: a parameter it does not have, limits that do not fit each other, or timeouts too long
+                to stop within 200 ms.
         """
         super().__init__("safety", **options)
         self._declare_limits()
@@ -100,6 +102,7 @@ class SafetyNode(Node):
         self.declare_parameter(
             "allow_slow_stop", False, _described("let timeouts be too long to stop within 200 ms")
         )
+        refuse_unknown(self)
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value

@@ -33,6 +33,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 
 __all__ = ["SimRobotNode", "main"]
@@ -59,11 +60,13 @@ class SimRobotNode(Node):
         """Build the scene and begin an episode; `options` go to rclpy's Node.
 
         Raises:
-            ConfigError: no such environment, or one without images and proprioception.
+            ConfigError: a parameter it does not have, no such environment, or one without images and
+                proprioception.
         """
         super().__init__("sim_robot", **options)
         for name, (default, text, live) in _PARAMETERS.items():
             self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=not live))
+        refuse_unknown(self)
         self._lock_step = _choice("mode", self._value("mode"), ("real_time", "lock_step")) == "lock_step"
         self._clock_topic = bool(self._value("publish_clock"))
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)

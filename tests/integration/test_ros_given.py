@@ -1,0 +1,76 @@
+"""Parameters that a node does not have are refused by name; those of our files are all known."""
+
+# ruff: noqa: E402  (what needs rclpy is imported after the skip)
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rclpy", reason="no rclpy here")
+pytest.importorskip(
+    "robo_reward_msgs", reason="the ROS messages are not built: .ci/setup needs a C++ compiler"
+)
+
+import rclpy
+
+from robo_reward.errors import ConfigError
+
+REWARD, SAFETY = "reward_node.RewardNode", "safety_node.SafetyNode"
+
+
+@pytest.fixture
+def context(ros_domain: int) -> Iterator[rclpy.Context]:
+    context = rclpy.Context()
+    yield context
+    context.try_shutdown()
+
+
+def node(context: rclpy.Context, name: str, *arguments: str) -> Any:
+    context.init(args=["--ros-args", *arguments])
+    module, _, kind = name.partition(".")
+    return getattr(import_module(f"robo_reward_ros.{module}"), kind)(context=context)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "answer"),
+    [
+        (REWARD, "kapa:=1.0", "'reward' has no parameter 'kapa': did you mean 'kappa'"),
+        (REWARD, "nope:=1", "no parameter 'nope': choose from .*autostart, .*cameras, "),
+        (
+            REWARD,
+            "camera.left.topik:=/x",
+            r"'camera\.left\.topik': did you mean 'camera\.left\.topic'",
+        ),
+        (SAFETY, "velocty:=[1.0]", "did you mean 'velocity'"),
+        ("sim_robot_node.SimRobotNode", "sped:=2.0", "did you mean 'speed'"),
+        ("bag_player.BagPlayer", "rat:=2.0", "did you mean 'rate'"),
+        ("bag_recorder.BagRecorder", "topic:=[/a]", "did you mean 'topics'"),
+    ],
+)
+def test_an_unknown_parameter_is_refused(context: rclpy.Context, name: str, given: str, answer: str) -> None:
+    with pytest.raises(ConfigError, match=answer):
+        node(context, name, "-p", given)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        (REWARD, "reward.yaml"),
+        (REWARD, "reward_simulated.yaml"),
+        (SAFETY, "safety_arm.yaml"),
+        (SAFETY, "safety_simulated.yaml"),
+    ],
+)
+def test_nodes_have_every_parameter_of_our_files(
+    context: rclpy.Context, repo: Path, name: str, file: str
+) -> None:
+    more = ["-p", "use_sim_time:=true"]
+    if name == REWARD:  # one camera of several that the file describes, and no model yet
+        more += ["-p", "cameras:=[front]", "-p", "autostart:=false"]
+    made = node(context, name, "--params-file", str(repo / "launch/params" / file), *more)
+    made.destroy_node()
