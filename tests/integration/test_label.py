@@ -30,6 +30,7 @@ from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.lerobot import LeRobot
 from robo_reward_data.importers.run import import_recordings
 from robo_reward_data.label.subtasks import Subtasks, write_subtasks
+from robo_reward_data.label.table import FILE
 from robo_reward_data.store import EpisodeStore
 
 LENGTHS = (24, 31, 12, 18, 9)
@@ -319,6 +320,28 @@ def test_other_labels_are_not_overwritten(
     assert label(labelled_sources, dataset, f"out={tmp_path}") == 1
     assert "choose another out" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["image", "other"]  # and no work folder is left
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["rabc.chunk=0"], "rabc.chunk is 0"),
+        (["pool.workers=0"], "workers is 0"),
+        (["shaping.discount=2"], "discount"),
+        (["out=SET"], "is the dataset itself: say in_place=true"),
+    ],
+)
+def test_wrong_options_are_told_whatever_labels_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    """Beside labels they were answered with overwrite=true, which would not have helped."""
+    given = [option.replace("SET", str(tmp_path / "set")) for option in options]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / FILE).write_bytes(b"labels")
+    assert main(["label", "model=none", f"dataset={tmp_path / 'set'}", *given]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "overwrite" not in err
 
 
 def test_a_changed_success_is_noticed(

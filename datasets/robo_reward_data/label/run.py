@@ -91,12 +91,21 @@ def run(config: LabelConfig) -> None:
 
 
 def _check(config: LabelConfig) -> None:
+    """Refuse what can be told from the options alone: labels that are there say nothing against them."""
     if config.out is not None and config.in_place:
         raise ConfigError("out= writes a copy, in_place=true changes the dataset itself: choose one")
     if min(config.lanes, config.chunk) < 1:
         raise ConfigError(f"lanes is {config.lanes} and chunk {config.chunk}: both must be at least 1")
     if config.fps is not None and not config.fps > 0:
         raise ConfigError(f"fps is {config.fps}: it must be more than 0, or null for the model's own")
+    if config.rabc.chunk < 1:
+        raise ConfigError(f"rabc.chunk is {config.rabc.chunk}: a chunk has at least one frame")
+    if config.out is not None and Path(config.out).resolve() == Path(config.dataset).resolve():
+        raise ConfigError(
+            f"out={config.out} is the dataset itself: say in_place=true, or choose another out="
+        )
+    config.shaping.build()
+    _pool(config)
 
 
 def _is_done(config: LabelConfig, target: Path, identity: Mapping[str, Any]) -> bool:
@@ -202,13 +211,17 @@ def _estimate(config: LabelConfig, root: Path, parts: Parts, episodes: Sequence[
     if parts.discarded:
         sys.stdout.write(f"{parts.discarded} episodes of another labelling left aside\n")
     tasks = [(job, tuple(missing[i : i + config.lanes])) for i in range(0, len(missing), config.lanes)]
-    pool: Pool = instantiate(config.pool) if config.pool else Processes()
+    pool = _pool(config)
     with _progress() as bar:
         total = sum(int(episode.row["length"]) for episode in episodes)
         todo = sum(int(episodes[index].row["length"]) for index in missing)
         task = bar.add_task("labelling", total=total, completed=total - todo)
         for frames in pool.run(label_group, tasks):
             bar.advance(task, frames)
+
+
+def _pool(config: LabelConfig) -> Pool:
+    return instantiate(config.pool) if config.pool else Processes()
 
 
 def _progress() -> Progress:
