@@ -21,7 +21,7 @@ from robo_reward.metrics import Metric
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import toy_episode
-from robo_reward_data.rank import filtered
+from robo_reward_data.rank import filtered, show
 from robo_reward_data.rank.judge import Rollout, agreement, find_failure, keep, order, preferences
 from robo_reward_data.rank.run import _spell
 from robo_reward_data.store import EpisodeStore
@@ -179,10 +179,30 @@ def test_the_kept_rollouts_become_a_store_of_their_own(
     # Never overwritten, whatever the ranking may be; and refused before anything is judged.
     assert main([*arguments, "overwrite=true"]) == 1
     assert "choose another store=" in capsys.readouterr().err
-    nothing = [*arguments, "overwrite=true", f"store={suite / 'none'}", "keep.min_score=2.0"]
+    nothing = [*arguments, "overwrite=true", f"store={suite / 'none'}", "keep.min_score=1.0"]
     assert main(nothing) == 1
     assert "no rollout is good enough" in capsys.readouterr().err
     assert not (suite / "none").exists()
+
+
+@pytest.mark.parametrize("keep_more", ["min_score=2", "max_std=-1", "top=0"])
+def test_what_no_rollout_can_be_is_refused_before_any_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keep_more: str
+) -> None:
+    assert main(["rank", "model=none", "data=none", f"out={tmp_path / 'out'}", f"keep.{keep_more}"]) == 1
+    assert f"keep.{keep_more.partition('=')[0]} is" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_episodes_says_whether_there_are_more(
+    suite: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ["show", "model=none", f"data={suite / 'store'}", f"out={suite / 'x.rrd'}", "episode=0"]
+    assert main(wrong) == 1
+    assert capsys.readouterr().err.endswith("choose from toy_000, toy_001, toy_002, toy_003\n")
+    monkeypatch.setattr(show, "_LISTED", 3)
+    assert main(wrong) == 1
+    assert capsys.readouterr().err.endswith("choose from toy_000, toy_001, toy_002 and 1 more\n")
 
 
 def test_rerun_opens_the_recording(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:

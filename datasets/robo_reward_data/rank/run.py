@@ -95,14 +95,13 @@ def run(config: RankConfig) -> None:
     without it a run was cut off, and may be started again.
 
     Raises:
-        ConfigError: a share or margin out of range.
+        ConfigError: a share, score or standard deviation out of range.
         DataError: no rollouts, a folder that holds a ranking or other files, a store that is there, or
             nothing kept to put into one.
     """
     import torch
 
-    if not 0 < config.keep.top <= 1:
-        raise ConfigError(f"keep.top is {config.keep.top}: it is the share to keep, in (0, 1]")
+    _check(config.keep)
     if config.threads:
         torch.set_num_threads(config.threads)
     errors = Console(stderr=True)
@@ -139,6 +138,16 @@ def run(config: RankConfig) -> None:
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1).encode())
     _print(Console(), config, rollouts, groups, tau, summary)
+
+
+def _check(asked: KeepConfig) -> None:
+    """Refuse what no rollout can be, before any is judged."""
+    if not 0 < asked.top <= 1:
+        raise ConfigError(f"keep.top is {asked.top}: it is the share to keep, in (0, 1]")
+    if not asked.min_score <= 1:
+        raise ConfigError(f"keep.min_score is {asked.min_score}: it must be 1 or less, where scores end")
+    if not asked.max_std >= 0:
+        raise ConfigError(f"keep.max_std is {asked.max_std}: it must be 0 or more")
 
 
 def _write_store(

@@ -21,6 +21,7 @@ from robo_reward.sources import open_sources
 __all__ = ["ShowConfig", "run", "write_recording"]
 
 _CHUNK = 64
+_LISTED = 10  # names of episodes in a refusal
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ def run(config: ShowConfig) -> None:
     readers, _ = open_sources(config.reader, config.data)
     named = {reader.info.name: reader for reader in readers}
     if config.episode not in named:
-        raise DataError(f"no episode '{config.episode}': choose from {', '.join(list(named)[:10])} ...")
+        more = f" and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
+        raise DataError(
+            f"no episode '{config.episode}': choose from {', '.join(list(named)[:_LISTED])}{more}"
+        )
     reader, checkpoint = named[config.episode], load_checkpoint(config.model, config.device)
     model = checkpoint.model
     found = estimate_episode(model, encode_episode(model, reader), checkpoint.calibration)
