@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -19,7 +20,14 @@ from robo_reward.imports import import_object
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 
-__all__ = ["SCHEMA_VERSION", "Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomic"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Checkpoint",
+    "check_device",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_atomic",
+]
 
 SCHEMA_VERSION = 2
 
@@ -86,8 +94,9 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     Raises:
         CheckpointError: no checkpoint there, unreadable, of another schema version, or weights that are not
             those its metadata names.
-        ConfigError: a device that this machine does not have.
+        ConfigError: a device that is none, or that this machine does not have.
     """
+    check_device(device)
     folder = Path(folder)
     path = folder / "model.json"
     if not path.is_file():
@@ -121,11 +130,24 @@ def _hint(folder: Path) -> str:
     return f" (there is one in '{inside[0]}')" if inside else ""
 
 
+def check_device(device: str) -> None:
+    """Refuse a name that is no device of torch, which would answer with all kinds that it was ever built for.
+
+    Raises:
+        ConfigError: such a name.
+    """
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device='{device}' is no device: choose cpu, cuda or cuda:N") from error
+
+
 def _move(model: ProgressModel, device: str) -> ProgressModel:
     try:
         return model.to(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device='{device}' cannot be used here ({error}): choose device=cpu") from error
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts that it has it
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"device='{device}' cannot be used here ({why}): choose device=cpu") from error
 
 
 def _load_weights(model: ProgressModel, path: Path, sha256: str) -> None:

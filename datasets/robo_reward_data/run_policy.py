@@ -90,12 +90,16 @@ class LeRobotPolicy:
         """Load it. `plugins` are packages with policies that are not LeRobot's own.
 
         Raises:
-            ConfigError: no LeRobot here, a plug-in that does not import, a type of policy that nobody
-                registers, more `action_steps` than it predicts, or inputs other than cameras and state.
+            ConfigError: no LeRobot here, a device that is none, a plug-in that does not import, a type of
+                policy that nobody registers, more `action_steps` than it predicts, or inputs other than
+                cameras and state.
             DataError: no whole policy there.
         """
         import torch
 
+        from robo_reward.checkpoint import check_device
+
+        check_device(device)
         self.folder = policy_folder(Path(folder))
         parts = _lerobot(plugins)
         try:

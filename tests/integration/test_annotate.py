@@ -230,6 +230,13 @@ def test_stages_go_back_into_the_lerobot_dataset_that_they_are_of(tmp_path: Path
         assert [info.boundaries.tolist() for info in found] == [[2, 7, 12], [0, 5, 16]]
 
 
+@pytest.mark.parametrize("mode", ["auto", "web", "read", "write"])
+def test_an_empty_store_is_called_empty(tmp_path: Path, mode: str) -> None:
+    EpisodeStore.create(tmp_path / "store")
+    with pytest.raises(DataError, match="has no episodes: record or import some first"):
+        run_command("annotate", [f"data={tmp_path / 'store'}", f"mode={mode}", f"files={tmp_path}"])
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

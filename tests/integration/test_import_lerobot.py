@@ -190,6 +190,11 @@ def cut_rows(dataset: Path) -> None:
     pq.write_table(pq.ParquetFile(path).read().slice(0, 40), path)
 
 
+def test_a_folder_that_is_not_there_is_not_called_a_damaged_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no LeRobot dataset at .*nope: there is no such folder"):
+        LeRobot().recordings(tmp_path / "nope")
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no dataset": (lambda root: (root / "meta/info.json").unlink(), "is not a LeRobot dataset"),
     "old": (

@@ -15,6 +15,7 @@ from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.onnx_stream import EXPORT_VERSION, load_onnx
+from robo_reward_data.run_policy import LeRobotPolicy
 
 CALIBRATION = Calibration(True, 1.5, 0.7, -1.0, 1.2, (0.1, 0.2), SuccessDetector(0.6, 2), 99)
 
@@ -75,8 +76,13 @@ def test_a_damaged_export_is_named(folder: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"device='tpu' cannot be used here .*device=cpu"):
-        load_checkpoint(folder, "tpu")
+    with pytest.raises(ConfigError, match=r"device='gpu' is no device: choose cpu, cuda or cuda:N$"):
+        load_checkpoint(folder, "gpu")
+    with pytest.raises(ConfigError, match=r"device='cuda:99' cannot be used here .*device=cpu") as refusal:
+        load_checkpoint(folder, "cuda:99")
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ConfigError, match="device='gpu' is no device"):
+        LeRobotPolicy(folder, "gpu")
 
 
 def test_damage_is_named(folder: Path, tmp_path: Path) -> None:

@@ -127,16 +127,20 @@ def _check(config: AnnotateConfig) -> None:
         )
 
 
-def _open(config: AnnotateConfig) -> EpisodeStore:
+def _source(config: AnnotateConfig) -> EpisodeStore:
     source = EpisodeStore.open(config.data)
     if not source.episodes:
         raise DataError(f"{config.data} has no episodes: record or import some first")
+    return source
+
+
+def _open(config: AnnotateConfig) -> EpisodeStore:
+    source = _source(config)
     return source if config.out is None else copy_without_truth(source, Path(config.out))
 
 
 def _find(config: AnnotateConfig) -> None:
-    model = _model(config)
-    source = EpisodeStore.open(config.data)
+    source, model = _source(config), _model(config)
     tasks: dict[str, list[StoredEpisode]] = {}
     for episode in source.episodes:
         if episode.info.outcome is not Outcome.FAILURE:
@@ -181,7 +185,7 @@ def _report(instruction: str, readers: Sequence[EpisodeReader], found: FoundStag
 
 
 def _read(config: AnnotateConfig) -> None:
-    store = EpisodeStore.open(config.data)
+    store = _source(config)
     said = read_keyframes(store, Path(str(config.files)))
     if config.out is None:
         _refuse_truth([store[name] for name in said])

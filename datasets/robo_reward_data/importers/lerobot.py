@@ -362,6 +362,8 @@ def _find_annotation(dataset: _Dataset) -> str:
 
 
 def _open_dataset(root: Path) -> _Dataset:
+    if not root.is_dir():
+        raise DataError(f"no LeRobot dataset at {root}: there is no such folder")
     if not (root / "meta/info.json").exists():
         raise DataError(f"{root} is not a LeRobot dataset: it has no meta/info.json")
     info = cast("dict[str, Any]", read_json(root / "meta/info.json", "LeRobot dataset"))
