@@ -21,8 +21,9 @@ Bad input never becomes a silent guess:
     a network output that is not finite          invalid: "the network's output is not finite"; it enters
                                                  neither the cache nor the fusion
     a bad moment of one stream of a batch        as above, for that stream; the others do not notice
-    not one entry for each stream, or another    ConfigError, before anything changes
-    length of proprioception
+    not one entry for each stream, images that   ConfigError, before anything changes
+    are no mapping by camera, another length of
+    proprioception
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ class LiveBatch:
         Raises:
             ConfigError: images that cannot be used.
         """
+        _check_images("the goal's images", images)
         given = sort_images(images, self._engine.config.image_size, None)
         if given.reason:
             raise ConfigError(f"goal picture: {given.reason}")
@@ -162,10 +164,13 @@ class LiveBatch:
         """One moment of every stream; an empty mapping for a stream that saw nothing.
 
         Raises:
-            ConfigError: not one entry for each stream, or proprioception of another length than in training.
+            ConfigError: not one entry for each stream, images that are no mapping by camera, or
+                proprioception of another length than in training.
         """
         if len(images) != len(self) or len(stamps_ns) != len(self):
             raise ConfigError(f"{len(self)} streams, but {len(images)} images and {len(stamps_ns)} stamps")
+        for index, each in enumerate(images):
+            _check_images(f"the images of stream {index}", each)
         body = self._proprio(proprio)  # refused before anything of the stream changes
         late = [self._stamp_reason(i, stamp) for i, stamp in enumerate(stamps_ns)]
         size = self._engine.config.image_size
@@ -286,6 +291,10 @@ class LiveStream:
 
         Invalid input (no frame, a wrong shape or dtype, a stamp that is not after the last) gives an estimate
         with `valid=False` and its reason, and leaves the stream as it was.
+
+        Raises:
+            ConfigError: images that are no mapping by camera, or proprioception of another length than in
+                training.
         """
         return self._batch.push([images], [stamp_ns], [proprio])[0]
 
@@ -301,3 +310,10 @@ class LiveStream:
     def reset(self) -> None:
         """The next frame starts a new episode."""
         self._batch.reset(0)
+
+
+def _check_images(what: str, given: object) -> None:
+    """Refuse what names no cameras, such as a bare array."""
+    if not isinstance(given, Mapping):
+        kind = type(given).__name__
+        raise ConfigError(f"{what} are of type {kind}: name each camera, as in {{'front': rgb}}")

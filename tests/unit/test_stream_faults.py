@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -220,3 +221,24 @@ def test_a_caller_may_reuse_its_buffer_and_count_is_checked() -> None:
         BatchStream(CHECKPOINT, [TASK, TASK]).push([{}], [0])
     with pytest.raises(ConfigError, match="2 streams, but 1 entries of proprioception"):
         BatchStream(CHECKPOINT, [TASK, TASK]).push([{}, {}], [0, 0], [None])
+
+
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """As for users, whose annotations nobody checks at run time."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_images_without_a_camera_are_refused_in_words() -> None:
+    stream, rgb = Stream(CHECKPOINT, TASK), moving(1, 0)[0]
+    with pytest.raises(ConfigError, match=r"stream 0 are of type ndarray: name each camera, as in {'front'"):
+        stream.push(rgb, 0)
+    assert stream.push({"front": rgb}, 0).valid  # nothing had changed
+    with pytest.raises(ConfigError, match="the goal's images are of type ndarray"):
+        stream.set_goal(rgb)
+    with pytest.raises(ConfigError, match="stream 1 are of type list"):
+        BatchStream(CHECKPOINT, [TASK, TASK]).push([{}, [rgb]], [0, 0])
