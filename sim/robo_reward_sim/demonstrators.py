@@ -181,6 +181,31 @@ def random_tail_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     return EpisodePlan(act, {"pace": pace, "start": start})
 
 
+def astray_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
+    """The expert, and from a random moment on one direction after another at full speed, to the limits.
+
+    It is what a policy does whose actions have saturated: the hand ends far from everything and stays there.
+    """
+    expert = task.expert()
+    pace = float(rng.uniform(0.7, 1.0))
+    start, length = int(rng.integers(0, 24)), int(rng.integers(15, 30))
+    action, left = np.zeros(4), 0
+
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
+        nonlocal action, left
+        if moment.decision < start:
+            return _paced(expert, moment, pace)
+        if moment.decision >= start + length:
+            return None
+        if not left:
+            left = int(rng.integers(6, 16))
+            action = np.clip(rng.normal(0.0, 1.5, 4), -1.0, 1.0)
+        left -= 1
+        return action.astype(np.float32)
+
+    return EpisodePlan(act, {"pace": pace, "start": start}, success=False)
+
+
 def aborted_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, that stops somewhere on the way."""
     expert = task.expert()
@@ -247,6 +272,7 @@ DEMONSTRATORS: Mapping[str, Demonstrator] = {
     "fail_retry": fail_retry_plan,
     "near_miss": near_miss_plan,
     "random_tail": random_tail_plan,
+    "astray": astray_plan,
     "aborted": aborted_plan,
     "wrong_task": wrong_task_plan,
     "empty_handed": empty_handed_plan,

@@ -29,15 +29,16 @@ from robo_reward_sim.variation import Variation
 __all__ = ["DEFAULT_MIX", "RecordConfig", "kinds_of", "record"]
 
 DEFAULT_MIX: Mapping[str, float] = {
-    "expert": 0.35,
-    "noisy": 0.1,
-    "suboptimal": 0.1,
+    "expert": 0.34,
+    "noisy": 0.08,
+    "suboptimal": 0.08,
     "fail_retry": 0.1,
     "near_miss": 0.1,
     "empty_handed": 0.1,
+    "astray": 0.06,
     "random_tail": 0.05,
     "aborted": 0.05,
-    "wrong_task": 0.05,
+    "wrong_task": 0.04,
 }
 """Share of each kind of episode where the config names no mix."""
 

@@ -133,6 +133,11 @@ def test_an_empty_hand_goes_the_whole_way_and_takes_nothing_along(task: str) -> 
     made.close()
 
 
+def test_going_astray_ends_nowhere(env: gymnasium.Env[Any, Any]) -> None:
+    ends = [curve(demonstrate(env, "astray", seed=5, index=index))[-1] for index in range(8)]
+    assert np.mean(ends) < 0.5
+
+
 def test_near_misses_come_close(env: gymnasium.Env[Any, Any]) -> None:
     highest = [curve(demonstrate(env, "near_miss", seed=2, index=index)).max() for index in SERIES]
     assert min(highest) > 2.3
