@@ -60,10 +60,6 @@ class Learner:
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
-        self._build(observation, action)
-
-    def _build(self, observation: int, action: int) -> None:
-        config = self.config
         self.policy = Policy(observation, action, config.width, self.generator)
         self.target_policy = Policy(observation, action, config.width, self.generator)
         self.critics = Critics(observation, action, config.width, config.critics, self.generator)
@@ -74,25 +70,6 @@ class Learner:
         self.target_critics.requires_grad_(False)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
-
-    def start_again(self, replay: Replay, decisions: int) -> None:
-        """Forget what was learned, and learn it anew from the replay as its rewards are now.
-
-        A policy that a wrong reward has driven to where nothing happens does not come back by itself: its
-        actions are at their limits, and there is nothing to follow (after Nikishin et al. 2022, who reset
-        networks for what they learned too early).
-
-        Args:
-            replay: what to learn from.
-            decisions: how many decisions' worth of updates to make.
-        """
-        mean, std = self.policy.mean, self.policy.std
-        self._build(self.policy.weight1.shape[1], self.policy.weight3.shape[0])
-        for policy in (self.policy, self.target_policy):
-            policy.mean.copy_(mean)
-            policy.std.copy_(std)
-        self.clone(replay)
-        self.learn(replay, decisions)
 
     def fit_scale(self, observation: Float[Tensor, "n d"], sizes: Sequence[int]) -> None:
         """Bring inputs to one scale, once: a policy whose inputs are rescaled later is another policy."""

@@ -123,7 +123,7 @@ class _Session:
     seconds: float = 0.0
     clone_error: float = float("nan")
     refreshed: int = 0
-    misled: int = 0  # rollouts after which the potential was given up; 0: it was not
+    trust: float = 1.0  # in the potential, by outcomes
 
     def __post_init__(self) -> None:
         config = self.config
@@ -247,21 +247,14 @@ class _Session:
         return numbers | self.learner.learn(self.replay, rollout.decisions)
 
     def _guide(self) -> dict[str, float]:
-        """How far the potential leads: less where outcomes speak against it.
-
-        Where it is not trusted any more, the learner starts again, once, on the same rollouts without it.
-        """
-        trust = 1.0
+        """How far the potential leads: less where outcomes speak against it."""
         if self.config.shaping.outcome_trust:
-            trust = 0.0 if self.misled else outcome_trust(self.rollouts, self.shaping.progress)
-        potential = Scaled(self.shaping.potential, trust) if trust < 1.0 else self.shaping.potential
+            self.trust = outcome_trust(self.rollouts, self.shaping.progress)
+        potential = Scaled(self.shaping.potential, self.trust) if self.trust < 1.0 else self.shaping.potential
         shaping = dataclasses.replace(self.shaping, potential=potential)
         if shaping != self.replay.shaping:
             self.replay.relabel(self.replay.episodes, shaping)
-        if trust == 0.0 and not self.misled:
-            self.misled = self.done + 1
-            self.learner.start_again(self.replay, sum(rollout.decisions for rollout in self.rollouts))
-        return {"trust": trust}
+        return {"trust": self.trust}
 
     def _refresh(self) -> None:
         """Let the reward model learn from the outcomes so far, and relabel every episode by it."""
@@ -342,7 +335,6 @@ class _Session:
                 "seconds": self.seconds,
                 "clone_error": self.clone_error,
                 "refreshed": self.refreshed,
-                "misled": self.misled,
             },
             buffer,
         )
@@ -360,9 +352,11 @@ class _Session:
         self.clone_error = state["clone_error"]
         for index in range(self.done):
             self.replay.add(load_rollout(self._rollout_path(index)))
-        self.refreshed, self.misled = state["refreshed"], state["misled"]
+        self.refreshed = state["refreshed"]
         if self.refreshed:
             self._use_refreshed()
+        if self.rollouts:
+            self._guide()
         return True
 
     def finish(self) -> dict[str, Any]:
@@ -382,7 +376,7 @@ class _Session:
             "success_source": str(config.success.get("_target_", "")),
             "model_version": self.worker.model.version if self.worker.model else "",
             "refreshed_after": self.refreshed,
-            "potential_given_up_after": self.misled,
+            "potential_trust": round(self.trust, 4),
             "rollouts": len(rollouts),
             "rollout_success": [rollout.succeeded for rollout in rollouts],
             "rollout_seconds": [round(rollout.seconds, 4) for rollout in rollouts],

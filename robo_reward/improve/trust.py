@@ -1,4 +1,4 @@
-"""Trust in a potential by outcomes: one that leads to nothing fades out."""
+"""Trust in a potential by outcomes: one that leads to nothing fades."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robo_reward.shaping import PotentialFunction
 __all__ = ["Scaled", "outcome_trust"]
 
 _NEARLY_DONE = 0.8
-_PRIOR = 3.0
+_PRIOR = 10.0
 _RECENT = 30
 
 
@@ -40,11 +40,10 @@ class Scaled:
 def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> float:
     """Trust in [0, 1] in a progress source, from what became of the rollouts that it called nearly done.
 
-    With s the share of them that succeeded, over the last `_RECENT` of them and shrunk towards 1 by `_PRIOR`
-    more that did, it is `max(2 s - 1, 0)`: a source is trusted until it has been seen to mislead, and not at
-    all once it misleads more often than not. A misled policy goes where the potential is high, and nothing
-    comes of it; no success needs to be seen to tell. Rollouts that were never called nearly done say nothing;
-    nor does the last moment of each, at which a success is done.
+    It is the share of them that succeeded, over the last `_RECENT` of them and as if `_PRIOR` more had: a
+    source is trusted until it has been seen to mislead, and less the more often it does. A misled policy goes
+    where the potential is high, and nothing comes of it; no success needs to be seen to tell. Rollouts that
+    were never called nearly done say nothing; nor does the last moment of each, at which a success is done.
     """
     outcomes: list[bool] = []
     for rollout in rollouts:
@@ -52,5 +51,4 @@ def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> floa
         if np.nanmax(np.append(values, -np.inf)) >= _NEARLY_DONE:
             outcomes.append(rollout.succeeded)
     recent = outcomes[-_RECENT:]
-    share = (_PRIOR + sum(recent)) / (_PRIOR + len(recent))
-    return max(2.0 * share - 1.0, 0.0)
+    return (_PRIOR + sum(recent)) / (_PRIOR + len(recent))

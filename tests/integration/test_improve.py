@@ -94,27 +94,24 @@ def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -
     assert metrics["observe"] == ["privileged"]
 
 
-def test_a_potential_that_lies_is_given_up_and_what_it_taught_forgotten(tmp_path: Path) -> None:
+def test_a_potential_that_lies_is_trusted_less_with_every_rollout(tmp_path: Path) -> None:
     options = [
         *BLIND,
         *FAST,
         "rollouts=6",
-        "evaluate_every=6",
+        "evaluate_every=0",
         "learner.noise_start=1.5",
         "learner.noise_end=1.5",
     ]
     options += ["shaping.progress={_target_: improve_toy.Lying}", "shaping.outcome_trust=true"]
     lied_to = go(tmp_path / "lied_to", *options)
     believing = go(tmp_path / "believing", *options[:-1])
-    assert not any(believing["rollout_success"][:3])
-    # Three failures that were called nearly done outweigh the three successes that it is credited with.
-    assert (lied_to["potential_given_up_after"], believing["potential_given_up_after"]) == (3, 0)
-    # Then it learns again, as much as it had learned until then, from the same rollouts.
-    assert lied_to["rollout_seconds"][:3] == believing["rollout_seconds"][:3]
-    decisions = [round(sum(run["rollout_seconds"]) / 0.1) for run in (lied_to, believing)]
-    again = round(sum(lied_to["rollout_seconds"][:3]) / 0.1)
-    assert lied_to["updates"] == decisions[0] + again
-    assert believing["updates"] == decisions[1]
+    failures = lied_to["rollout_success"].count(False)
+    assert failures >= 3
+    assert lied_to["potential_trust"] == pytest.approx((16 - failures) / 16, abs=1e-4)
+    assert believing["potential_trust"] == 1.0
+    (tmp_path / "lied_to" / "metrics.json").unlink()
+    assert go(tmp_path / "lied_to", *options) == lied_to  # a run that is gone on with knows what it knew
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
