@@ -303,7 +303,9 @@ class Faded:
     """Phi = constant + trust(std) (progress - constant): a potential that is unsure of itself fades out.
 
     Trust is part of Phi, not a factor of F, so shaping stays exact. Where nothing is trusted Phi is constant,
-    and with the constant 0 the reward is the task reward alone.
+    and with the constant 0 the reward is the task reward alone. An unsure moment between sure ones is a pit
+    in Phi, though, and a learner shies away from it until its critics know better: where a model is unsure on
+    the way, `Gated` holds the potential instead.
     """
 
     full_below: float = 0.1
