@@ -4,6 +4,10 @@ One update draws half of its batch from demonstrations (and from a person's inte
 policy's own rollouts, fits an ensemble of layer-normed critics to n-step returns, and now and then moves the
 actor up the critics' mean while a cloning term keeps it near the demonstrations. Sources: RLPD (Ball et al.
 2023), TD3 (Fujimoto et al. 2018), TD3+BC (Fujimoto & Gu 2021).
+
+The critics see the potential beside the observation, as one number; the actor does not need it. Shaped values
+are V - Phi, and a learned Phi comes from pixels and from the past: two moments that look alike to the policy
+can have different ones. Critics that cannot tell them apart take that difference for noise in the reward.
 """
 
 from __future__ import annotations
@@ -62,8 +66,8 @@ class Learner:
         self.updates = 0
         self.policy = Policy(observation, action, config.width, self.generator)
         self.target_policy = Policy(observation, action, config.width, self.generator)
-        self.critics = Critics(observation, action, config.width, config.critics, self.generator)
-        self.target_critics = Critics(observation, action, config.width, config.critics, self.generator)
+        self.critics = Critics(observation + 1, action, config.width, config.critics, self.generator)
+        self.target_critics = Critics(observation + 1, action, config.width, config.critics, self.generator)
         self.target_policy.load_state_dict(self.policy.state_dict())
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_policy.requires_grad_(False)
@@ -119,12 +123,12 @@ class Learner:
             next_x = self.policy.normalize(batch.next_observation)
             noise = torch.randn(batch.action.shape, generator=self.generator).clamp_(-2.5, 2.5)
             action = (self.target_policy.act(next_x) + config.target_noise * noise).clamp(-1.0, 1.0)
-            values = self.target_critics(next_x, action)
+            values = self.target_critics(_judged(next_x, batch.next_potential), action)
             members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
             # The lower of a random few critics: pessimism against over-estimation (REDQ, Chen et al. 2021).
             value = values[members].amin(dim=0)
             target = batch.reward + batch.discount * value
-        values = self.critics(x, batch.action)
+        values = self.critics(_judged(x, batch.potential), batch.action)
         critic_loss = ((values - target) ** 2).mean(dim=1).sum()
         self.critic_optimizer.zero_grad(set_to_none=True)
         critic_loss.backward()
@@ -140,7 +144,7 @@ class Learner:
         config = self.config
         action = self.policy.act(x)
         self.critics.requires_grad_(False)
-        value = self.critics(x, action).mean(dim=0)
+        value = self.critics(_judged(x, batch.potential), action).mean(dim=0)
         self.critics.requires_grad_(True)
         gain = self.config.value_weight * value.mean()
         error = ((action - batch.action) ** 2).mean(dim=1)
@@ -192,6 +196,11 @@ def input_scale(
         part.square().mean().sqrt().clamp(min=0.02).expand(len(part)) for part in std.split(list(sizes))
     ]
     return mean, torch.maximum(std, floor * torch.cat(common))
+
+
+def _judged(x: Float[Tensor, "b d"], potential: Float[Tensor, "b 1"]) -> Float[Tensor, "b d1"]:
+    """What the critics see: potentials, in [0, 1], at about the scale of the normalized observation."""
+    return torch.cat([x, 2.0 * potential], dim=1)
 
 
 def _follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None:

@@ -48,6 +48,7 @@ class Batch:
     reward        f32[b]: discounted sum over the steps;  discount f32[b]: of the value after them, 0 after
                   a terminal state
     demonstrated  f32[b]: 1 where a person or a demonstration acted, else 0
+    potential     f32[b, 1]: Phi of the moment, 0 where unknown;  next_potential: of the one after the steps
     """
 
     observation: Float[Tensor, "b d"]
@@ -56,6 +57,8 @@ class Batch:
     discount: Float[Tensor, " b"]
     next_observation: Float[Tensor, "b d"]
     demonstrated: Float[Tensor, " b"]
+    potential: Float[Tensor, "b 1"]
+    next_potential: Float[Tensor, "b 1"]
 
 
 def shaped_rewards(rollout: Rollout, shaping: Shaping) -> Float64[np.ndarray, " t"]:
@@ -172,6 +175,8 @@ class Replay:
                 discount=self._discount[chosen],
                 next_observation=self._observation[after],
                 demonstrated=self._is_demo[chosen].float(),
+                potential=self._potential[chosen, None],
+                next_potential=self._potential[after, None],
             )
 
     def _draw(self, pool: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -204,10 +209,11 @@ class Replay:
         self._discount = torch.from_numpy(joined(4).astype(np.float32))
         self._is_demo, self._is_start = (torch.from_numpy(joined(index)) for index in (5, 6))
         self._weight = torch.from_numpy(joined(7).astype(np.float32))
+        self._potential = torch.from_numpy(joined(8).astype(np.float32))
         self._fresh = True
 
     def _lay_out(self, episode: Rollout) -> tuple[np.ndarray, ...]:
-        """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight."""
+        """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight, Phi."""
         count, gamma = episode.decisions, self._shaping.discount
         observation = np.concatenate([episode.parts[name] for name in self.observed], axis=1)
         steps = np.minimum(self._n, count - np.arange(count))
@@ -231,4 +237,5 @@ class Replay:
             np.pad(demonstrated, pad),
             np.append(np.ones(count, np.bool_), False),
             np.full(count + 1, weight),
+            np.nan_to_num(rollout_potentials(episode, self._shaping)),
         )

@@ -81,6 +81,15 @@ def test_two_step_targets_of_a_success_worked_by_hand() -> None:
     assert found[2] == pytest.approx((0.6, 0.0, 3))
 
 
+def test_critics_see_the_potentials_of_a_transition_whatever_the_policy_sees() -> None:
+    replay = Replay(shaping(), 2)
+    replay.add(rollout([0.0, 0.2, NAN, 0.6]))
+    (batch,) = replay.batches(1, 64, 0.5, torch.Generator().manual_seed(0))
+    known = torch.tensor([0.0, 0.2, 0.0, 0.6])  # a potential that is not known shapes nothing, and shows as 0
+    torch.testing.assert_close(batch.potential[:, 0], known[batch.observation[:, 0].long()])
+    torch.testing.assert_close(batch.next_potential[:, 0], known[batch.next_observation[:, 0].long()])
+
+
 def test_a_truncated_episode_keeps_its_last_potential_and_bootstraps() -> None:
     found = rows_of(rollout([0.0, 0.2, 0.4, 0.6]), shaping(), 2)
     assert found[1] == pytest.approx((0.0 + 0.5 * (0.5 * 0.6 - 0.4), 0.25, 3))
