@@ -170,6 +170,9 @@ class WindowSampler:
             (np.array([e for e in ends if (e[0] >= own) == old]), [i for i in last if (i >= own) == old])
             for old in ((False, True) if rehearsed else (False,))
         ]
+        for which, (labelled, _) in zip(("new", "older"), self._pools, strict=False):
+            if not len(labelled):
+                raise DataError(f"no {which} episode has a labelled frame: annotate their stages first")
         self._rehearsed_share = rehearsed_share
         self._goals = self._goal_frames()
         self.frames = FrameCache(readers, model.cameras, model.image_size, cache_bytes)

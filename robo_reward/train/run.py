@@ -87,13 +87,15 @@ def train_from(config: TrainConfig, start: Start) -> None:
     fabric.launch()
     torch.manual_seed(config.seed)
     infos = [reader.info for reader in readers]
+    _check_apart(infos, start.rehearsed)
     practised = [*readers, *start.rehearsed]
     proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
     model_config = start.configure(config, [reader.info for reader in practised], proprio)
     split = make_split(infos, config.holdout, config.seed)
+    everything = with_rehearsed(split, start.rehearsed)
     sampler = WindowSampler(
         practised,
-        with_rehearsed(split, start.rehearsed),
+        everything,
         model_config,
         config.windows,
         timeline=_timeline(config.timeline, model_config),
@@ -130,12 +132,21 @@ def train_from(config: TrainConfig, start: Start) -> None:
             "seed": config.seed,
             "steps": plan.steps,
             "seconds": round(plan.elapsed, 1),
-            "split": split.to_json(infos),
+            "split": everything.to_json([reader.info for reader in practised]),
             "config": dataclasses.asdict(config),
         },
     )
     (folder / "state.pt").unlink(missing_ok=True)
     console.print(f"model {version}: {folder} ({plan.steps} steps, {plan.elapsed:.0f} s)")
+
+
+def _check_apart(infos: Sequence[EpisodeInfo], rehearsed: Sequence[EpisodeReader]) -> None:
+    """Refuse an episode that is new and older: what is held out of it would be trained on."""
+    new = {info.uid for info in infos}
+    if both := [reader.info.name for reader in rehearsed if reader.info.uid in new]:
+        raise DataError(
+            f"{', '.join(both[:3])} is among the new episodes and the older ones: leave it out of one"
+        )
 
 
 def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:

@@ -110,12 +110,34 @@ def test_older_tasks_that_are_practised_beside_the_new_one_are_not_forgotten(
     assert kept < 0.5 * mae(tmp_path / "alone", stores["old"])
     assert mae(tmp_path / "both", stores["new"]) < 0.6 * mae(stores["base"], stores["new"])
     meta = json.loads((tmp_path / "both" / "model.json").read_text())
-    # What is held out, and what uncertainty is fitted on, is of the new demonstrations alone.
-    assert list(meta["training"]["split"]) == [EpisodeStore.open(stores["demo"]).episodes[0].info.uid]
+    # What is held out, and what uncertainty is fitted on, is of the new demonstrations alone; of the older
+    # ones every frame counts as seen.
+    split = meta["training"]["split"]
+    held = {uid for uid, parts in split.items() if parts["calibration"] or parts["test"]}
+    assert held == {EpisodeStore.open(stores["demo"]).episodes[0].info.uid}
+    old = [reader.info.uid for reader in EpisodeStore.open(stores["old"]).episodes]
+    assert [split[uid]["train"] for uid in old] == [[[0, 18]]] * len(old)
     with pytest.raises(CheckpointError, match="other data"):
         adapt(stores, tmp_path / "both", *steps)
-    with pytest.raises(ConfigError, match="older_share=1.0: a share between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"older_share=1\.0: a share between 0 and 1"):
         adapt(stores, tmp_path / "third", *steps, f"older={stores['old']}", "older_share=1.0")
+
+
+def _without_stages(at: Path, episode: Episode) -> Path:
+    EpisodeStore.create(at).write(replace(episode, info=replace(episode.info, truth=None)))
+    return at
+
+
+def test_older_episodes_that_cannot_be_practised_are_refused(stores: dict[str, Path], tmp_path: Path) -> None:
+    bare = _without_stages(tmp_path / "bare", toy_episode(20, length=18))
+    for demos, older, problem in (
+        (stores["demo"], bare, "no older episode has a labelled frame"),
+        (_without_stages(tmp_path / "new", emptied(3)), stores["old"], "no new episode has a labelled frame"),
+        (stores["demo"], stores["demo"], "is among the new episodes and the older ones"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            adapt({**stores, "demo": demos}, tmp_path / "out", "steps=2", f"older={older}")
+        assert not (tmp_path / "out").exists()
 
 
 def _grown(stores: dict[str, Path]) -> Any:
