@@ -11,7 +11,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robo_reward.api import RewardModel
 from robo_reward.checkpoint import write_atomic
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.imports import instantiate
@@ -96,6 +97,8 @@ def improve(config: ImproveConfig) -> dict[str, Any]:
     worker = Worker(config, instruction)
     try:
         demonstrations = [demonstration_rollout(config, worker, reader) for reader in readers]
+        if config.refresh_every:
+            _check_refresh(worker.model, demonstrations[0].parts)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / _RUN_FILE, json.dumps(claim, indent=1).encode())
         local = LocalRunner(worker, instruction)
@@ -259,8 +262,7 @@ class _Session:
     def _refresh(self) -> None:
         """Let the reward model learn from the outcomes so far, and relabel every episode by it."""
         config, model = self.config, self.worker.model
-        if model is None:
-            raise ConfigError("refresh_every needs a reward model: this run reads none, say refresh_every=0")
+        assert model is not None
         self.refreshed = self.done
         folder = self._model_path()
         steps, seed = config.refresh_steps, _seed(config.seed, 2, self.done)
@@ -391,6 +393,17 @@ class _Session:
         }
         write_atomic(self.folder / _METRICS, json.dumps(metrics, indent=1).encode())
         return metrics
+
+
+def _check_refresh(model: RewardModel | None, parts: Collection[str]) -> None:
+    """Refuse, before any rollout, a reward model that could not be refreshed from them."""
+    if model is None:
+        raise ConfigError("refresh_every needs a reward model: this run reads none, say refresh_every=0")
+    if model.checkpoint.model.config.proprio_dim and "proprio" not in parts:
+        raise ConfigError(
+            "refresh_every needs the proprioception that the reward model reads: put 'proprio' into what is "
+            f"observed ({', '.join(parts)}), or say refresh_every=0"
+        )
 
 
 def _seed(*key: int) -> int:

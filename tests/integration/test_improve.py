@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import robo_reward
+from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.cli.main import load_config, main, run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.improve.demonstrations import choose_demonstrations, demonstration_rollout
@@ -26,6 +27,7 @@ from robo_reward.improve.refresh import relabel
 from robo_reward.improve.rollouts import load_rollout
 from robo_reward.improve.run import improve
 from robo_reward.improve.worker import Order, Worker
+from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import MemoryReader
 
 HERE = Path(__file__).parent
@@ -262,6 +264,24 @@ def test_a_refreshed_model_relabels_whole_episodes_and_survives_a_resume(
     (tmp_path / "run" / "metrics.json").unlink()
     resumed = go(tmp_path / "run", *options)
     assert resumed["model_version"] == last.version
+    # One that began elsewhere is compared with the first image of the episode that it goes on with.
+    parts = {**rollout.parts, "start": rollout.parts["start"] + 5.0}
+    moved = relabel(first, dataclasses.replace(rollout, parts=parts), "go to the mark")
+    assert np.abs(moved.progress - rollout.progress).max() > 1e-3
+
+
+def test_a_model_that_cannot_be_refreshed_is_refused_before_any_rollout(
+    reward_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="refresh_every needs a reward model: this run reads none"):
+        go(tmp_path / "none", *FAST, *BLIND, "refresh_every=2")
+    base = load_checkpoint(reward_model)
+    feeling = ProgressModel(dataclasses.replace(base.model.config, proprio_dim=2))
+    save_checkpoint(tmp_path / "model", feeling, base.calibration, base.training)
+    with pytest.raises(ConfigError, match="put 'proprio' into what is observed"):
+        go(tmp_path / "blind", *FAST, f"model={tmp_path / 'model'}", "observe=[embedding]", "refresh_every=2")
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "blind").exists()
 
 
 def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> None:
