@@ -346,7 +346,7 @@ def fastdds_finding(environment: Mapping[str, str], *, has_ros: bool) -> Finding
 def _shipped_profile() -> str:
     """It lies among the nodes; where they are not installed, in the sources."""
     nodes = util.find_spec("robo_reward_ros")
-    sources = Path("ros_nodes/robo_reward_ros/robo_reward_ros")
+    sources = _checkout() / "ros_nodes/robo_reward_ros/robo_reward_ros"
     return str(
         (Path(nodes.origin).parent if nodes and nodes.origin else sources) / "fastdds_large_images.xml"
     )

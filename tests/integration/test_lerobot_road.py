@@ -28,7 +28,6 @@ from lerobot.common.control_utils import predict_action
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from robo_reward.cli.main import main
-from robo_reward.testing import toy_episode
 from robo_reward_data.store import EpisodeStore
 
 answer, folder, store, *arguments = sys.argv[1:]
