@@ -100,6 +100,7 @@ def run(config: AdaptConfig) -> None:
         build=lambda model, _proprio, _split: grow(base.model, model),
         calibrate=_careful(base.calibration),
         origin=base.version,
+        seen=base.training.get("split", {}),
         rehearsed=rehearsed,
         rehearsed_share=config.older_share,
         rehearsed_fingerprint=f"{known}x{config.older_share}" if known else "",

@@ -45,6 +45,7 @@ class Start:
     build       its first weights
     calibrate   the calibration of the trained model
     origin      version of the model that it goes on from, "" for a new one
+    seen        what that model has seen of which episode, as its checkpoint says it
     rehearsed   older episodes to be practised beside the new ones; nothing is held out of them
     rehearsed_share        share of the windows that is drawn from them
     rehearsed_fingerprint  which they are
@@ -54,6 +55,7 @@ class Start:
     build: Callable[[ModelConfig, Sequence[Any], Split], ProgressModel]
     calibrate: Callable[[ProgressModel, Sequence[EpisodeReader], Split], Calibration] = calibrate
     origin: str = ""
+    seen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rehearsed: Sequence[EpisodeReader] = ()
     rehearsed_share: float = 0.0
     rehearsed_fingerprint: str = ""
@@ -132,7 +134,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
             "seed": config.seed,
             "steps": plan.steps,
             "seconds": round(plan.elapsed, 1),
-            "split": everything.to_json([reader.info for reader in practised]),
+            "split": {**start.seen, **everything.to_json([reader.info for reader in practised])},
             "config": dataclasses.asdict(config),
         },
     )

@@ -94,6 +94,8 @@ def test_one_demonstration_teaches_a_new_task(stores: dict[str, Path], tmp_path:
     base = load_checkpoint(stores["base"])
     meta = json.loads((tmp_path / "out" / "model.json").read_text())
     assert meta["training"]["origin"] == base.version
+    # What it has seen is still seen.
+    assert base.training["split"].items() < meta["training"]["split"].items()
     ours = load_checkpoint(tmp_path / "out").calibration
     assert all(a >= b for a, b in zip(ours.quantiles, base.calibration.quantiles, strict=True))
     assert ours.detector == base.calibration.detector
