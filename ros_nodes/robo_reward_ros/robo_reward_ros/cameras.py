@@ -134,7 +134,8 @@ class Camera:
         return (
             f"camera '{name}': a publisher is there, but {seen}. Fast DDS loses best-effort messages over "
             f"{_SEGMENT_BYTES // 1024} KiB: start the SENDER with FASTDDS_DEFAULT_PROFILES_FILE="
-            f"{files('robo_reward_ros') / 'fastdds_large_images.xml'}, or publish RELIABLE or compressed"
+            f"{files('robo_reward_ros') / 'fastdds_large_images.xml'}, on Jazzy "
+            "FASTRTPS_DEFAULT_PROFILES_FILE, or publish RELIABLE or compressed"
         )
 
     def state(self, frozen_after_s: float) -> tuple[bool, str]:
