@@ -89,6 +89,13 @@ def terminal_steps(rollout: Rollout) -> Bool[np.ndarray, " t"]:
     return last
 
 
+def _shown_potentials(rollout: Rollout, shaping: Shaping) -> Float64[np.ndarray, " t1"]:
+    """What the critics see of the potentials: 0 where they are unknown, and where they shape nothing."""
+    if shaping.kappa == 0.0:
+        return np.zeros(rollout.decisions + 1)
+    return np.nan_to_num(rollout_potentials(rollout, shaping))
+
+
 class Replay:
     """Episodes as rows of moments, ready to sample n-step transitions from."""
 
@@ -237,5 +244,5 @@ class Replay:
             np.pad(demonstrated, pad),
             np.append(np.ones(count, np.bool_), False),
             np.full(count + 1, weight),
-            np.nan_to_num(rollout_potentials(episode, self._shaping)),
+            _shown_potentials(episode, self._shaping),
         )
