@@ -9,6 +9,7 @@ caller's thread: a learner that thinks for a while comes back to the newest ones
 from __future__ import annotations
 
 import copy
+import math
 import time
 from bisect import bisect_left
 from collections import deque
@@ -429,18 +430,19 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _ask_success(self) -> bool:
         if self._success_client is not None:
-            self._success = bool(self._call(self._success_client, Trigger.Request()).success)
+            answer = self._call(self._success_client, Trigger.Request(), again_s=_AGAIN_S)
+            self._success = bool(answer.success)
         return self._success
 
     def _set_seed(self, seed: int) -> None:
         value = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=int(seed))
         request = SetParameters.Request(parameters=[Parameter(name="seed", value=value)])
-        result = self._call(self._seed_client, request).results[0]
+        result = self._call(self._seed_client, request, again_s=_AGAIN_S).results[0]
         if not result.successful:
             raise RobotError(f"{self._seed_client.srv_name} refused seed {seed}: {result.reason}")  # type: ignore[union-attr]
 
-    def _call(self, client: Any, request: Any) -> Any:
-        """The answer of a service.
+    def _call(self, client: Any, request: Any, again_s: float = math.inf) -> Any:
+        """The answer of a service; one that may be asked twice is asked again every `again_s` seconds.
 
         Raises:
             RobotError: no such service, or no answer in time.
@@ -454,19 +456,24 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                     "running, in this ROS_DOMAIN_ID?"
                 )
         servers = self._node.count_services(client.srv_name)
-        future = client.call_async(request)
-        while not future.done():
-            self._executor.spin_once(timeout_sec=0.05)
-            now = self._node.count_services(client.srv_name)
-            if now > servers:
-                # A node that was killed counts as ready for 20 s: who has come since must be asked again.
+        futures, asked = [client.call_async(request)], time.monotonic()
+        try:
+            while True:
+                self._executor.spin_once(timeout_sec=0.05)
+                if done := [future for future in futures if future.done()]:
+                    return done[0].result()
+                now = self._node.count_services(client.srv_name)
+                # A node that was killed counts as ready for 20 s: who has come since must be asked again. And
+                # one that has just come may be counted before it hears or is heard: a request is lost then.
+                if now > servers or time.monotonic() - asked > again_s:
+                    futures.append(client.call_async(request))
+                    asked = time.monotonic()
+                servers = now
+                if time.monotonic() > deadline:
+                    raise RobotError(f"{client.srv_name} did not answer within {self._reset_timeout_s:g} s")
+        finally:
+            for future in futures:
                 client.remove_pending_request(future)
-                future = client.call_async(request)
-            servers = now
-            if time.monotonic() > deadline:
-                client.remove_pending_request(future)
-                raise RobotError(f"{client.srv_name} did not answer within {self._reset_timeout_s:g} s")
-        return future.result()
 
     def _silence(self, target_ns: int) -> str:
         """What is missing for an observation of `target_ns` or later."""
@@ -487,3 +494,4 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
 
 _REPEAT_S = 0.3
+_AGAIN_S = 5.0
