@@ -215,6 +215,7 @@ def _cell(
         "demonstrations": 1,
         "demo_offset": seed,
         "shaping": shaping,
+        "savings": dataclasses.replace(config.savings, **config.arms[arm].get("savings", {})),
     }
     return ImproveConfig(**own)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = ["PromisingStarts", "abort_rule"]
 
 _RECENT = 40
 _KEEP_WHOLE = 4
+_SETTLED = 3
 
 
 def abort_rule(
@@ -49,24 +50,34 @@ def abort_rule(
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A rollout whose states are kept: where its progress was, and whether it came to an end from there."""
+class _Place:
+    """A failed rollout whose states are kept: where its progress was, and what became of starting there."""
 
     states: tuple[Any, ...]
     progress: np.ndarray
     first: dict[str, np.ndarray]
+    outcomes: list[bool] = field(default_factory=list)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to learn here any more: it is mastered, or leads nowhere."""
+        last = self.outcomes[-_SETTLED:]
+        return len(last) == _SETTLED and len(set(last)) == 1
 
 
 class PromisingStarts:
     """States of past rollouts from which the policy got no further: good places to practise.
 
-    They live in memory: a run that is resumed gathers new ones.
+    A place from which several rollouts in a row all succeeded or all failed is given up: it is mastered, or
+    its progress was a false claim, or it is a dead end. Places live in memory: a run that is resumed gathers
+    new ones.
     """
 
     def __init__(self, keep: int = 20) -> None:
         """Keep the states of the best `keep` failed rollouts."""
         self._keep = keep
-        self._kept: list[_Kept] = []
+        self._places: dict[int, _Place] = {}
+        self._added = 0
 
     def add(
         self, rollout: Rollout, states: Sequence[Any], first: dict[str, np.ndarray], progress: np.ndarray
@@ -74,15 +85,26 @@ class PromisingStarts:
         """Take in a rollout. A success has no place where it got stuck."""
         if rollout.succeeded or not np.isfinite(progress).any() or len(states) != len(progress):
             return
-        self._kept.append(_Kept(tuple(states), np.nan_to_num(progress, nan=-1.0), first))
-        self._kept.sort(key=lambda kept: -float(kept.progress.max()))
-        del self._kept[self._keep :]
+        self._places[self._added] = _Place(tuple(states), np.nan_to_num(progress, nan=-1.0), first)
+        self._added += 1
+        if len(self._places) > self._keep:
+            del self._places[min(self._places, key=lambda key: self._places[key].progress.max())]
 
     def draw(self, rng: np.random.Generator) -> Start | None:
         """A moment a little before some failed rollout was furthest, or None while there is none."""
-        if not self._kept:
+        if not self._places:
             return None
-        kept = self._kept[int(rng.integers(len(self._kept)))]
-        best = int(np.argmax(kept.progress))
+        key = list(self._places)[int(rng.integers(len(self._places)))]
+        place = self._places[key]
+        best = int(np.argmax(place.progress))
         at = max(best - int(rng.integers(1, 6)), 0)
-        return Start(kept.states[at], kept.first, at) if at else None
+        return Start(place.states[at], place.first, at, key) if at else None
+
+    def judge(self, start: Start, *, success: bool) -> None:
+        """Take in what became of a rollout from `start`."""
+        place = self._places.get(start.place)
+        if place is None:
+            return
+        place.outcomes.append(success)
+        if place.settled:
+            del self._places[start.place]

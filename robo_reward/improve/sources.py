@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +24,7 @@ __all__ = [
     "NoProgress",
     "PersonSuccess",
     "ProgressSource",
+    "RandomProgress",
     "SimulatorSuccess",
     "SuccessSource",
     "TrueProgress",
@@ -87,6 +89,20 @@ class NoProgress:
         """NaN throughout."""
         unknown = np.full_like(rollout.truth, np.nan)
         return unknown, unknown
+
+
+@dataclass(frozen=True)
+class RandomProgress:
+    """Noise: the control for what a use of progress gains without any. Never a potential."""
+
+    needs_model = False
+    needs_truth = False
+
+    def __call__(self, rollout: Rollout) -> tuple[Float32[np.ndarray, " t1"], Float32[np.ndarray, " t1"]]:
+        """Uniform over [0, 1), the same for a rollout whenever it is asked."""
+        rng = np.random.default_rng(zlib.crc32(rollout.actions.tobytes()))
+        noise = rng.random(len(rollout.truth), dtype=np.float32)
+        return noise, np.zeros_like(noise)
 
 
 # --- success -------------------------------------------------------------------------------------------

@@ -32,11 +32,13 @@ class Start:
     state     what the environment's `get_state` gave
     first     the first images of that episode: the reward model sees every image beside them
     reached   decisions made until then
+    place     which of the remembered places it is
     """
 
     state: Any
     first: Mapping[str, np.ndarray]
     reached: int
+    place: int
 
 
 @dataclass(frozen=True)

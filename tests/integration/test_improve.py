@@ -286,14 +286,22 @@ def test_a_model_that_cannot_be_refreshed_is_refused_before_any_rollout(
 
 def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> None:
     out = tmp_path / "experiment"
-    cells = ["arm_names=[sparse,oracle]", "seeds=[0,1]", "task_names=[dot]", "+stores.dot=memory"]
+    cells = ["arm_names=[sparse,oracle,random_resets]", "seeds=[0,1]", "task_names=[dot]", "+stores.dot=memory"]
     fast = [o for o in [*WORLD, *BLIND[1:], *FAST] if not o.startswith(("env=", "demos", "arm="))]
     task = "+tasks.dot={_target_: improve_toy.Dot}"
     endless = "~env_args.max_episode_steps"  # the limit is an argument of gymnasium.make
     overrides = ["+experiment=one_demo", *cells, task, endless, *fast, f"out={out}"]
     run_command("improve", overrides)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert set(results["dot"]) == {"sparse", "oracle"}
+    assert set(results["dot"]) == {"sparse", "oracle", "random_resets"}
+    runs = out / "runs" / "dot"
+    shares = [
+        json.loads((runs / arm / "seed_0" / "improve.json").read_text(encoding="utf-8"))["config"]["savings"][
+            "promising_resets"
+        ]
+        for arm in ("sparse", "random_resets")
+    ]
+    assert shares == [0.0, 0.5]  # an arm says what else progress is used for
     oracle = results["dot"]["oracle"]
     assert oracle["seeds"] == [0, 1]
     assert oracle["curve"]["rollouts"] == [0, 2, 4]

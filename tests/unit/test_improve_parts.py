@@ -287,6 +287,25 @@ def test_promising_starts_lie_before_the_furthest_point_of_failures() -> None:
     assert drawn == {1, 2}
 
 
+def test_places_that_are_mastered_or_lead_nowhere_are_given_up() -> None:
+    rng = np.random.default_rng(0)
+    starts = PromisingStarts()
+    for peak in (0.5, 0.6, 0.7):
+        phi = np.array([0, 0.1, peak, 0.0])
+        starts.add(rollout(phi.tolist()), [peak] * 4, {}, phi)
+    places = {start.state: start for start in (starts.draw(rng) for _ in range(80)) if start}
+    assert set(places) == {0.5, 0.6, 0.7}
+    for outcome in (True, False, True):
+        starts.judge(places[0.5], success=outcome)  # undecided: worth practising
+        starts.judge(places[0.6], success=True)
+        starts.judge(places[0.7], success=False)
+    starts.judge(places[0.7], success=True)  # an order of before, which comes in late
+    assert {start.state for start in (starts.draw(rng) for _ in range(80)) if start} == {0.5}
+    starts.judge(places[0.5], success=True)
+    starts.judge(places[0.5], success=True)
+    assert starts.draw(rng) is None
+
+
 # --- offline ---
 
 
