@@ -68,7 +68,8 @@ def expert_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, at a speed of its own."""
     expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
-    return EpisodePlan(lambda moment: _paced(expert, moment, pace), {"pace": pace}, success=True)
+    act, leaves = _may_leave(task, rng, lambda moment: _paced(expert, moment, pace))
+    return EpisodePlan(act, {"pace": pace, "leaves": leaves}, success=True)
 
 
 def noisy_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
@@ -96,15 +97,16 @@ def suboptimal_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     ]
     clock = _Clock()
 
-    def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
+    def work(moment: Moment) -> Float32[np.ndarray, " 4"]:
         current = clock.current(breaks)
         if current is None:
             return _paced(expert, moment, pace)
         grip = float(moment.last[3]) if moment.decision else 0.0
         return np.append(current.way, grip).astype(np.float32)
 
+    act, leaves = _may_leave(task, rng, work)
     facts = {"pace": pace, "breaks": [[item.start, item.length, item.pause] for item in breaks]}
-    return EpisodePlan(act, facts, success=True)
+    return EpisodePlan(act, {**facts, "leaves": leaves}, success=True)
 
 
 def fail_retry_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
@@ -117,7 +119,7 @@ def fail_retry_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     script += [np.append(away, -1.0)] * int(rng.integers(2, 6))
     pending: list[np.ndarray] | None = None
 
-    def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
+    def work(moment: Moment) -> Float32[np.ndarray, " 4"]:
         nonlocal pending
         if pending is None and moment.truth.progress >= at:
             pending = list(script)
@@ -125,7 +127,9 @@ def fail_retry_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
             return pending.pop(0).astype(np.float32)
         return _paced(expert, moment, pace)
 
-    return EpisodePlan(act, {"pace": pace, "failed_at": at, "decisions": len(script)}, success=True)
+    act, leaves = _may_leave(task, rng, work)
+    facts = {"pace": pace, "failed_at": at, "decisions": len(script)}
+    return EpisodePlan(act, {**facts, "leaves": leaves}, success=True)
 
 
 def near_miss_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
@@ -280,6 +284,7 @@ DEMONSTRATORS: Mapping[str, Demonstrator] = {
 """Every demonstrator by the kind of episode that it makes."""
 
 
+_LEAVING = 0.4  # share of successes after which the hand leaves, where the task stays done
 _NOISY_DECISIONS = 60  # the noise can keep the expert from ever succeeding; images of that cost time
 
 
@@ -322,6 +327,28 @@ class _Clock:
             return breaks[self._next - 1]
         self._worked += 1
         return None
+
+
+def _may_leave(
+    task: SimTask, rng: np.random.Generator, work: Callable[[Moment], Float32[np.ndarray, " 4"]]
+) -> tuple[Callable[[Moment], Float32[np.ndarray, " 4"]], bool]:
+    """`work`, after which the hand in some episodes lets go and leaves, as people's demonstrations end.
+
+    Only where the task stays done then. Whoever has never seen it takes a hand that goes away for progress
+    that is lost.
+    """
+    leaves = bool(rng.random() < _LEAVING) and task.lasting
+    away = np.append(rng.uniform(-0.4, 0.4, 2), rng.uniform(0.3, 0.9))
+    done = 0
+
+    def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
+        nonlocal done
+        done += moment.truth.success
+        if not (leaves and done):
+            return work(moment)
+        return np.append(away if done > 1 else np.zeros(3), -1.0).astype(np.float32)
+
+    return act, leaves
 
 
 def _paced(

@@ -49,6 +49,7 @@ class SimTask:
     wrong          other things that can be done in the same scene, for the demonstrator `wrong_task`
     max_decisions  default limit of an episode, in decisions
     show_sites     markers that stay visible because the goal has no other sign in the scene
+    lasting        once done, the task stays done when the hand lets go and leaves
     """
 
     name: str
@@ -63,6 +64,7 @@ class SimTask:
     cameras: Mapping[str, FreeCamera | FixedCamera] = field(default_factory=dict)
     max_decisions: int = 80
     show_sites: tuple[str, ...] = ()
+    lasting: bool = False
 
 
 def _close_up(x: float, y: float, z: float, distance: float = 0.8) -> Mapping[str, FreeCamera]:
@@ -78,6 +80,7 @@ _ROWS = (
         name="peg-insert-side",
         env_id="robo_reward/PegInsertSide-v0",
         metaworld="peg-insert-side-v3",
+        lasting=True,
         instruction="insert the green peg into the hole in the side of the block",
         paraphrases=(
             "put the green peg in the hole",
@@ -153,6 +156,7 @@ _ROWS = (
         name="window-open",
         env_id="robo_reward/WindowOpen-v0",
         metaworld="window-open-v3",
+        lasting=True,
         instruction="slide the window open",
         paraphrases=("open the window by its handle", "push the window's handle to the right"),
         stage_names=("reach", "slide"),
@@ -172,6 +176,7 @@ _ROWS = (
         name="push",
         env_id="robo_reward/Push-v0",
         metaworld="push-v3",
+        lasting=True,
         instruction="push the red puck to the marked spot",
         paraphrases=("move the puck onto the mark", "slide the puck along the table to the goal"),
         stage_names=("reach", "push"),
@@ -208,6 +213,7 @@ _ROWS = (
         name="shelf-place",
         env_id="robo_reward/ShelfPlace-v0",
         metaworld="shelf-place-v3",
+        lasting=True,
         instruction="put the blue block on the shelf",
         paraphrases=("pick up the block and place it on the shelf", "move the blue cube onto the shelf"),
         stage_names=("reach", "grasp", "lift", "place"),
@@ -225,6 +231,7 @@ _ROWS = (
         name="assembly",
         env_id="robo_reward/Assembly-v0",
         metaworld="assembly-v3",
+        lasting=True,
         instruction="put the ring onto the peg",
         paraphrases=(
             "pick up the ring by its green handle and slip it over the peg",
@@ -245,6 +252,7 @@ _ROWS = (
         name="hammer",
         env_id="robo_reward/Hammer-v0",
         metaworld="hammer-v3",
+        lasting=True,
         instruction="hammer the nail into the block",
         paraphrases=("drive the nail in with the hammer", "pick up the red hammer and hit the nail"),
         stage_names=("reach", "grasp", "align", "drive"),

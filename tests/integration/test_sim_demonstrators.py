@@ -70,6 +70,27 @@ def test_every_task_has_an_expert_and_a_curve_that_rises(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_hand_leaves_some_tasks_and_they_stay_done(task: str) -> None:
+    made = gymnasium.make(TASKS[task].env_id, cameras=(), success_hold=6)
+    moved: list[float] = []
+    for index in range(8):
+        episode = demonstrate(made, "expert", seed=7, index=index)
+        success, proprio = episode.info.success, episode.proprio
+        assert success is not None
+        assert proprio is not None
+        done = int(np.argmax(success))
+        assert success[-6:].all()
+        assert done + 12 > len(success), "letting go undoes it for a moment at most"
+        assert np.all(curve(episode)[success] == len(TASKS[task].stage_names))
+        if episode.info.source["plan"]["leaves"]:
+            moved.append(float(np.linalg.norm(proprio[-1, :3] - proprio[done, :3])))
+            assert proprio[-1, 3] > 0.9, "the fingers are open"
+    assert bool(moved) == TASKS[task].lasting
+    assert not moved or min(moved) > 0.05
+    made.close()
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_progress_is_one_exactly_at_success(task: str) -> None:
     made = gymnasium.make(TASKS[task].env_id, cameras=())
     base = made.unwrapped
