@@ -93,6 +93,8 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
         std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
         truth=_truth(info)[:length],
         embedding=np.stack([moment.embedding for moment in moments]),
+        first=moments[0].first,
+        proprio=np.stack([moment.proprio for moment in moments]),
         success=success,
         stamp_ns=info.stamp_ns[:length],
         terminated=True,

@@ -29,12 +29,16 @@ class Moment:
     estimate   the reward model's, or None without one
     images     u8[h, w, 3] by camera, {} without cameras
     embedding  f32[d], the reward model's; empty without one
+    first      f32[d], its embedding of the first moment of the episode
+    proprio    f32[p]
     """
 
     parts: Mapping[str, Float32[np.ndarray, " _d"]]
     estimate: ProgressEstimate | None
     images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     embedding: Float32[np.ndarray, " _e"]
+    first: Float32[np.ndarray, " _e"]
+    proprio: Float32[np.ndarray, " _p"]
 
 
 class Observer:
@@ -92,8 +96,15 @@ class Observer:
         if missing := [name for name in self._parts if name not in found]:
             raise ConfigError(f"the environment gives no '{missing[0]}': leave it out of observe")
         self._held = {**found}
-        embedding = found.get("embedding", np.empty(0, np.float32))
-        return Moment({name: found[name] for name in self._parts}, estimate, images, embedding)
+        nothing = np.empty(0, np.float32)
+        return Moment(
+            parts={name: found[name] for name in self._parts},
+            estimate=estimate,
+            images=images,
+            embedding=found.get("embedding", nothing),
+            first=found.get("start", nothing),
+            proprio=proprio,
+        )
 
     def _encoded(self, estimate: ProgressEstimate) -> dict[str, np.ndarray]:
         """The model's parts. A moment that it could not see holds the last one: a policy has to act."""

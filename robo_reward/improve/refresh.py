@@ -120,14 +120,12 @@ def _estimates(checkpoint: Checkpoint, episode: Rollout, instruction: str) -> Es
 def _predict(network: ProgressModel, episode: Rollout, instruction: str) -> tuple[Prediction, Tensor]:
     """What the network says of every moment, from the stored states."""
     state = torch.from_numpy(episode.embedding)[None]
-    # A rollout that began at a moment of an earlier one is compared with the start of that.
-    first = episode.parts["start"][0] if "start" in episode.parts else episode.embedding[0]
-    context = episode_context(network, torch.from_numpy(first)[None], instruction)
+    context = episode_context(network, torch.from_numpy(episode.first)[None], instruction)
     seconds = torch.from_numpy((episode.stamp_ns - episode.stamp_ns[0]) * 1e-9)[None]
     live = torch.from_numpy(np.isfinite(episode.progress))[None]
     proprio = None
     if network.config.proprio_dim:
-        proprio = torch.from_numpy(episode.parts["proprio"])[None]
+        proprio = torch.from_numpy(episode.proprio)[None]
     found = network(state, context, seconds, live, proprio)
     flat = Prediction(found.stage_logits[0], found.tau_logits[0], found.success_logit[0])
     return flat, context.task.expand(state.shape[1])

@@ -29,6 +29,8 @@ class Rollout:
     progress, std  f32[t + 1]: what the potential is made of, NaN where invalid; `model_version` said it
     truth          f32[t + 1]: true progress, NaN where unknown; never used but by the oracle arm and reports
     embedding      f32[t + 1, d]: what the reward model's encoder made of each moment; d = 0 without a model
+    first          f32[d]: ... and of the first images of the episode, which it compares each moment with
+    proprio        f32[t + 1, p], whatever of it was observed: the reward model may read it
     success        bool[t + 1]: done at that moment, as the success source says
     terminated     the last moment is a terminal state;  not so where the episode was cut off
     aborted        cut off because it looked hopeless
@@ -45,6 +47,8 @@ class Rollout:
     std: Float32[np.ndarray, " t1"]
     truth: Float32[np.ndarray, " t1"]
     embedding: Float32[np.ndarray, "t1 _e"]
+    first: Float32[np.ndarray, " _e"]
+    proprio: Float32[np.ndarray, "t1 _p"]
     success: Bool[np.ndarray, " t1"]
     stamp_ns: Int64[np.ndarray, " t1"]
     terminated: bool
@@ -78,6 +82,8 @@ _ARRAYS = (
     "std",
     "truth",
     "embedding",
+    "first",
+    "proprio",
     "success",
     "stamp_ns",
 )
@@ -116,7 +122,9 @@ def load_rollout(path: Path) -> Rollout:
             images={name[6:]: _split(arrays, name[6:]) for name in arrays if name.startswith("image ")},
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise CheckpointError(f"rollout '{path}' is damaged ({error}): choose another out=") from error
+        raise CheckpointError(
+            f"rollout '{path}' is damaged, or of another version ({error}): choose another out="
+        ) from error
 
 
 def _split(arrays: Mapping[str, np.ndarray], camera: str) -> list[bytes]:

@@ -352,6 +352,8 @@ class _Tape:
             std=np.array([np.nan if e is None else e.std for e in estimates], np.float32),
             truth=np.array(self.truth, np.float32),
             embedding=np.stack([moment.embedding for moment in moments]),
+            first=moments[0].first,
+            proprio=np.stack([moment.proprio for moment in moments]),
             success=np.array(self.success, np.bool_),
             stamp_ns=np.array(self._stamps, np.int64) - self._stamps[0],
             terminated=terminated,

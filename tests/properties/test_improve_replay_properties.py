@@ -42,6 +42,8 @@ class Case:
             std=np.full(count + 1, 0.05, np.float32),
             truth=np.full(count + 1, math.nan, np.float32),
             embedding=np.empty((count + 1, 0), np.float32),
+            first=np.empty(0, np.float32),
+            proprio=np.empty((count + 1, 0), np.float32),
             success=success,
             stamp_ns=np.arange(count + 1, dtype=np.int64),
             terminated=self.terminated,

@@ -46,6 +46,8 @@ def rollout(progress: Sequence[float], *, terminated: bool = False, **changes: A
         std=np.full(count + 1, 0.05, np.float32),
         truth=np.full(count + 1, NAN, np.float32),
         embedding=np.empty((count + 1, 0), np.float32),
+        first=np.empty(0, np.float32),
+        proprio=np.empty((count + 1, 0), np.float32),
         success=success,
         stamp_ns=np.arange(count + 1, dtype=np.int64) * 100_000_000,
         terminated=terminated,
