@@ -66,9 +66,11 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
     groups = [override for override in overrides if _names_a_group(override)]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            function = import_object(str(compose(command, overrides=groups)["_target_"]))
+            defaults = compose(command, overrides=groups)
+            function = import_object(str(defaults["_target_"]))
             schema = _config_type(function)
-            composed = compose(command, overrides=[_as_typed(override, schema) for override in overrides])
+            typed = [_as_typed(override, schema, defaults) for override in overrides]
+            composed = compose(command, overrides=typed)
     except (HydraException, OmegaConfBaseException) as error:
         reason = _unknown_key(error, command) or _reason(error)
         raise UsageError(f"{reason} (see: robo-reward {command} --help)") from error
@@ -93,7 +95,7 @@ def _names_a_group(override: str) -> bool:
     return bool(name) and (config_dir() / name).is_dir()
 
 
-def _as_typed(override: str, schema: type) -> str:
+def _as_typed(override: str, schema: type, defaults: Any) -> str:
     """An override that means what its user typed.
 
     Hydra's grammar refuses apostrophes, brackets, most signs and every letter beyond ASCII, and reads the
@@ -113,8 +115,10 @@ def _as_typed(override: str, schema: type) -> str:
         return QuotedString(text.strip(), Quote.single).with_quotes()
 
     hint = _hint_of(schema, key.lstrip("+").split("."))
-    if typing.get_origin(hint) is dict and value.startswith("{") and not key.startswith("+"):
+    whole = typing.get_origin(hint) is dict and value.startswith("{")
+    if not key.startswith(("+", "~")) and (whole or _is_free(key, schema, defaults)):
         override = f"++{override}"  # Hydra adds nothing to a mapping without being told
+        key = f"++{key}"
     if _is_text(hint) and value != "null":
         if not value or value[0] not in "[{'\"":
             return f"{key}={quoted(value)}"
@@ -136,6 +140,18 @@ def _hint_of(hint: Any, path: Sequence[str]) -> Any:
     for name in path:
         hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
     return hint
+
+
+def _is_free(key: str, schema: type, defaults: Any) -> bool:
+    """Whether a key lies in a mapping that names no keys of its own, so that any may be meant."""
+    from omegaconf import OmegaConf
+
+    names = key.split(".")
+    for count in range(1, len(names)):
+        hint = _hint_of(schema, names[:count])
+        if dict in (typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint))):
+            return not OmegaConf.select(defaults, ".".join(names[:count]))
+    return False
 
 
 def _is_text(hint: Any) -> bool:
@@ -257,6 +273,8 @@ def _unknown_key(error: BaseException, command: str) -> str:
         return ""
     keys, other = key_names(command, config_dir()), _OTHER_NAMES.get(found[1])
     close = [other] if other in keys else get_close_matches(found[1], keys, n=1)
+    if close and found[1].startswith(f"{close[0]}."):  # the mapping that it would be in: nothing resembles it
+        return f"no key '{found[1]}': to add it to '{close[0]}', write +{found[1]}=VALUE"
     return f"no key '{found[1]}'" + (f": did you mean '{close[0]}'?" if close else "")
 
 

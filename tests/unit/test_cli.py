@@ -126,6 +126,16 @@ def test_errors_are_one_line_that_names_the_thing(
     assert names in err
 
 
+def test_a_mapping_without_keys_of_its_own_takes_any() -> None:
+    needed = ["env=e", "demos=d", "out=o"]
+    _, config = cli.load_config("improve", [*needed, "env_args.max_episode_steps=50", "env_args.look=it's"])
+    assert config.env_args == {"max_episode_steps": 50, "look": "it's"}
+    _, config = cli.load_config("record", ["out=o", "mix.expert=0.5", "mix.noisy=1"])
+    assert config.mix == {"expert": 0.5, "noisy": 1.0}
+    with pytest.raises(cli.UsageError, match=r"no key 'blind_args.cams'.*write \+blind_args.cams=VALUE"):
+        cli.load_config("improve", [*needed, "blind_args.cams=3"])
+
+
 TYPED = [
     "2026_11_21",
     "1e5",
