@@ -17,6 +17,7 @@ __all__ = ["Scaled", "outcome_trust"]
 _NEARLY_DONE = 0.8
 _PRIOR = 10.0
 _RECENT = 30
+_PROBATION = 40
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,12 @@ def outcome_trust(rollouts: Sequence[Rollout], progress: ProgressSource) -> floa
     source is trusted until it has been seen to mislead, and less the more often it does. A misled policy goes
     where the potential is high, and nothing comes of it; no success needs to be seen to tell. Rollouts that
     were never called nearly done say nothing; nor does the last moment of each, at which a success is done.
+
+    A source that has led nowhere at all in `_PROBATION` rollouts is not trusted until one succeeds: it may
+    lead to where it calls the task half done, and keep the policy there.
     """
+    if len(rollouts) >= _PROBATION and not any(rollout.succeeded for rollout in rollouts):
+        return 0.0
     outcomes: list[bool] = []
     for rollout in rollouts:
         values = progress(rollout)[0][:-1]

@@ -258,6 +258,10 @@ def test_a_potential_that_leads_to_nothing_loses_trust_and_one_that_leads_on_kee
     assert outcome_trust(fooled + good, LearnedProgress()) == 25 / 40
     assert outcome_trust(fooled + good + good, LearnedProgress()) == 1.0  # the last thirty count
     assert outcome_trust([rollout([NAN, NAN, NAN])], LearnedProgress()) == 1.0
+    halfway = [rollout([0, 0.5, 0.5]) for _ in range(40)]  # led nowhere, and never claims to have arrived
+    assert outcome_trust(halfway[1:], LearnedProgress()) == 1.0
+    assert outcome_trust(halfway, LearnedProgress()) == 0.0
+    assert outcome_trust([*halfway, good[0]], LearnedProgress()) == 1.0
     none = shaping(potential=Scaled(Standard(), 0.0))
     assert shaped_rewards(fooled[0], none).tolist() == fooled[0].task_reward.tolist()
 

@@ -110,7 +110,7 @@ def _in_frames(
     A stage is told from the one before by motion that is under way: it began a little before.
     """
     length = reader.info.length
-    frames = np.append(moments.frames, length)[boundaries]
+    frames = np.append(moments.frames, length)[boundaries]  # the last stage lasts to the end of the episode
     frames[1:-1] -= round(lead * length)
     for index in range(1, len(frames) - 1):
         frames[index] = max(frames[index], frames[index - 1] + 1)

@@ -7,7 +7,8 @@ says little, since it differs from episode to episode. So a moment is described 
   each camera      where there is no proprioception: the velocity of its pictures along their main directions
   a trained model  where one is given: the main directions of its embedding
 
-each on a scale of about 1. Only pixels and proprioception are used, never a label. Pictures beside
+each on a scale of about 1. Only pixels and proprioception are used, never a stage; where a recording says at
+which frame the task was done, what comes after (holding still, letting go, leaving) is no step of it. Pictures beside
 proprioception moved the boundaries away from the contacts (tests/bench/bench_stages.py), so they only
 stand in for it.
 """
@@ -22,7 +23,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from robo_reward.schema import EpisodeReader
+from robo_reward.schema import EpisodeInfo, EpisodeReader
 
 __all__ = ["Moments", "stage_features"]
 
@@ -52,7 +53,7 @@ def stage_features(
         model: A loaded reward model whose embedding is looked at too, or None.
         proprio: Whether to look at proprioception where every episode has it.
     """
-    frames = [_thinned(reader.info.length, most_frames) for reader in readers]
+    frames = [_thinned(_worked(reader.info), most_frames) for reader in readers]
     body = _proprioception(readers, frames) if proprio else None
     if body is None:
         body = _pictures(readers, frames)
@@ -64,6 +65,14 @@ def stage_features(
     return [
         Moments(frames[i], np.concatenate([part[i] for part in parts], axis=1)) for i in range(len(readers))
     ]
+
+
+def _worked(info: EpisodeInfo) -> int:
+    """Frames up to the first of those at the end that show the task done, or all where that is not known."""
+    if info.success is None or not info.success[-1]:
+        return info.length
+    done = info.length - int(np.argmin(np.append(info.success[::-1], False)))
+    return max(done + 1, 2)
 
 
 def _thinned(length: int, most: int) -> Int64[np.ndarray, " n"]:
