@@ -8,9 +8,9 @@ says little, since it differs from episode to episode. So a moment is described 
   a trained model  where one is given: the main directions of its embedding
 
 each on a scale of about 1. Only pixels and proprioception are used, never a stage; where a recording says at
-which frame the task was done, what comes after (holding still, letting go, leaving) is no step of it. Pictures beside
-proprioception moved the boundaries away from the contacts (tests/bench/bench_stages.py), so they only
-stand in for it.
+which frame the task was done, what comes after (holding still, letting go, leaving) is no step of it.
+Pictures beside proprioception moved the boundaries away from the contacts (tests/bench/bench_stages.py), so
+they only stand in for it.
 """
 
 from __future__ import annotations
