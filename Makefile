@@ -24,9 +24,10 @@ check: setup ## formatting, lint, types, direction of imports
 	@$(BIN)/lint-imports --no-logo
 
 bench: setup ## the measurements that need no trained model, or those named (BENCH="abort" ARGS="--help")
-	@set -e; for name in $(BENCH); do \
-	  echo "== tests/bench/bench_$$name.py"; $(BIN)/python "tests/bench/bench_$$name.py" $(ARGS); \
-	done
+	@failed=; for name in $(BENCH); do \
+	  echo "== tests/bench/bench_$$name.py"; \
+	  $(BIN)/python "tests/bench/bench_$$name.py" $(ARGS) || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean: ## remove caches and build outputs (.venv and runs stay)
 	@rm -rf dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
