@@ -11,7 +11,7 @@ from robo_reward.errors import DataError
 from robo_reward.imports import import_object
 from robo_reward.schema import EpisodeReader
 
-__all__ = ["command_line", "open_sources", "spell_sources"]
+__all__ = ["command_line", "name_sources", "open_sources", "spell_sources"]
 
 
 def open_sources(reader: Mapping[str, Any], paths: str | Sequence[str]) -> tuple[list[EpisodeReader], str]:
@@ -36,6 +36,12 @@ def open_sources(reader: Mapping[str, Any], paths: str | Sequence[str]) -> tuple
 def spell_sources(paths: str | Sequence[str]) -> str:
     """One or several stores as the command line takes them: A, or [A,B]."""
     return paths if isinstance(paths, str) else f"[{','.join(map(str, paths))}]"
+
+
+def name_sources(paths: str | Sequence[str]) -> str:
+    """One or several stores in a title, which has no room for many."""
+    few = isinstance(paths, str) or len(paths) <= 3
+    return spell_sources(paths) if few else f"{len(paths)} stores"
 
 
 def command_line(command: str, sources: Mapping[str, str | Sequence[str]], **keys: object) -> str:

@@ -34,7 +34,7 @@ from robo_reward.evaluate.report import Report, ReportEpisode, write_report
 from robo_reward.metrics import Metric
 from robo_reward.offline import resize_frames, resolve_task
 from robo_reward.schema import EpisodeReader
-from robo_reward.sources import command_line, open_sources, spell_sources
+from robo_reward.sources import command_line, name_sources, open_sources, spell_sources
 from robo_reward.stream import Stream
 
 __all__ = ["EvaluateConfig", "run"]
@@ -89,7 +89,7 @@ def run(config: EvaluateConfig) -> None:
     write_predictions(folder / "predictions.parquet", results)
     media = _media_episodes(results, config.media_episodes)
     report = Report(
-        title=f"{Path(config.model).name} on {spell_sources(config.data)}",
+        title=f"{Path(config.model).name} on {name_sources(config.data)}",
         facts=_facts(config, checkpoint, results),
         metrics=metrics,
         dropout=conditions,
@@ -345,8 +345,8 @@ def _facts(
     frames = sum(int(r.unseen.sum()) for r in results)
     return {
         "model": f"{config.model} (version {checkpoint.version})",
-        "trained on": f"{training.get('data')}, {training.get('steps')} steps, {training.get('seconds')} s, "
-        f"seed {training.get('seed')}",
+        "trained on": f"{spell_sources(training.get('data', ''))}, {training.get('steps')} steps, "
+        f"{training.get('seconds')} s, seed {training.get('seed')}",
         "judged on": f"{spell_sources(config.data)}: {len(results)} episodes, {frames} unseen frames",
         "cameras": ", ".join(checkpoint.model.config.cameras),
         "image size": "x".join(str(n) for n in checkpoint.model.config.image_size),

@@ -22,7 +22,7 @@ from robo_reward.errors import DataError
 from robo_reward.evaluate.run import metric_table
 from robo_reward.metrics import Metric
 from robo_reward.schema import LiveMoment, ProgressEstimate
-from robo_reward.sources import command_line
+from robo_reward.sources import command_line, name_sources
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -252,6 +252,7 @@ def test_the_command_in_a_report_is_one_that_runs() -> None:
     _, config = cli.load_config("evaluate", typed[2:])
     assert (config.data, config.model, config.out) == (["run (1)", "c d"], "it's", "o")
     assert command_line("evaluate", {"data": "a"}) == "robo-reward evaluate data=a"
+    assert [name_sources(paths) for paths in ("a", ["a", "b"], list("abcd"))] == ["a", "[a,b]", "4 stores"]
 
 
 def test_stores_in_brackets_are_no_markup() -> None:
