@@ -22,8 +22,6 @@ class WindowConfig:
     goal_share      share with a picture of the goal, from a successful episode of the task
     text_drop       share whose instruction is withheld
     camera_drop     share of views whose name is withheld, so that unknown cameras work
-    balance         share of windows that end in a tenth of the task drawn evenly: most frames of failures
-                    show little progress
     """
 
     frames: int = 6
@@ -35,7 +33,6 @@ class WindowConfig:
     text_drop: float = 0.1
     camera_drop: float = 0.1
     proprio_drop: float = 0.3
-    balance: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class TrainConfig:
     proprio: bool = False
     batch_size: int = 12
     success_weight: float = 0.3
-    hop_weight: float = 1.0
+    hop_weight: float = 0.2
     progress_weight: float = 2.0
     precision: str = "auto"
     accelerator: str = "auto"

@@ -29,7 +29,6 @@ from robo_reward.train.split import Split
 __all__ = ["Batch", "FrameCache", "WindowSampler", "prefetch"]
 
 
-_TENTHS = 10
 _FEW_EPISODES = 8
 """With fewer of a task, a head that learns from a random share of them might see none."""
 
@@ -174,17 +173,9 @@ class WindowSampler:
         for which, (labelled, _) in zip(("new", "older"), self._pools, strict=False):
             if not len(labelled):
                 raise DataError(f"no {which} episode has a labelled frame: annotate their stages first")
-        self._tenths = [self._by_progress(labelled) for labelled, _ in self._pools]
         self._rehearsed_share = rehearsed_share
         self._goals = self._goal_frames()
         self.frames = FrameCache(readers, model.cameras, model.image_size, cache_bytes)
-
-    def _by_progress(self, ends: Int64[np.ndarray, "n 2"]) -> list[Int64[np.ndarray, "_m 2"]]:
-        """(episode, frame) pairs grouped by the tenth of the task that each shows."""
-        episodes = np.unique(ends[:, 0]).tolist()
-        phi = np.concatenate([self._progress(e, ends[ends[:, 0] == e, 1]) for e in episodes])
-        tenth = (phi * _TENTHS).astype(np.int64).clip(0, _TENTHS - 1)
-        return [ends[tenth == index] for index in np.unique(tenth)]
 
     def _goal_frames(self) -> dict[int, list[tuple[int, int]]]:
         goals: dict[int, list[tuple[int, int]]] = {}
@@ -201,10 +192,7 @@ class WindowSampler:
 
     def _window(self, rng: np.random.Generator) -> _Window:
         options = self.windows
-        pool = int(len(self._pools) > 1 and rng.random() < self._rehearsed_share)
-        ends, last = self._pools[pool]
-        if rng.random() < options.balance:
-            ends = self._tenths[pool][int(rng.integers(len(self._tenths[pool])))]
+        ends, last = self._pools[len(self._pools) > 1 and rng.random() < self._rehearsed_share]
         if last and rng.random() < options.end_share:
             episode = int(rng.choice(last))
             end = self._infos[episode].length - 1
@@ -323,17 +311,8 @@ class WindowSampler:
         label = self._labels[episode]
         if label is None or not label.valid[frame]:
             return float("nan")
-        return float(self._progress(episode, np.array([frame]), task)[0])
-
-    def _progress(
-        self, episode: int, frames: Int64[np.ndarray, " n"], task: int | None = None
-    ) -> Float32[np.ndarray, " n"]:
-        """True progress at labelled frames, in the stages of the episode's own task or of the one named."""
-        label = self._labels[episode]
-        assert label is not None
-        own = max(self.tracks[episode].task, 0) if task is None else task
-        weights = np.array(self.model.tasks[own].stage_weights, dtype=np.float32)
-        return task_progress(label.stage[frames], label.tau[frames], weights)
+        weights = np.array(self.model.tasks[task].stage_weights, dtype=np.float32)
+        return float(task_progress(label.stage[frame : frame + 1], label.tau[frame : frame + 1], weights)[0])
 
     def _task(self, line: Timeline) -> int:
         named = self.model.task_of(line.instruction) if line.off_task else None
