@@ -83,6 +83,9 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError("the experiment needs tasks={...}, arm_names=[...] and seeds=[...]")
     if unknown := [name for name in chosen_tasks(config) if name not in config.tasks]:
         raise ConfigError(f"no task '{unknown[0]}': choose from {', '.join(config.tasks)}")
+    for key, named in (("stores", config.stores), ("models", config.models)):
+        if unknown := [name for name in named if name not in config.tasks]:
+            raise ConfigError(f"{key} has no task '{unknown[0]}': choose from {', '.join(config.tasks)}")
     if unknown := [name for name in config.arm_tasks if name not in config.arms]:
         raise ConfigError(f"arm_tasks has no arm '{unknown[0]}': choose from {', '.join(config.arms)}")
     if unknown := [name for name in config.arm_names if name not in config.arms]:

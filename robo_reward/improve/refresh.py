@@ -118,14 +118,25 @@ def _estimates(checkpoint: Checkpoint, episode: Rollout, instruction: str) -> Es
 
 
 def _predict(network: ProgressModel, episode: Rollout, instruction: str) -> tuple[Prediction, Tensor]:
-    """What the network says of every moment, from the stored states."""
-    state = torch.from_numpy(episode.embedding)[None]
+    """What the network says of every moment, from the stored states.
+
+    A rollout that began at a moment of an earlier one was shown the first images of that one just before.
+    """
+    before = 1 if episode.source.get("started_after") else 0
+    state = np.concatenate([episode.first[None]] * before + [episode.embedding])
+    stamp = episode.stamp_ns - episode.stamp_ns[0]
+    stamp = np.concatenate([-stamp[1:2]] * before + [stamp])
+    live = np.concatenate([[True]] * before + [np.isfinite(episode.progress)])
     context = episode_context(network, torch.from_numpy(episode.first)[None], instruction)
-    seconds = torch.from_numpy((episode.stamp_ns - episode.stamp_ns[0]) * 1e-9)[None]
-    live = torch.from_numpy(np.isfinite(episode.progress))[None]
     proprio = None
     if network.config.proprio_dim:
-        proprio = torch.from_numpy(episode.proprio)[None]
-    found = network(state, context, seconds, live, proprio)
-    flat = Prediction(found.stage_logits[0], found.tau_logits[0], found.success_logit[0])
-    return flat, context.task.expand(state.shape[1])
+        proprio = np.concatenate([episode.proprio[:1]] * before + [episode.proprio])
+    found = network(
+        torch.from_numpy(state)[None],
+        context,
+        torch.from_numpy(stamp * 1e-9)[None],
+        torch.from_numpy(live)[None],
+        None if proprio is None else torch.from_numpy(proprio)[None],
+    )
+    flat = Prediction(*(x[0, before:] for x in (found.stage_logits, found.tau_logits, found.success_logit)))
+    return flat, context.task.expand(len(episode.embedding))

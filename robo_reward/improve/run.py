@@ -211,7 +211,7 @@ class _Session:
                 if result.states and order.start is None:
                     progress, _ = self.shaping.progress(result.rollout)
                     self.starts.add(result.rollout, result.states, dict(result.first), progress)
-                if order.start is not None:
+                if order.start is not None and result.rollout.source["started_after"]:
                     self.starts.judge(order.start, success=result.rollout.succeeded)
                 path.parent.mkdir(exist_ok=True)
                 save_rollout(path, result.rollout)

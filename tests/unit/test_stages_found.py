@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.schema import Outcome
 from robo_reward.stages import (
     StageFit,
     StageModel,
@@ -15,6 +18,8 @@ from robo_reward.stages import (
     paying_stages,
     segment,
 )
+from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward_data.annotate.features import stage_features
 
 # Three demonstrations of two stages each, at levels 0 and 1, of different pace.
 STEPS = [np.repeat([[0.0], [1.0]], counts, axis=0) for counts in ((3, 7), (8, 4), (5, 5))]
@@ -55,6 +60,25 @@ def test_matches_take_each_boundary_once() -> None:
     assert boundary_matches(np.array([0, 45, 65, 100]), true, 100) == 2
     assert boundary_matches(np.array([0, 38, 42, 100]), true, 100) == 1
     assert boundary_matches(np.array([0, 100]), true, 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("done", "looked_at"),
+    [
+        ([0] * 8, 8),
+        ([0, 0, 0, 0, 0, 1, 1, 1], 6),  # what follows success is no step of the task
+        ([0, 1, 0, 0, 0, 1, 1, 1], 6),
+        ([1, 1, 1, 0, 0, 0, 0, 0], 8),  # it ended undone
+        ([1] * 8, 8),  # done from the first frame on: that tells nothing
+        (None, 8),
+    ],
+)
+def test_frames_after_success_are_not_looked_at(done: list[int] | None, looked_at: int) -> None:
+    episode = toy_episode(0, length=8)
+    success = None if done is None else np.array(done, np.bool_)
+    info = replace(episode.info, success=success, outcome=Outcome.UNKNOWN)
+    (moments,) = stage_features([MemoryReader(replace(episode, info=info))])
+    assert moments.frames.tolist() == list(range(looked_at))
 
 
 def test_stages_must_pay_for_themselves() -> None:

@@ -68,11 +68,11 @@ def stage_features(
 
 
 def _worked(info: EpisodeInfo) -> int:
-    """Frames up to the first of those at the end that show the task done, or all where that is not known."""
+    """Frames up to the first of those at the end that show the task done, or all where nothing says which."""
     if info.success is None or not info.success[-1]:
         return info.length
     done = info.length - int(np.argmin(np.append(info.success[::-1], False)))
-    return max(done + 1, 2)
+    return done + 1 if done else info.length  # done from the first frame on: that tells nothing
 
 
 def _thinned(length: int, most: int) -> Int64[np.ndarray, " n"]:
