@@ -28,7 +28,7 @@ from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
 from robo_reward.train.run import Start, make_tasks, train_from
-from robo_reward.train.split import Split
+from robo_reward.train.split import Beside, Split
 
 __all__ = ["AdaptConfig", "grow", "merge_tasks", "run"]
 
@@ -77,6 +77,8 @@ class AdaptConfig:
     reader: dict[str, Any] = field(default_factory=dict)
     older: Any = None
     older_share: float = 0.5
+    misses: Any = None
+    misses_share: float = 0.25
     older_reader: dict[str, Any] = field(default_factory=dict)
     holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
 
@@ -91,21 +93,35 @@ def run(config: AdaptConfig) -> None:
     """
     if config.augmentation not in ("auto", "few", "model"):
         raise ConfigError(f"augmentation={config.augmentation}: choose auto, few or model")
-    if not 0.0 < config.older_share < 1.0:
-        raise ConfigError(f"older_share={config.older_share}: a share between 0 and 1")
+    shares = config.older_share * bool(config.older) + config.misses_share * bool(config.misses)
+    if not (0.0 < config.older_share < 1.0 and 0.0 < config.misses_share < 1.0 and shares < 1.0):
+        raise ConfigError(
+            f"older_share={config.older_share}, misses_share={config.misses_share}: shares between 0 and 1, "
+            "that leave windows of the demonstrations"
+        )
     base = load_checkpoint(config.model)
-    rehearsed, known = open_sources(config.older_reader, config.older) if config.older else ([], "")
     start = Start(
         configure=_configure(base),
         build=lambda model, _proprio, _split: grow(base.model, model),
         calibrate=_careful(base.calibration),
         origin=base.version,
         seen=base.training.get("split", {}),
-        rehearsed=rehearsed,
-        rehearsed_share=config.older_share,
-        rehearsed_fingerprint=f"{known}x{config.older_share}" if known else "",
+        beside=_beside(config),
     )
     train_from(_train_config(base, config, few=_few(config)), start)
+
+
+def _beside(config: AdaptConfig) -> list[Beside]:
+    wanted = (
+        ("episodes of older tasks", config.older, config.older_share),
+        ("misses", config.misses, config.misses_share),
+    )
+    found: list[Beside] = []
+    for what, stores, share in wanted:
+        if stores:
+            readers, known = open_sources(config.older_reader, stores)
+            found.append(Beside(what, readers, share, f"{known}x{share}"))
+    return found
 
 
 def _few(config: AdaptConfig) -> bool:

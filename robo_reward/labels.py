@@ -29,6 +29,7 @@ __all__ = [
     "duration_stage_weights",
     "equal_stage_weights",
     "hop",
+    "label_ceiling",
     "label_episode",
     "label_from_boundaries",
     "label_success",
@@ -84,6 +85,15 @@ def label_episode(info: EpisodeInfo) -> ProgressLabel | None:
         finished = info.outcome is not Outcome.FAILURE
         label = label_from_boundaries(info.boundaries, info.length, finished)
     return label if label is not None and label.valid.any() else None
+
+
+def label_ceiling(info: EpisodeInfo) -> int | None:
+    """The stage that no frame of the episode is beyond, where nothing else is known of its stages.
+
+    It is what a person says of a failure at a glance ("it never had the peg"), or what is true of one by the
+    way it was made. None where the stages are known, or nothing is.
+    """
+    return info.reached if label_episode(info) is None else None
 
 
 def label_success(info: EpisodeInfo) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:

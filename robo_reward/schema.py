@@ -84,6 +84,8 @@ class EpisodeInfo:
     truth           per-frame truth (a simulator's oracle), or None. Where present it wins over boundaries
     success         bool[t], True while the task is done, or None where unknown
     outcome         how the episode ended
+    reached         index of the furthest stage that a failed episode got to at any moment, where no more is
+                    known of its stages, or None
     kind            what sort of episode it is: "expert", "noisy", "near_miss", ... ("" if unknown)
     source          JSON-able facts about where it came from (path, seed, options)
     """
@@ -100,6 +102,7 @@ class EpisodeInfo:
     truth: ProgressLabel | None = None
     success: Bool[np.ndarray, " t"] | None = None
     outcome: Outcome = Outcome.UNKNOWN
+    reached: int | None = None
     kind: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
 

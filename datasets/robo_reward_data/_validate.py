@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from robo_reward.errors import DataError
-from robo_reward.schema import EpisodeInfo, ProgressLabel
+from robo_reward.schema import EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_data._files import encode_json
 
 __all__ = ["check_info", "check_stages", "check_table"]
@@ -39,11 +39,23 @@ def check_info(info: EpisodeInfo) -> None:
             f"is not after frame {at} ({info.stamp_ns[at]} ns)"
         )
     check_stages(who, info.length, info.stage_names, info.boundaries)
+    _check_reached(who, info)
     if info.success is not None:
         _check_array(who, "success", info.success, np.bool_, info.length)
     if info.truth is not None:
         stages = len(info.stage_names) or (len(info.boundaries) - 1 if info.boundaries is not None else None)
         _check_truth(who, info.truth, info.length, stages)
+
+
+def _check_reached(who: str, info: EpisodeInfo) -> None:
+    if info.reached is None:
+        return
+    last = len(info.stage_names) - 1
+    if info.outcome is not Outcome.FAILURE or not 0 <= info.reached <= last:
+        raise DataError(
+            f"{who}: reached={info.reached} is for failed episodes whose stages have names, 0..{last} here, "
+            f"and its outcome is {info.outcome}"
+        )
 
 
 def check_stages(who: str, length: int, names: tuple[str, ...], boundaries: Any) -> None:

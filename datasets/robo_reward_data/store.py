@@ -163,6 +163,7 @@ class StoredEpisode:
             truth=None if stage is None else ProgressLabel(stage, tau, valid),
             success=self._array("success"),
             outcome=Outcome(stored["outcome"]),
+            reached=stored.get("reached"),
             kind=stored["kind"],
             source=stored["source"],
         )
@@ -496,6 +497,7 @@ def _attributes_of(info: EpisodeInfo, arrays: Mapping[str, Any]) -> dict[str, An
         "stage_names": list(info.stage_names),
         "boundaries": None if info.boundaries is None else info.boundaries.tolist(),
         "outcome": str(info.outcome),
+        **({} if info.reached is None else {"reached": info.reached}),
         "kind": info.kind,
         "source": dict(info.source),
     }

@@ -48,11 +48,13 @@ class ExperimentConfig(ImproveConfig):
     stores: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     recorder: str = ""
+    miss_recorder: str = ""
     base_model: str | None = None
     models: dict[str, str] = field(default_factory=dict)
     adapt_minutes: float = 3.0
     adapt_steps: int | None = None
     older: Any = None
+    misses: dict[str, Any] = field(default_factory=dict)
     jobs: int = 1
 
 
@@ -168,12 +170,13 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
             f"base_model={config.base_model} was trained on '{reader.info.instruction}' already: train one "
             "on other tasks alone"
         )
-    out = Path(config.out) / "models" / task / f"seed_{seed}"
     one = {
         "_target_": "robo_reward.improve.experiment.one_episode",
         "reader": str(config.reader["_target_"]),
         "name": reader.info.name,
     }
+    misses = _misses(config, task, store, seed, one)
+    out = Path(config.out) / "models" / task / f"seed_{seed}"
     adapt(
         AdaptConfig(
             model=config.base_model,
@@ -185,8 +188,22 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
             reader=one,
             older=config.older,
             older_reader=dict(config.reader),
+            misses=misses,
         )
     )
+    return str(out)
+
+
+def _misses(config: ExperimentConfig, task: str, store: str, seed: int, one: Mapping[str, Any]) -> str | None:
+    """A store of the one demonstration played back beside the objects, where that is asked for."""
+    if not config.misses.get("episodes"):
+        return None
+    out = Path(config.out) / "misses" / task / f"seed_{seed}"
+    make = import_object(config.miss_recorder)
+    target = import_object(str(config.misses["_target_"]))
+    options = {key: value for key, value in config.misses.items() if key != "_target_"}
+    own = {"env": config.tasks[task], "demos": store, "out": str(out), "seed": seed, "reader": dict(one)}
+    make(target(**own, env_args=config.env_args, **options))
     return str(out)
 
 

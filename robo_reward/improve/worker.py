@@ -83,9 +83,6 @@ def make_environment(config: ImproveConfig, *, blind: bool) -> gymnasium.Env[Any
         ConfigError: a plugin or environment that is not there, or arguments that do not fit.
     """
     arguments = {**config.env_args, **(config.blind_args if blind else {})}
-    if not isinstance(config.env, str):
-        import_plugins(config.plugins)
-        return instantiate(config.env, **arguments)
     return open_environment(config.env, config.plugins, arguments)
 
 
@@ -103,14 +100,16 @@ def import_plugins(plugins: Sequence[str]) -> None:
 
 
 def open_environment(
-    env: str, plugins: Sequence[str], arguments: Mapping[str, Any]
+    env: Any, plugins: Sequence[str], arguments: Mapping[str, Any]
 ) -> gymnasium.Env[Any, Any]:
-    """The environment of a gymnasium id, after importing the plugins that register it.
+    """The environment of a gymnasium id, after importing the plugins that register it, or of a `_target_`.
 
     Raises:
         ConfigError: a plugin or environment that is not there, or arguments that do not fit.
     """
     import_plugins(plugins)
+    if not isinstance(env, str):
+        return instantiate(env, **arguments)
     try:
         return gymnasium.make(env, **arguments)
     except gymnasium.error.Error as error:

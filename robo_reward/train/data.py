@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
@@ -19,12 +20,12 @@ from robo_reward.clips import (
     sample_timeline,
 )
 from robo_reward.errors import DataError
-from robo_reward.labels import label_episode, label_success, task_progress
+from robo_reward.labels import label_ceiling, label_episode, label_success, task_progress
 from robo_reward.model.config import ModelConfig
 from robo_reward.offline import resize_frames
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward.train.config import WindowConfig
-from robo_reward.train.split import Split
+from robo_reward.train.split import Beside, Split
 
 __all__ = ["Batch", "FrameCache", "WindowSampler", "prefetch"]
 
@@ -42,6 +43,7 @@ class Batch:
     camera                  i64[b, v]: rows of the camera embedding; 0 where a window withholds the name
     time_s                  f64[b, t];  moment_mask bool[b, t] False for padding
     stage, tau, labelled    i64, f32, bool[b, t]
+    ceiling                 i64[b, t] a stage that the moment is not beyond, where no more is known; else -1
     success, success_known  f32, bool[b, t]
     proprio                 f32[b, t, p], NaN where withheld
     first_progress          f32[b] true progress at the anchor, NaN where unknown
@@ -59,6 +61,7 @@ class Batch:
     stage: Int64[np.ndarray, "b t"]
     tau: Float32[np.ndarray, "b t"]
     labelled: Bool[np.ndarray, "b t"]
+    ceiling: Int64[np.ndarray, "b t"]
     success: Float32[np.ndarray, "b t"]
     success_known: Bool[np.ndarray, "b t"]
     proprio: Float32[np.ndarray, "b t p"]
@@ -132,14 +135,15 @@ class WindowSampler:
         pixels: Mapping[str, PixelTransform],
         cache_bytes: float,
         proprio: Sequence[Float32[np.ndarray, "t p"] | None],
-        rehearsed: int = 0,
-        rehearsed_share: float = 0.0,
+        beside: Sequence[Beside] = (),
     ) -> None:
-        """Draw from these episodes; `rehearsed_share` of the windows from the last `rehearsed` of them."""
+        """Draw from these episodes, the last of which are those `beside`, in order and to their shares."""
         self.model, self.windows = model, windows
         self._timeline, self._pixels = timeline, pixels
         self._infos = [reader.info for reader in readers]
         self._labels = [label_episode(info) for info in self._infos]
+        ceilings = [label_ceiling(info) for info in self._infos]
+        self._ceilings = np.array([-1 if ceiling is None else ceiling for ceiling in ceilings], np.int64)
         self._success = [label_success(info) for info in self._infos]
         self._proprio = proprio
         tasks = [model.task_of(info.instruction) for info in self._infos]
@@ -157,23 +161,29 @@ class WindowSampler:
         ends = [
             (index, frame)
             for index, (track, label) in enumerate(zip(self.tracks, self._labels, strict=True))
-            if label is not None
-            for frame in np.flatnonzero(track.usable & label.valid)
+            for frame in np.flatnonzero(
+                track.usable & (label.valid if label is not None else ceilings[index] is not None)
+            )
         ]
-        if not ends:
+        labelled = sorted({episode for episode, _ in ends if self._labels[episode] is not None})
+        if not labelled:
             raise DataError("no labelled frame to train on: annotate stages first (boundaries or truth)")
-        taught = [self.tracks[episode].task for episode in sorted({episode for episode, _ in ends})]
+        taught = [self.tracks[episode].task for episode in labelled]
         self._few = np.array([taught.count(track.task) < _FEW_EPISODES for track in self.tracks])
         last = [i for i, t in enumerate(self.tracks) if t.usable[-1] and self._labels[i] is not None]
-        own = len(readers) - rehearsed
+        own = len(readers) - sum(len(group.readers) for group in beside)
+        starts = np.cumsum([0, own, *(len(group.readers) for group in beside)])
         self._pools = [
-            (np.array([e for e in ends if (e[0] >= own) == old]), [i for i in last if (i >= own) == old])
-            for old in ((False, True) if rehearsed else (False,))
+            (
+                np.array([end for end in ends if start <= end[0] < stop]),
+                [index for index in last if start <= index < stop],
+            )
+            for start, stop in pairwise(starts.tolist())
         ]
-        for which, (labelled, _) in zip(("new", "older"), self._pools, strict=False):
-            if not len(labelled):
-                raise DataError(f"no {which} episode has a labelled frame: annotate their stages first")
-        self._rehearsed_share = rehearsed_share
+        for what, (known, _) in zip(("new episodes", *(g.what for g in beside)), self._pools, strict=True):
+            if not len(known):
+                raise DataError(f"no labelled frame in the {what}: annotate their stages first")
+        self._shares = np.cumsum([group.share for group in beside])
         self._goals = self._goal_frames()
         self.frames = FrameCache(readers, model.cameras, model.image_size, cache_bytes)
 
@@ -192,7 +202,7 @@ class WindowSampler:
 
     def _window(self, rng: np.random.Generator) -> _Window:
         options = self.windows
-        ends, last = self._pools[len(self._pools) > 1 and rng.random() < self._rehearsed_share]
+        ends, last = self._pools[self._pool(rng)]
         if last and rng.random() < options.end_share:
             episode = int(rng.choice(last))
             end = self._infos[episode].length - 1
@@ -219,6 +229,13 @@ class WindowSampler:
         if rng.random() < options.text_drop and not line.off_task:
             line = replace(line, instruction="")
         return _Window(line, pixels, named, proprio=bool(rng.random() >= options.proprio_drop))
+
+    def _pool(self, rng: np.random.Generator) -> int:
+        """0 for the run's own episodes, 1 and on for those beside them."""
+        if not len(self._shares):
+            return 0
+        index = int(np.searchsorted(self._shares, rng.random(), side="right"))
+        return index + 1 if index < len(self._shares) else 0
 
     def _anchor(self, line: Timeline, rng: np.random.Generator) -> Timeline:
         draw = rng.random()
@@ -257,6 +274,7 @@ class WindowSampler:
         stage = np.zeros((size, count), dtype=np.int64)
         tau, success = np.zeros((2, size, count), dtype=np.float32)
         labelled, known = np.zeros((2, size, count), dtype=np.bool_)
+        ceiling = np.full((size, count), -1, dtype=np.int64)
         time_s = np.tile(np.arange(count) * self.model.period_s, (size, 1))
         proprio = np.full((size, count, self.model.proprio_dim), np.nan, dtype=np.float32)
         task = np.zeros(size, dtype=np.int64)
@@ -279,6 +297,7 @@ class WindowSampler:
                 if label is not None:
                     stage[row, at], tau[row, at] = label.stage[frame], label.tau[frame]
                     labelled[row, at] = label.valid[frame]
+                ceiling[row, at] = self._ceilings[episode]
                 success[row, at] = self._success[episode][0][frame]
                 known[row, at] = self._success[episode][1][frame]
                 values = self._proprio[episode]
@@ -294,6 +313,7 @@ class WindowSampler:
             stage=stage,
             tau=tau,
             labelled=labelled,
+            ceiling=ceiling,
             success=success,
             success_known=known,
             proprio=proprio,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +27,7 @@ class TensorBatch:
     stage: Tensor
     tau: Tensor
     labelled: Tensor
+    ceiling: Tensor
     success: Tensor
     success_known: Tensor
     proprio: Tensor
@@ -73,7 +74,7 @@ def predict(model: ProgressModel, batch: TensorBatch) -> tuple[Prediction, Tenso
 def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Tensor]:
     """Mean loss of each term over the moments that have its label (and, of heads, over their episodes).
 
-    stage     cross-entropy
+    stage     cross-entropy; where only a ceiling is known, minus the log of the probability at or below it
     tau       cross-entropy to the two-hot tau, in the true stage
     progress  Huber loss (delta 0.05) of the mean of the joint distribution against true progress
     success   binary cross-entropy
@@ -84,11 +85,14 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Ten
     live = batch.moment_mask & batch.mask[:, :, : batch.stage.shape[1]].any(dim=1)
     labelled = (batch.labelled & live).float()
     heads = model.config.ensemble
-    taught = labelled[..., None] * bootstrap_mask(batch.episode, heads)
+    bootstrap = bootstrap_mask(batch.episode, heads)
+    taught = labelled[..., None] * bootstrap
     stage = batch.stage[..., None].expand(*batch.stage.shape, heads)
     stage_loss = functional.cross_entropy(
         prediction.stage_logits.flatten(0, 2), stage.flatten(), reduction="none"
     ).view_as(taught)
+    bounded = (live & (batch.ceiling >= 0) & ~batch.labelled).float()
+    below = _below(prediction.stage_logits, batch.ceiling)
     chosen = stage[..., None, None].expand(*stage.shape, 1, model.config.tau_bins)
     tau_logits = prediction.tau_logits.gather(-2, chosen)[..., 0, :]
     tau = two_hot(batch.tau, model.tau_values)[..., None, :].expand_as(tau_logits)
@@ -106,12 +110,21 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Ten
     )
     known = (batch.success_known & live).float()
     return {
-        "stage": _mean(stage_loss, taught),
+        "stage": _mean(
+            torch.where(bounded[..., None] > 0, below, stage_loss), taught + bounded[..., None] * bootstrap
+        ),
         "tau": _mean(tau_loss, taught),
         "progress": _mean(progress_loss, taught),
         "success": _mean(success_loss, known),
         "hop": _hop_loss(model, state, context, truth, batch.first_progress, labelled, seed),
     }
+
+
+def _below(logits: Float[Tensor, "b t e k"], ceiling: Int[Tensor, "b t"]) -> Float[Tensor, "b t e"]:
+    """Minus the log of the probability of the stages up to the ceiling."""
+    above = torch.arange(logits.shape[-1], device=logits.device) > ceiling[..., None].clamp(min=0)
+    log_probs = logits.float().log_softmax(-1)
+    return -log_probs.masked_fill(above[:, :, None], -torch.inf).logsumexp(-1)
 
 
 def true_progress(model: ProgressModel, batch: TensorBatch) -> Float[Tensor, "b t"]:

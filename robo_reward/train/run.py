@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import TrainConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Plan, make_fabric, progress_objective, train_loop
-from robo_reward.train.split import Split, make_split, with_rehearsed
+from robo_reward.train.split import Beside, Split, make_split, with_beside
 
 __all__ = ["Start", "run", "train_from"]
 
@@ -46,9 +47,7 @@ class Start:
     calibrate   the calibration of the trained model
     origin      version of the model that it goes on from, "" for a new one
     seen        what that model has seen of which episode, as its checkpoint says it
-    rehearsed   older episodes to be practised beside the new ones; nothing is held out of them
-    rehearsed_share        share of the windows that is drawn from them
-    rehearsed_fingerprint  which they are
+    beside      episodes to be practised beside those of the run
     """
 
     configure: Callable[[TrainConfig, Sequence[EpisodeInfo], Sequence[Any]], ModelConfig]
@@ -56,9 +55,7 @@ class Start:
     calibrate: Callable[[ProgressModel, Sequence[EpisodeReader], Split], Calibration] = calibrate
     origin: str = ""
     seen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rehearsed: Sequence[EpisodeReader] = ()
-    rehearsed_share: float = 0.0
-    rehearsed_fingerprint: str = ""
+    beside: Sequence[Beside] = ()
 
 
 def run(config: TrainConfig) -> None:
@@ -77,7 +74,9 @@ def train_from(config: TrainConfig, start: Start) -> None:
     console = Console(stderr=True)
     folder = Path(config.out)
     readers, fingerprint = open_sources(config.reader, config.data)
-    fingerprint = "+".join(filter(None, [start.origin, start.rehearsed_fingerprint, fingerprint]))
+    fingerprint = "+".join(
+        filter(None, [start.origin, *(group.fingerprint for group in start.beside), fingerprint])
+    )
     # Launchers of several processes start this command again for each: the first one owns the folder.
     leader = os.environ.get("LOCAL_RANK", "0") == "0"
     if leader and is_finished(folder, config, fingerprint):
@@ -89,12 +88,12 @@ def train_from(config: TrainConfig, start: Start) -> None:
     fabric.launch()
     torch.manual_seed(config.seed)
     infos = [reader.info for reader in readers]
-    _check_apart(infos, start.rehearsed)
-    practised = [*readers, *start.rehearsed]
+    practised = [*readers, *(reader for group in start.beside for reader in group.readers)]
+    _check_apart([reader.info for reader in practised])
     proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
     model_config = start.configure(config, [reader.info for reader in practised], proprio)
     split = make_split(infos, config.holdout, config.seed)
-    everything = with_rehearsed(split, start.rehearsed)
+    everything = with_beside(split, start.beside)
     sampler = WindowSampler(
         practised,
         everything,
@@ -104,17 +103,15 @@ def train_from(config: TrainConfig, start: Start) -> None:
         pixels={name: _transform(spec) for name, spec in config.pixels.items()},
         cache_bytes=config.cache_gb * 1e9,
         proprio=proprio,
-        rehearsed=len(start.rehearsed),
-        rehearsed_share=start.rehearsed_share,
+        beside=start.beside,
     )
     model = start.build(model_config, proprio, split)
     if fabric.is_global_zero:
         claim_folder(folder, config, fingerprint)
         _describe(console, infos, model, config)
-        if start.rehearsed:
+        for group in start.beside:
             console.print(
-                f"practised beside them, {start.rehearsed_share:.0%} of the windows: {len(start.rehearsed)} "
-                "episodes of older tasks"
+                f"practised beside them, {group.share:.0%} of the windows: {len(group.readers)} {group.what}"
             )
     fabric.barrier()
     plan = Plan(steps=config.steps, seconds=_seconds(config, time.monotonic() - begin))
@@ -142,13 +139,11 @@ def train_from(config: TrainConfig, start: Start) -> None:
     console.print(f"model {version}: {folder} ({plan.steps} steps, {plan.elapsed:.0f} s)")
 
 
-def _check_apart(infos: Sequence[EpisodeInfo], rehearsed: Sequence[EpisodeReader]) -> None:
-    """Refuse an episode that is new and older: what is held out of it would be trained on."""
-    new = {info.uid for info in infos}
-    if both := [reader.info.name for reader in rehearsed if reader.info.uid in new]:
-        raise DataError(
-            f"{', '.join(both[:3])} is among the new episodes and the older ones: leave it out of one"
-        )
+def _check_apart(infos: Sequence[EpisodeInfo]) -> None:
+    """Refuse an episode that is among the new ones and beside them: its held-out part would be trained on."""
+    counts = Counter(info.uid for info in infos)
+    if both := [info.name for info in infos if counts[info.uid] > 1]:
+        raise DataError(f"{', '.join(dict.fromkeys(both[:3]))} comes twice: leave it out of one")
 
 
 def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:

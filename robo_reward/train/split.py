@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.train.config import HoldoutConfig
 
-__all__ = ["Split", "make_split", "with_rehearsed"]
+__all__ = ["Beside", "Split", "make_split", "with_beside"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,21 @@ class Split:
         }
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Episodes practised beside those that a run is about; nothing is held out of them.
+
+    what         for people: "episodes of older tasks"
+    share        of the windows, drawn from them
+    fingerprint  which they are
+    """
+
+    what: str
+    readers: Sequence[EpisodeReader]
+    share: float
+    fingerprint: str
+
+
 def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -> Split:
     """Draw the split, the same for the same seed."""
     rng = np.random.default_rng([seed, 0x5B117])
@@ -42,9 +57,9 @@ def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -
     return _by_segment(infos, config, rng)
 
 
-def with_rehearsed(split: Split, rehearsed: Sequence[EpisodeReader]) -> Split:
+def with_beside(split: Split, beside: Sequence[Beside]) -> Split:
     """The split with more episodes at its end, of which training may see everything."""
-    lengths = [reader.info.length for reader in rehearsed]
+    lengths = [reader.info.length for group in beside for reader in group.readers]
     everything = tuple(np.ones(length, np.bool_) for length in lengths)
     nothing = tuple(np.zeros(length, np.bool_) for length in lengths)
     return Split(split.train + everything, split.calibration + nothing, split.test + nothing)

@@ -1,0 +1,244 @@
+"""`robo-reward misses`: the robot does what it did in a demonstration, beside where the objects are.
+
+A reward model that knows one demonstration of a task has never seen the hand move without the object, and
+takes the motion for progress. So the demonstrated actions are played back after a step aside: by the way such
+an episode is made nothing is achieved in it, and it needs no other label than that. As nothing is moved,
+there is nothing to put back between two of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float32
+from rich.console import Console
+from rich.progress import track
+
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.improve.worker import open_environment
+from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome
+from robo_reward.sources import open_sources
+from robo_reward_data._files import lock
+from robo_reward_data.store import EpisodeStore
+
+__all__ = ["MissesConfig", "run"]
+
+_ATTEMPTS = 5
+_LEAST = 0.6  # of the longest step aside that the options allow
+
+
+@dataclass(frozen=True)
+class MissesConfig:
+    """The keys of `configs/misses.yaml`, which says what each means."""
+
+    env: Any
+    demos: Any
+    out: str
+    episodes: int = 12
+    seed: int = 0
+    reached: int = 0
+    aside_low: tuple[float, ...] = (-1.0, -1.0, 0.0)
+    aside_high: tuple[float, ...] = (1.0, 1.0, 1.0)
+    aside_decisions: int = 2
+    plugins: tuple[str, ...] = ("robo_reward_sim",)
+    env_args: dict[str, Any] = field(default_factory=dict)
+    reader: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: MissesConfig) -> None:
+    """Record the misses that are not there yet.
+
+    Raises:
+        ConfigError: options that do not fit each other or the environment.
+        DataError: no demonstration with actions, or one that succeeds again whatever the step aside.
+    """
+    _check(config)
+    demos = _demonstrations(config)
+    identity = {
+        "env": config.env,
+        "seed": config.seed,
+        "reached": config.reached,
+        "demonstrations": [demo.info.uid for demo in demos],
+        "aside": [list(config.aside_low), list(config.aside_high), config.aside_decisions],
+    }
+    store = EpisodeStore.create(config.out, attrs={"misses": identity}, exist_ok=True)
+    if store.attrs.get("misses") != identity:
+        raise DataError(f"{config.out} is a store of other episodes: choose another out=")
+    with lock(Path(config.out) / ".misses.lock"):
+        if missing := [index for index in range(config.episodes) if _name(index) not in store]:
+            _record(config, demos, store, missing)
+    Console(stderr=True).print(f"{config.episodes} misses: {config.out}", markup=False)
+
+
+def _record(
+    config: MissesConfig, demos: Sequence[EpisodeReader], store: EpisodeStore, missing: Sequence[int]
+) -> None:
+    console = Console(stderr=True)
+    env = open_environment(config.env, config.plugins, config.env_args)
+    try:
+        _check_fit(config, env, demos)
+        for index in track(missing, "misses", console=console, disable=not console.is_terminal):
+            store.write(_miss(config, env, demos[index % len(demos)], index))
+    finally:
+        env.close()
+
+
+def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReader, index: int) -> Episode:
+    """One episode that achieves nothing."""
+    actions = _actions(demo)
+    space = cast("gymnasium.spaces.Box", env.action_space)
+    for attempt in range(_ATTEMPTS):
+        rng = np.random.default_rng((config.seed, index, attempt))
+        aside = _aside(config, rng)
+        first = np.repeat(actions[:1], config.aside_decisions, axis=0)
+        first[:, : len(aside)] = aside
+        plan = np.clip(np.concatenate([first, actions[:-1]]), space.low, space.high)
+        tape = _play(env, plan, seed=int(rng.integers(2**31)))
+        if tape is not None:
+            source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist()}
+            return _episode(tape, demo.info, config.reached, _name(index), source)
+    raise DataError(
+        f"{demo.info.name} succeeds again after a step aside, {_ATTEMPTS} times: step further "
+        "(aside_low, aside_high, aside_decisions)"
+    )
+
+
+@dataclass
+class _Tape:
+    """What an episode has shown; one moment more than actions."""
+
+    observations: list[Mapping[str, Any]]
+    stamps: list[int]
+    actions: list[np.ndarray]
+
+
+def _play(env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: int) -> _Tape | None:
+    """The plan carried out as far as it goes, or None where the task is done by it, against all odds.
+
+    Raises:
+        DataError: the environment breaks off at once.
+    """
+    decision_ns = int(getattr(env.unwrapped, "decision_ns", 100_000_000))
+    observation, info = env.reset(seed=seed)
+    tape = _Tape([observation], [int(info.get("elapsed_ns", 0))], [])
+    for action in plan:
+        observation, _, terminated, truncated, info = env.step(action)
+        if terminated or info.get("success"):
+            return None
+        if info.get("physics_error") or info.get("reason"):
+            break  # the moment that would follow is not real
+        tape.observations.append(observation)
+        tape.stamps.append(int(info.get("elapsed_ns", tape.stamps[-1] + decision_ns)))
+        tape.actions.append(np.asarray(info.get("applied_action", action), np.float32))
+        if truncated:
+            break
+    if not tape.actions:
+        raise DataError(f"the environment broke off at the first action: {info.get('reason') or 'physics'}")
+    return tape
+
+
+def _episode(tape: _Tape, demo: EpisodeInfo, reached: int, name: str, source: Mapping[str, Any]) -> Episode:
+    seen = tape.observations
+    frames = {camera: np.stack([moment["images"][camera] for moment in seen]) for camera in demo.cameras}
+    proprio = np.stack([np.asarray(moment["proprio"], np.float32) for moment in seen])
+    actions = np.stack([*tape.actions, np.zeros_like(tape.actions[0])])
+    digest = hashlib.sha256()
+    for values in (proprio, actions, *frames.values()):
+        digest.update(values.tobytes())
+    info = EpisodeInfo(
+        name=name,
+        uid=digest.hexdigest()[:32],
+        cameras=demo.cameras,
+        image_sizes={camera: (images.shape[1], images.shape[2]) for camera, images in frames.items()},
+        stamp_ns=np.array(tape.stamps, np.int64),
+        instruction=demo.instruction,
+        paraphrases=demo.paraphrases,
+        stage_names=_stages(demo),
+        success=np.zeros(len(seen), np.bool_),
+        outcome=Outcome.FAILURE,
+        reached=reached,
+        kind="miss",
+        source=dict(source),
+    )
+    return Episode(info, frames, proprio, actions)
+
+
+def _stages(demo: EpisodeInfo) -> tuple[str, ...]:
+    count = 0 if demo.boundaries is None else len(demo.boundaries) - 1
+    return demo.stage_names or tuple(f"stage {index + 1}" for index in range(count))
+
+
+def _actions(demo: EpisodeReader) -> Float32[np.ndarray, "t a"]:
+    actions = demo.read_actions()
+    assert actions is not None  # only such demonstrations were chosen
+    return actions
+
+
+def _aside(config: MissesConfig, rng: np.random.Generator) -> Float32[np.ndarray, " n"]:
+    """A step that is not too small to matter."""
+    low, high = np.array(config.aside_low), np.array(config.aside_high)
+    reach = float(np.abs(np.concatenate([low, high])).max())
+    while True:
+        step = rng.uniform(low, high)
+        if np.abs(step).max() >= _LEAST * reach:
+            return step.astype(np.float32)
+
+
+def _name(index: int) -> str:
+    return f"miss_{index:06d}"
+
+
+def _demonstrations(config: MissesConfig) -> list[EpisodeReader]:
+    readers, _ = open_sources(config.reader, config.demos)
+    good = [r for r in readers if r.info.outcome is Outcome.SUCCESS and r.read_actions() is not None]
+    if not good:
+        raise DataError(f"{config.demos} has no successful episode with actions: nothing to play back")
+    for demo in good:
+        if config.reached >= len(_stages(demo.info)):
+            raise ConfigError(
+                f"reached={config.reached}: {demo.info.name} has stages 0..{len(_stages(demo.info)) - 1} "
+                "(annotate it first where it has none)"
+            )
+    return good
+
+
+def _check(config: MissesConfig) -> None:
+    if config.episodes < 1 or config.seed < 0 or config.reached < 0 or config.aside_decisions < 1:
+        raise ConfigError("episodes and aside_decisions must be 1 or more, seed and reached 0 or more")
+    low, high = config.aside_low, config.aside_high
+    if len(low) != len(high) or not low or any(a > b for a, b in zip(low, high, strict=True)):
+        raise ConfigError(
+            f"aside_low={list(low)} and aside_high={list(high)}: as many axes each, low not above high"
+        )
+    if not any(low) and not any(high):
+        raise ConfigError("aside_low and aside_high are 0: a demonstration played back as it was may succeed")
+
+
+def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequence[EpisodeReader]) -> None:
+    shape = env.action_space.shape or (0,)
+    base: Any = env.unwrapped
+    decision_s = float(getattr(base, "decision_ns", 0)) * 1e-9
+    seen = cast("Any", env.observation_space).spaces
+    cameras = seen["images"].spaces if "images" in seen else {}
+    for demo in demos:
+        count = _actions(demo).shape[1:]
+        if shape != count:
+            raise ConfigError(
+                f"{demo.info.name} has actions of {count[0]} numbers, {config.env} takes {shape}"
+            )
+        if absent := [camera for camera in demo.info.cameras if camera not in cameras]:
+            raise ConfigError(f"{config.env} has no camera '{absent[0]}', which {demo.info.name} has")
+        period = float(np.median(np.diff(demo.info.stamp_ns))) * 1e-9
+        if decision_s and abs(period - decision_s) > 0.1 * decision_s:
+            raise ConfigError(
+                f"{demo.info.name} has an action every {period:.3f} s, {config.env} every "
+                f"{decision_s:.3f} s: give env_args={{...}} as it was recorded"
+            )
+    if len(config.aside_low) > shape[0]:
+        raise ConfigError(f"aside_low has {len(config.aside_low)} axes, an action of {config.env} {shape[0]}")
