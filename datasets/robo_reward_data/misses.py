@@ -46,6 +46,7 @@ class MissesConfig:
     aside_low: tuple[float, ...] = (-1.0, -1.0, 0.0)
     aside_high: tuple[float, ...] = (1.0, 1.0, 1.0)
     aside_decisions: int = 2
+    same_scene: bool = True
     plugins: tuple[str, ...] = ("robo_reward_sim",)
     env_args: dict[str, Any] = field(default_factory=dict)
     reader: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +100,8 @@ def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReade
         first = np.repeat(actions[:1], config.aside_decisions, axis=0)
         first[:, : len(aside)] = aside
         plan = np.clip(np.concatenate([first, actions[:-1]]), space.low, space.high)
-        tape = _play(env, plan, seed=int(rng.integers(2**31)))
+        scene = demo.info.source.get("reset_seed") if config.same_scene else None
+        tape = _play(env, plan, seed=int(rng.integers(2**31)) if scene is None else int(scene))
         if tape is not None:
             source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist()}
             return _episode(tape, demo.info, config.reached, _name(index), source)

@@ -109,7 +109,7 @@ def demonstration(index: int, aim: bool = True) -> Episode:
         success=success,
         outcome=Outcome.SUCCESS if aim else Outcome.FAILURE,
         kind="expert" if aim else "aborted",
-        source={"mark": env.mark.tolist()},
+        source={"mark": env.mark.tolist(), "reset_seed": 1000 + index},
     )
     return Episode(
         info=info,

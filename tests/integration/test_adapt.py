@@ -121,7 +121,7 @@ def test_older_tasks_that_are_practised_beside_the_new_one_are_not_forgotten(
     assert [split[uid]["train"] for uid in old] == [[[0, 18]]] * len(old)
     with pytest.raises(CheckpointError, match="other data"):
         adapt(stores, tmp_path / "both", *steps)
-    with pytest.raises(ConfigError, match=r"older_share=1\.0: a share between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"older_share=1\.0, misses_share=0\.25: shares between 0 and 1"):
         adapt(stores, tmp_path / "third", *steps, f"older={stores['old']}", "older_share=1.0")
 
 
@@ -133,9 +133,13 @@ def _without_stages(at: Path, episode: Episode) -> Path:
 def test_older_episodes_that_cannot_be_practised_are_refused(stores: dict[str, Path], tmp_path: Path) -> None:
     bare = _without_stages(tmp_path / "bare", toy_episode(20, length=18))
     for demos, older, problem in (
-        (stores["demo"], bare, "no older episode has a labelled frame"),
-        (_without_stages(tmp_path / "new", emptied(3)), stores["old"], "no new episode has a labelled frame"),
-        (stores["demo"], stores["demo"], "is among the new episodes and the older ones"),
+        (stores["demo"], bare, "no labelled frame in the episodes of older tasks"),
+        (
+            _without_stages(tmp_path / "new", emptied(3)),
+            stores["old"],
+            "no labelled frame in the new episodes",
+        ),
+        (stores["demo"], stores["demo"], "comes twice"),
     ):
         with pytest.raises(DataError, match=problem):
             adapt({**stores, "demo": demos}, tmp_path / "out", "steps=2", f"older={older}")

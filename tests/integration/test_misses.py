@@ -1,0 +1,171 @@
+"""Misses: a demonstration played back beside the objects, and what training makes of them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robo_reward.cli.main import run_command
+from robo_reward.errors import ConfigError, DataError
+from robo_reward.labels import label_ceiling, label_episode
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.schema import EpisodeReader, Outcome
+from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward.train.config import HoldoutConfig, WindowConfig
+from robo_reward.train.data import WindowSampler
+from robo_reward.train.loop import to_tensors
+from robo_reward.train.loss import losses, predict
+from robo_reward.train.split import Beside, make_split, with_beside
+from robo_reward_data.store import EpisodeStore
+
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small world is imported by name, as a user's own would be."""
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def misses(out: Path, *overrides: str) -> list[EpisodeReader]:
+    world = ["env={_target_: improve_toy.Dot}", "demos=memory", "reader._target_=improve_toy.Demos"]
+    aside = ["aside_low=[-1.0,-1.0]", "aside_high=[1.0,1.0]", "aside_decisions=5", "plugins=[]"]
+    run_command("misses", [*world, *aside, "episodes=3", f"out={out}", *overrides])
+    return list(EpisodeStore.open(out).episodes)
+
+
+def test_the_demonstration_is_played_back_aside_and_achieves_nothing(tmp_path: Path) -> None:
+    from improve_toy import Demos, Dot
+
+    found = misses(tmp_path / "misses")
+    demos = Demos(Path()).episodes
+    assert len(found) == 3
+    for index, reader in enumerate(found):
+        info, demo = reader.info, demos[index]
+        assert (info.outcome, info.reached, info.kind) == (Outcome.FAILURE, 0, "miss")
+        assert label_episode(info) is None  # nothing is known of where in the stage it is
+        assert label_ceiling(info) == 0
+        assert info.success is not None
+        assert not info.success.any()
+        assert info.instruction == demo.info.instruction
+        actions, played = demo.read_actions(), reader.read_actions()
+        assert actions is not None
+        assert played is not None
+        aside = np.array(info.source["aside"])
+        np.testing.assert_allclose(played[:5], np.tile(aside, (5, 1)), atol=1e-3)
+        np.testing.assert_array_equal(played[5:-1], actions[:-1][: len(played) - 6])
+        env = Dot()  # what is stored is what such actions lead to
+        env.reset(seed=0)
+        places = [env.place.copy(), *(env.step(action)[0]["proprio"] for action in played[:-1])]
+        proprio = reader.read_proprio()
+        np.testing.assert_allclose(proprio, np.array(places), atol=1e-5)
+    assert len({info.uid for info in (r.info for r in found)}) == 3
+
+    # A killed run is gone on with, and makes what it would have made.
+    lost = found[1].info.uid
+    shutil.rmtree(tmp_path / "misses" / "episodes" / "miss_000001")
+    assert misses(tmp_path / "misses")[1].info.uid == lost
+    with pytest.raises(DataError, match="store of other episodes"):
+        misses(tmp_path / "misses", "seed=1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["aside_low=[0,0]", "aside_high=[0,0]"], ConfigError, "played back as it was may succeed"),
+        (["aside_low=[-1]"], ConfigError, "as many axes each"),
+        (["aside_low=[-1,-1,-1]", "aside_high=[1,1,1]"], ConfigError, "has 3 axes, an action of"),
+        (["aside_high=[0.01,0.0]", "aside_low=[0,0]"], DataError, "succeeds again after a step aside"),
+        (["reached=2"], ConfigError, r"reached=2: dot_000 has stages 0\.\.1"),
+        (["episodes=0"], ConfigError, "must be 1 or more"),
+        (["env_args.cameras=[side]"], ConfigError, "has no camera 'top', which dot_000 has"),
+    ],
+)
+def test_misses_that_cannot_be_made_are_refused(
+    tmp_path: Path, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        misses(tmp_path / "misses", *overrides)
+
+
+def sampler_with_misses(share: float) -> tuple[WindowSampler, ModelConfig]:
+    demos = [MemoryReader(toy_episode(i, length=18)) for i in range(2)]
+    failed = [toy_episode(10 + i, length=18, reach=0.4) for i in range(3)]
+    bounded = [
+        MemoryReader(replace(episode, info=replace(episode.info, truth=None, reached=0)))
+        for episode in failed
+    ]
+    config = ModelConfig(
+        encoder={
+            "_target_": "robo_reward.model.encoders.TinyEncoder",
+            "channels": [4, 4, 8, 8],
+            "bottleneck": 4,
+        },
+        tasks=(TaskConfig(("fill the bar",), ("red", "green"), (0.5, 0.5)),),
+        cameras=("front", "wrist"),
+        image_size=(32, 32),
+        period_s=0.1,
+        width=16,
+        heads=2,
+        layers=1,
+    )
+    beside = [Beside("misses", bounded, share, "x")]
+    split = make_split([r.info for r in demos], HoldoutConfig(calibration=0.0, test=0.0), seed=1)
+    sampler = WindowSampler(
+        [*demos, *bounded],
+        with_beside(split, beside),
+        config,
+        WindowConfig(frames=4),
+        {},
+        {},
+        1e9,
+        [None] * 5,
+        beside,
+    )
+    return sampler, config
+
+
+def test_of_a_miss_training_knows_the_furthest_stage_and_no_more() -> None:
+    sampler, config = sampler_with_misses(share=0.4)
+    batches = [sampler.batch(16, seed=3, step=step) for step in range(20)]
+    missed = np.concatenate([b.ceiling[:, 0] == 0 for b in batches])
+    assert 0.3 < missed.mean() < 0.5
+    for batch in batches:
+        here = (batch.ceiling == 0) & batch.moment_mask
+        assert not batch.labelled[here].any()
+        assert (batch.success_known[here] & (batch.success[here] == 0)).all()
+        rest = (batch.ceiling == -1) & batch.moment_mask
+        assert batch.labelled[rest].all()
+
+    # The loss of such moments: minus the log of the probability of the stages up to the ceiling.
+    torch.manual_seed(0)
+    model = ProgressModel(config).eval()
+    batch = to_tensors(batches[0], torch.device("cpu"))
+    only = replace(batch, labelled=torch.zeros_like(batch.labelled), episode=torch.full_like(batch.stage, -1))
+    low = replace(only, ceiling=torch.zeros_like(batch.ceiling))
+    prediction, _, _ = predict(model, low)
+    first = prediction.stage_logits.softmax(-1)[..., 0]
+    expected = -first.log()[batch.moment_mask].mean()
+    torch.testing.assert_close(losses(model, low, 0)["stage"], expected, rtol=1e-4, atol=1e-5)
+    top = replace(only, ceiling=torch.ones_like(batch.ceiling))
+    # "No further than the last stage" says nothing, and nothing is said of the way through a stage.
+    torch.testing.assert_close(losses(model, top, 0)["stage"], torch.tensor(0.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(losses(model, low, 0)["tau"], torch.tensor(0.0))
+
+
+def test_a_store_keeps_the_furthest_stage_and_refuses_one_that_cannot_be(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "store")
+    failed = toy_episode(0, reach=0.4)
+    said = replace(failed, info=replace(failed.info, truth=None, reached=1))
+    assert store.write(said).info.reached == 1
+    assert store.write(toy_episode(1)).info.reached is None
+    for info in (replace(said.info, reached=2), replace(said.info, outcome=Outcome.SUCCESS)):
+        with pytest.raises(DataError, match=r"reached=\d is for failed episodes"):
+            store.write(replace(said, info=replace(info, name="other", uid="f" * 32)))
