@@ -24,7 +24,6 @@ from robo_reward.train.loss import losses, predict
 from robo_reward.train.split import Beside, make_split, with_beside
 from robo_reward_data.store import EpisodeStore
 
-
 HERE = Path(__file__).parent
 
 
