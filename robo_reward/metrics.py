@@ -3,6 +3,7 @@
 Ranks (average ranks for ties; `x` the estimate, `y` what it should follow):
   spearman      Pearson correlation of the ranks of x and y (Spearman 1904)
   voc           spearman(progress, time): value-order correlation (GVL, arXiv 2411.04549)
+  overclaim     mean over the frames of failures of max(0, progress - the furthest that the episode got)
   retry_voc     spearman(progress, true progress), for episodes that fail, go back and try again
   kendall_tau_a sum_{i<j} sign(x_j - x_i) sign(y_j - y_i) / (n (n - 1) / 2) (Kendall 1938)
 Errors:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int64
 from robo_reward.calibration import LEVELS
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.estimate import band
-from robo_reward.labels import equal_stage_weights, label_episode, label_success, task_progress
+from robo_reward.labels import equal_stage_weights, label_ceiling, label_episode, label_success, task_progress
 from robo_reward.model.config import TaskConfig
 from robo_reward.offline import (
     encode_episode,
@@ -21,7 +21,7 @@ from robo_reward.offline import (
     read_moments,
     resolve_task,
 )
-from robo_reward.schema import EpisodeInfo, EpisodeReader
+from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 
 __all__ = [
     "Answers",
@@ -41,6 +41,7 @@ class Truth:
     progress  f32[t], NaN where unknown;  stage i64[t], -1 where unknown;  tau f32[t], NaN where unknown
     success   bool[t] where it is known at every frame
     same_stages  the model has as many stages as the truth, so that indices can be compared
+    furthest  progress that a failed episode never went beyond, NaN where unknown or for other episodes
     """
 
     progress: Float32[np.ndarray, " t"] | None
@@ -48,6 +49,7 @@ class Truth:
     tau: Float32[np.ndarray, " t"] | None
     success: Bool[np.ndarray, " t"] | None
     same_stages: bool
+    furthest: float = float("nan")
 
 
 @runtime_checkable
@@ -198,16 +200,27 @@ def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
     success, known = label_success(info)
     whole = success if known.all() else None
     if label is None:
-        return Truth(None, None, None, whole, False)
+        return Truth(None, None, None, whole, False, _furthest(task, info))
     names = info.stage_names or range(int(label.stage[label.valid].max(initial=0)) + 1)
     count = len(info.boundaries) - 1 if info.boundaries is not None else len(names)
     same = count == len(task.stage_names)
     weights = np.array(task.stage_weights, dtype=np.float32) if same else equal_stage_weights(count)
-    progress = task_progress(np.where(label.valid, label.stage, 0), label.tau, weights)
+    found = task_progress(np.where(label.valid, label.stage, 0), label.tau, weights)
+    progress = np.where(label.valid, found, np.nan).astype(np.float32)
+    failed = info.outcome is Outcome.FAILURE and label.valid.all()
     return Truth(
-        progress=np.where(label.valid, progress, np.nan).astype(np.float32),
+        progress=progress,
         stage=np.where(label.valid, label.stage, -1),
         tau=np.where(label.valid, label.tau, np.nan).astype(np.float32),
         success=whole,
         same_stages=same,
+        furthest=float(progress.max()) if failed else float("nan"),
     )
+
+
+def _furthest(task: TaskConfig, info: EpisodeInfo) -> float:
+    """The end of the furthest stage that an episode got to, where no more is known of its stages."""
+    ceiling = label_ceiling(info)
+    if ceiling is None or len(info.stage_names) != len(task.stage_names):
+        return float("nan")
+    return float(np.sum(task.stage_weights[: ceiling + 1]))

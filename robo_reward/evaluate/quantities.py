@@ -30,6 +30,7 @@ __all__ = [
     "coverage_counts",
     "end_level",
     "frame_mean",
+    "overclaim",
     "perspective_quantities",
     "progress_error",
     "quantities",
@@ -190,6 +191,7 @@ def quantities(results: Sequence[EpisodeResult], detector: SuccessDetector) -> d
         "coverage_90": frame_mean(results, _covered),
         "retry_voc": _episodes(retries, _truth_rank),
         "hesitation_rmse": _hesitation(results),
+        "overclaim": overclaim(results),
         "drift": _episodes(results, lambda r: _drift(r, r.forward)),
         "tau_a": _tau_a(results),
         "valid_share": frame_mean(results, lambda r: r.forward.valid.astype(np.float64)),
@@ -315,6 +317,13 @@ def end_level(values: Float[np.ndarray, " t"]) -> float:
     """The level an episode ends on: the median of its last three known values."""
     known = values[np.isfinite(values)]
     return float(np.median(known[-3:])) if len(known) else float("nan")
+
+
+def overclaim(results: Sequence[EpisodeResult]) -> Mean:
+    """How far the frames of failures are claimed to be beyond anything that their episode achieved."""
+    return frame_mean(
+        results, lambda r: np.maximum(r.forward.progress - r.truth.furthest, 0.0).astype(np.float64)
+    )
 
 
 def _class(progress: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 from robo_reward.cli.main import run_command
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.evaluate.predict import EpisodeResult, true_labels
+from robo_reward.evaluate.quantities import overclaim
 from robo_reward.labels import label_ceiling, label_episode
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -168,3 +171,23 @@ def test_a_store_keeps_the_furthest_stage_and_refuses_one_that_cannot_be(tmp_pat
     for info in (replace(said.info, reached=2), replace(said.info, outcome=Outcome.SUCCESS)):
         with pytest.raises(DataError, match=r"reached=\d is for failed episodes"):
             store.write(replace(said, info=replace(info, name="other", uid="f" * 32)))
+
+
+def test_claims_beyond_what_a_failure_achieved_are_measured() -> None:
+    task = TaskConfig(("fill the bar",), ("red", "green"), (0.3, 0.7))
+    failed = toy_episode(0, length=4, reach=0.4).info
+    assert failed.truth is not None
+    known = true_labels(task, failed)
+    assert known.progress is not None
+    assert known.furthest == pytest.approx(float(known.progress.max()))
+    bounded = true_labels(task, replace(failed, truth=None, reached=0))
+    assert bounded.furthest == pytest.approx(0.3)  # the end of its first stage
+    assert np.isnan(true_labels(task, toy_episode(1).info).furthest)
+    assert np.isnan(true_labels(task, replace(failed, truth=None)).furthest)
+    # 0, 0.2 and 0.6 beyond; no answer counts for nothing
+    said = np.array([0.1, 0.5, 0.9, np.nan], np.float32)
+    names = ("progress", "std", "low", "high", "tau", "success_prob", "stage", "valid", "reason")
+    forward = SimpleNamespace(**dict.fromkeys(names, said))
+    bands = (np.zeros((9, 4), np.float32), np.ones((9, 4), np.float32))
+    result = EpisodeResult(failed, bounded, np.ones(4, np.bool_), forward, forward, {}, bands)
+    assert overclaim([result, result]).metric(np.random.default_rng(0)).value == pytest.approx(0.8 / 3)
