@@ -50,11 +50,11 @@ def check_info(info: EpisodeInfo) -> None:
 def _check_reached(who: str, info: EpisodeInfo) -> None:
     if info.reached is None:
         return
-    last = len(info.stage_names) - 1
-    if info.outcome is not Outcome.FAILURE or not 0 <= info.reached <= last:
+    count = len(info.stage_names)
+    if info.outcome is not Outcome.FAILURE or info.reached < 0 or (count and info.reached >= count):
         raise DataError(
-            f"{who}: reached={info.reached} is for failed episodes whose stages have names, 0..{last} here, "
-            f"and its outcome is {info.outcome}"
+            f"{who}: reached={info.reached} is for failures, the index of a stage (of {count or '?'}); "
+            f"its outcome is {info.outcome}"
         )
 
 

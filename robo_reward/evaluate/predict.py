@@ -221,6 +221,6 @@ def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
 def _furthest(task: TaskConfig, info: EpisodeInfo) -> float:
     """The end of the furthest stage that an episode got to, where no more is known of its stages."""
     ceiling = label_ceiling(info)
-    if ceiling is None or len(info.stage_names) != len(task.stage_names):
+    if ceiling is None or (info.stage_names and len(info.stage_names) != len(task.stage_names)):
         return float("nan")
     return float(np.sum(task.stage_weights[: ceiling + 1]))

@@ -104,6 +104,9 @@ def test_how_an_episode_ended_is_said_or_assumed_aloud(
     assert "1 of them have no stages" in out
     first = EpisodeStore.open(tmp_path / "auto").episodes[0].info
     assert (first.outcome, first.source["outcome_from"]) == (Outcome.SUCCESS, "outcome=auto")
+    run(task, tmp_path / "reached", outcome="failure", reached=0)
+    # Where stages are marked, they say more.
+    assert [e.info.reached for e in EpisodeStore.open(tmp_path / "reached")] == [None, 0]
     run(task, tmp_path / "failed", outcome="failure")
     store = EpisodeStore.open(tmp_path / "failed")
     assert store.attrs["import"]["outcome"] == "failure"
@@ -111,11 +114,13 @@ def test_how_an_episode_ended_is_said_or_assumed_aloud(
     label = label_episode(store.episodes[0].info)
     assert label is not None
     assert label.valid.tolist() == [True] * 10 + [False] * 10  # nobody knows how far the last stage got
-    with pytest.raises(DataError, match=r"made with .*outcome=failure; this import asks for .*outcome=auto"):
+    with pytest.raises(
+        DataError, match=r"made with .*outcome=failure.*; this import asks for .*outcome=auto"
+    ):
         run(task, tmp_path / "failed")
     # A store from before there was a choice goes on as auto.
     attrs = EpisodeStore.open(tmp_path / "auto").attrs["import"]
-    older = {key: value for key, value in attrs.items() if key != "outcome"}
+    older = {key: value for key, value in attrs.items() if key not in ("outcome", "reached")}
     EpisodeStore.open(tmp_path / "auto").update_attrs({"import": older})
     assert main(command(task, tmp_path / "auto")) == 0
 

@@ -169,7 +169,7 @@ def test_a_store_keeps_the_furthest_stage_and_refuses_one_that_cannot_be(tmp_pat
     assert store.write(said).info.reached == 1
     assert store.write(toy_episode(1)).info.reached is None
     for info in (replace(said.info, reached=2), replace(said.info, outcome=Outcome.SUCCESS)):
-        with pytest.raises(DataError, match=r"reached=\d is for failed episodes"):
+        with pytest.raises(DataError, match=r"reached=\d is for failures, the index of a stage \(of 2\)"):
             store.write(replace(said, info=replace(info, name="other", uid="f" * 32)))
 
 

@@ -31,12 +31,14 @@ class Options:
     fps      frames per second to keep; None for the recording's own
     size     (h, w) in pixels; None for the recording's own
     outcome  one of OUTCOMES: how recordings ended that do not say so themselves
+    reached  index of the furthest stage that failures without marked stages got to; None: nobody knows
     """
 
     cameras: tuple[str, ...] | None = None
     fps: float | None = None
     size: tuple[int, int] | None = None
     outcome: str = "auto"
+    reached: int | None = None
 
 
 def outcome_of(recorded: Outcome | None, staged: bool, asked: str) -> tuple[Outcome, dict[str, str]]:

@@ -22,7 +22,7 @@ from rich.progress import (
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import instantiate
-from robo_reward.schema import EpisodeInfo
+from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data.importers.base import OUTCOMES, Importer, Options, Recording
 from robo_reward_data.importers.video import resize
 from robo_reward_data.store import EpisodeStore
@@ -41,6 +41,7 @@ class ImportConfig:
     fps: float | None = 10.0
     size: list[int] | None = None
     outcome: str = "auto"
+    reached: int | None = None
     on_error: str = "stop"
 
 
@@ -157,7 +158,13 @@ def _import_one(
     prepared = recording.prepare(options)
     own = prepared.info
     sizes = {camera: options.size or own.image_sizes[camera] for camera in own.cameras}
-    info = dataclasses.replace(own, image_sizes=sizes, source={**own.source, "labels": recording.labels()})
+    unmarked = own.outcome is Outcome.FAILURE and own.boundaries is None and own.truth is None
+    info = dataclasses.replace(
+        own,
+        image_sizes=sizes,
+        reached=options.reached if unmarked else None,
+        source={**own.source, "labels": recording.labels()},
+    )
     step = 1.0 / (info.length * len(info.cameras))
     with store.draft(info.name) as draft:
         for camera in info.cameras:
@@ -196,13 +203,15 @@ def _open_store(out: Path, options: Options) -> tuple[EpisodeStore, bool]:
         "fps": options.fps,
         "size": None if options.size is None else list(options.size),
         "outcome": options.outcome,
+        "reached": options.reached,
     }
     is_new = not (out / "zarr.json").exists()
     store = EpisodeStore.create(out, {"import": asked, "left_out": []}, exist_ok=True)
     made = cast("dict[str, Any] | None", store.attrs.get("import"))
     if made is None:
         raise DataError(f"{store.path} was not made by import: choose another out")
-    made = {**made, "outcome": made.get("outcome", "auto")}  # as it was before there was a choice
+    # As it was before there was a choice.
+    made = {**made, "outcome": made.get("outcome", "auto"), "reached": made.get("reached")}
     if made != asked:
         raise DataError(
             f"{store.path} was made with {_spell(made)}; this import asks for {_spell(asked)}: "
@@ -243,6 +252,8 @@ def _options(config: ImportConfig) -> Options:
         raise ConfigError(f"on_error is '{config.on_error}': choose stop or skip")
     if config.outcome not in OUTCOMES:
         raise ConfigError(f"outcome is '{config.outcome}': choose {', '.join(OUTCOMES)}")
+    if config.reached is not None and config.reached < 0:
+        raise ConfigError(f"reached is {config.reached}: it must be the index of a stage, from 0, or null")
     if config.fps is not None and not config.fps > 0:
         raise ConfigError(f"fps is {config.fps}: it must be more than 0, or null for the recording's own")
     if config.size is not None and (len(config.size) != 2 or min(config.size) < 1):
@@ -254,4 +265,5 @@ def _options(config: ImportConfig) -> Options:
         fps=config.fps,
         size=None if config.size is None else (config.size[0], config.size[1]),
         outcome=config.outcome,
+        reached=config.reached,
     )
