@@ -52,6 +52,7 @@ class LearnerConfig:
     clone_noise: float = 0.1
     scale_floor: float = 1.0
     value_weight: float = 1.0
+    bounded: bool = True
     noise_start: float = 0.2
     noise_end: float = 0.1
     noise_rollouts: int = 100
@@ -127,6 +128,8 @@ class Learner:
             members = torch.randperm(config.critics, generator=self.generator)[: config.subset]
             # The lower of a random few critics: pessimism against over-estimation (REDQ, Chen et al. 2021).
             value = values[members].amin(dim=0)
+            if config.bounded:
+                value = value.clamp(batch.least, batch.most)
             target = batch.reward + batch.discount * value
         values = self.critics(_judged(x, batch.potential), batch.action)
         critic_loss = ((values - target) ** 2).mean(dim=1).sum()

@@ -49,6 +49,7 @@ class Batch:
                   a terminal state
     demonstrated  f32[b]: 1 where a person or a demonstration acted, else 0
     potential     f32[b, 1]: Phi of the moment, 0 where unknown;  next_potential: of the one after the steps
+    least, most   f32[b]: no policy's value after the steps is below or above
     """
 
     observation: Float[Tensor, "b d"]
@@ -59,6 +60,8 @@ class Batch:
     demonstrated: Float[Tensor, " b"]
     potential: Float[Tensor, "b 1"]
     next_potential: Float[Tensor, "b 1"]
+    least: Float[Tensor, " b"]
+    most: Float[Tensor, " b"]
 
 
 def shaped_rewards(rollout: Rollout, shaping: Shaping) -> Float64[np.ndarray, " t"]:
@@ -94,6 +97,24 @@ def _shown_potentials(rollout: Rollout, shaping: Shaping) -> Float64[np.ndarray,
     if shaping.kappa == 0.0:
         return np.zeros(rollout.decisions + 1)
     return np.nan_to_num(rollout_potentials(rollout, shaping))
+
+
+def value_bounds(
+    rollout: Rollout, shaping: Shaping
+) -> tuple[Float64[np.ndarray, " t1"], Float64[np.ndarray, " t1"]]:
+    """The least and the most that any policy can earn from each moment on.
+
+    The task pays 1 once, so its value is in [0, 1]; exact shaping takes `kappa Phi` from every value (Ng et
+    al. 1999). Infinite where Phi is unknown, and for rules that are not exact.
+    """
+    if shaping.kappa == 0.0:
+        taken = np.zeros(rollout.decisions + 1)
+    elif shaping.rule.exact:
+        taken = shaping.kappa * rollout_potentials(rollout, shaping)
+    else:
+        taken = np.full(rollout.decisions + 1, np.nan)
+    known = np.isfinite(taken)
+    return np.where(known, -taken, -np.inf), np.where(known, 1.0 - taken, np.inf)
 
 
 class Replay:
@@ -184,6 +205,8 @@ class Replay:
                 demonstrated=self._is_demo[chosen].float(),
                 potential=self._potential[chosen, None],
                 next_potential=self._potential[after, None],
+                least=self._least[after],
+                most=self._most[after],
             )
 
     def _draw(self, pool: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -217,10 +240,13 @@ class Replay:
         self._is_demo, self._is_start = (torch.from_numpy(joined(index)) for index in (5, 6))
         self._weight = torch.from_numpy(joined(7).astype(np.float32))
         self._potential = torch.from_numpy(joined(8).astype(np.float32))
+        self._least, self._most = (torch.from_numpy(joined(index).astype(np.float32)) for index in (9, 10))
         self._fresh = True
 
     def _lay_out(self, episode: Rollout) -> tuple[np.ndarray, ...]:
-        """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight, Phi."""
+        """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight, Phi,
+        least and most value.
+        """
         count, gamma = episode.decisions, self._shaping.discount
         observation = np.concatenate([episode.parts[name] for name in self.observed], axis=1)
         steps = np.minimum(self._n, count - np.arange(count))
@@ -245,4 +271,5 @@ class Replay:
             np.append(np.ones(count, np.bool_), False),
             np.full(count + 1, weight),
             _shown_potentials(episode, self._shaping),
+            *value_bounds(episode, self._shaping),
         )

@@ -113,6 +113,41 @@ def test_stages_are_found_written_and_not_overwritten_unasked(
     assert store.fingerprint == before
 
 
+def test_a_few_marked_demonstrations_give_the_others_their_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / "store", count=8)
+    command = ["annotate", f"data={store.path}", "mode=spread"]
+    assert main(command) == 1
+    assert "mark one or more of each first" in capsys.readouterr().err
+    # Someone marks late: so it is to be in the others.
+    for name in ("episode_01", "episode_04"):
+        info = store[name].info
+        true = np.array(info.source["boundaries"])
+        store.annotate(name, STAGES, true + np.array([0, 2, 2, 0]))
+    marked = store["episode_01"].info.boundaries
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "'carry it': 2 marked, 6 follow; told from each other, 100% of the marked boundaries" in said
+    for episode in store.episodes:
+        info = episode.info
+        assert info.stage_names == STAGES
+        assert info.boundaries is not None
+        assert info.boundaries[[0, -1]].tolist() == [0, info.length]
+        wanted = np.array(info.source["boundaries"])[1:3] + 2
+        assert np.abs(info.boundaries[1:3] - wanted).max() <= 2
+    assert store["episode_01"].info.boundaries.tolist() == marked.tolist()
+    # What is there already is left alone: nothing is unmarked any more.
+    assert main(command) == 1
+    # Marks that disagree about the stages are refused before anything is written.
+    store.annotate("episode_02", (), None)
+    store.annotate("episode_03", ("a", "b"), np.array([0, 9, 30]))
+    before = store.fingerprint
+    assert main(command) == 1
+    assert "has 2 stages, 'episode_07' 3: mark them alike" in capsys.readouterr().err
+    assert store.fingerprint == before
+
+
 def test_pictures_alone_will_do_where_they_show_the_stages(tmp_path: Path) -> None:
     store = EpisodeStore.create(tmp_path / "store")
     for index, lengths in enumerate([(12, 20, 16), (22, 10, 18), (15, 15, 15), (20, 24, 12)]):

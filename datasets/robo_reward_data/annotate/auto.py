@@ -19,7 +19,7 @@ from robo_reward.stages import (
 )
 from robo_reward_data.annotate.features import Moments, stage_features
 
-__all__ = ["FoundStages", "StageSettings", "find_stages"]
+__all__ = ["FoundStages", "StageSettings", "check_cameras", "find_stages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,15 @@ def _check(readers: Sequence[EpisodeReader]) -> None:
             f"stages are what demonstrations share, and there are {len(readers)}: give two or more that "
             "succeed, or mark them by hand with mode=web"
         )
+    check_cameras(readers)
+
+
+def check_cameras(readers: Sequence[EpisodeReader]) -> None:
+    """Refuse demonstrations of different cameras.
+
+    Raises:
+        DataError: naming two of them.
+    """
     first = readers[0].info
     for reader in readers[1:]:
         if reader.info.cameras != first.cameras:

@@ -18,6 +18,7 @@ from robo_reward.errors import ConfigError, DataError
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
 from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, write_lerobot
+from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
 __all__ = ["AnnotateConfig", "copy_without_truth", "run"]
@@ -68,6 +69,7 @@ def run(config: AnnotateConfig) -> None:
     """
     modes: dict[str, Callable[[AnnotateConfig], None]] = {
         "auto": _find,
+        "spread": _spread,
         "web": _serve,
         "read": _read,
         "write": _export,
@@ -162,6 +164,38 @@ def _find(config: AnnotateConfig) -> None:
         names = _names(config.names, len(found.stability) + 1)
         stages |= {r.name: Stages(names, b) for r, b in zip(readers, found.boundaries, strict=True)}
         _report(instruction, readers, found)
+    _write(config, stages)
+
+
+def _spread(config: AnnotateConfig) -> None:
+    source, model = _source(config), _model(config)
+    tasks: dict[str, list[StoredEpisode]] = {}
+    for episode in source.episodes:
+        if episode.info.outcome is not Outcome.FAILURE:
+            tasks.setdefault(episode.info.instruction, []).append(episode)
+    stages: dict[str, Stages] = {}
+    for instruction, episodes in tasks.items():
+        # What a simulator's truth gives nobody has marked.
+        marked = [e for e in episodes if e.info.boundaries is not None and e.info.truth is None]
+        others = [e for e in episodes if e.info.boundaries is None or e.info.truth is not None]
+        if not marked or not others:
+            continue
+        if config.out is None:
+            _refuse_truth(others)
+        found = spread_marks(marked, others, model=model, proprio=config.proprio)
+        names = next((e.info.stage_names for e in marked if e.info.stage_names), ())
+        stages |= {e.name: Stages(names, b) for e, b in zip(others, found.boundaries, strict=True)}
+        told = "mark a second one to learn how well that goes"
+        if np.isfinite(found.agreement):
+            told = (
+                f"told from each other, {found.agreement:.0%} of the marked boundaries are found within 5 %"
+            )
+        sys.stdout.write(f"'{instruction}': {len(marked)} marked, {len(others)} follow; {told}\n")
+    if not stages:
+        raise DataError(
+            f"{config.data}: no task has both marked demonstrations and others: mark one or more of each "
+            "first (mode=web or mode=read)"
+        )
     _write(config, stages)
 
 
