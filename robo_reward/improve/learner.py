@@ -33,7 +33,7 @@ class LearnerConfig:
     """See `learner` in `configs/improve.yaml`."""
 
     width: int = 128
-    critics: int = 2
+    critics: int = 6
     subset: int = 2
     batch_size: int = 128
     demo_share: float = 0.5

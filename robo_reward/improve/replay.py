@@ -27,7 +27,15 @@ from robo_reward.shaping import (
     step_discounts,
 )
 
-__all__ = ["Batch", "Replay", "Shaping", "rollout_potentials", "shaped_rewards", "terminal_steps"]
+__all__ = [
+    "Batch",
+    "Replay",
+    "Shaping",
+    "rollout_potentials",
+    "shaped_rewards",
+    "terminal_steps",
+    "value_bounds",
+]
 
 
 @dataclass(frozen=True)
@@ -105,16 +113,15 @@ def value_bounds(
     """The least and the most that any policy can earn from each moment on.
 
     The task pays 1 once, so its value is in [0, 1]; exact shaping takes `kappa Phi` from every value (Ng et
-    al. 1999). Infinite where Phi is unknown, and for rules that are not exact.
+    al. 1999). Infinite for rules that are not exact, and for an episode in which a potential is unknown: what
+    is paid around a gap is not that of its own moment.
     """
-    if shaping.kappa == 0.0:
-        taken = np.zeros(rollout.decisions + 1)
-    elif shaping.rule.exact:
+    taken = np.zeros(rollout.decisions + 1)
+    if shaping.kappa != 0.0:
         taken = shaping.kappa * rollout_potentials(rollout, shaping)
-    else:
-        taken = np.full(rollout.decisions + 1, np.nan)
-    known = np.isfinite(taken)
-    return np.where(known, -taken, -np.inf), np.where(known, 1.0 - taken, np.inf)
+        if not (shaping.rule.exact and np.isfinite(taken).all()):
+            return np.full_like(taken, -np.inf), np.full_like(taken, np.inf)
+    return -taken, 1.0 - taken
 
 
 class Replay:

@@ -10,10 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robo_reward.improve.replay import Replay, Shaping
+from robo_reward.improve.replay import Replay, Shaping, value_bounds
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.improve.sources import LearnedProgress
-from robo_reward.shaping import PotentialBased, Standard, n_step_targets, shaping_terms, step_discounts
+from robo_reward.shaping import (
+    AbsoluteProgress,
+    PotentialBased,
+    Standard,
+    n_step_targets,
+    shaping_terms,
+    step_discounts,
+)
 
 CARRY_LIMIT = 2.0
 
@@ -127,3 +134,26 @@ def test_where_nothing_is_valid_the_learner_is_paid_as_without_shaping(case: Cas
         (batch,) = replay.batches(1, 16, 0.5, torch.Generator().manual_seed(0))
         found.append((batch.reward, batch.discount))
     torch.testing.assert_close(found[0], found[1])
+
+
+@given(cases(), st.floats(0, 1))
+def test_what_can_be_earned_from_a_moment_on_is_within_its_bounds(case: Case, later: float) -> None:
+    """A task that pays 1 once; where the episode is cut off, `later` is what would have been earned."""
+    paid = [0.0] * (len(case.reward) - 1) + [float(case.terminated)]
+    case = replace(case, reward=paid)
+    known = [0.5 if math.isnan(phi) else phi for phi in case.progress]
+    whole = replace(case, progress=known)
+    least, most = value_bounds(whole.rollout(), whole.shaping(case.kappa))
+    single = paid_by_hand(whole)
+    earned = 0.0 if case.terminated else later - case.kappa * known[-1]
+    for t in range(len(paid) - 1, -1, -1):
+        earned = single[t] + case.discount * earned
+        assert least[t] - 1e-5 <= earned <= most[t] + 1e-5
+    np.testing.assert_allclose(most - least, 1.0)
+    none = [
+        (whole, replace(whole.shaping(case.kappa), rule=AbsoluteProgress())),
+        (replace(whole, progress=[math.nan, *known[1:]]), whole.shaping(case.kappa)),
+    ]
+    for other, shaping in none:  # nothing is promised there
+        assert np.isinf(value_bounds(other.rollout(), shaping)).all()
+    np.testing.assert_array_equal(value_bounds(case.rollout(), case.shaping(0.0))[0], 0.0)
