@@ -275,7 +275,7 @@ def test_an_empty_store_is_called_empty(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["mode=guess"], "choose one of auto, web, read, write"),
+        (["mode=guess"], "choose one of auto, spread, web, read, write"),
         (["stages=0"], "stages=0"),
         (["lead=0.5"], "lead=0.5"),
         (["mode=read"], "mode=read needs files=FOLDER"),
