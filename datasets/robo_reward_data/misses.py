@@ -63,6 +63,8 @@ def run(config: MissesConfig) -> None:
     demos = _demonstrations(config)
     identity = {
         "env": config.env,
+        "env_args": dict(config.env_args),
+        "same_scene": config.same_scene,
         "seed": config.seed,
         "reached": config.reached,
         "demonstrations": [demo.info.uid for demo in demos],

@@ -76,6 +76,10 @@ def test_the_demonstration_is_played_back_aside_and_achieves_nothing(tmp_path: P
     assert misses(tmp_path / "misses")[1].info.uid == lost
     with pytest.raises(DataError, match="store of other episodes"):
         misses(tmp_path / "misses", "seed=1")
+    with pytest.raises(DataError, match="store of other episodes"):
+        misses(tmp_path / "misses", "same_scene=false")
+    with pytest.raises(DataError, match="store of other episodes"):
+        misses(tmp_path / "misses", "env_args.limit=20")
 
 
 @pytest.mark.parametrize(

@@ -141,12 +141,18 @@ def _open(config: AnnotateConfig) -> EpisodeStore:
     return source if config.out is None else copy_without_truth(source, Path(config.out))
 
 
-def _find(config: AnnotateConfig) -> None:
-    source, model = _source(config), _model(config)
+def _demonstrations(source: EpisodeStore) -> dict[str, list[StoredEpisode]]:
+    """By instruction, the episodes that did not fail."""
     tasks: dict[str, list[StoredEpisode]] = {}
     for episode in source.episodes:
         if episode.info.outcome is not Outcome.FAILURE:
             tasks.setdefault(episode.info.instruction, []).append(episode)
+    return tasks
+
+
+def _find(config: AnnotateConfig) -> None:
+    source, model = _source(config), _model(config)
+    tasks = _demonstrations(source)
     if not tasks:
         raise DataError(f"{config.data} has no successful episodes: stages are found in those")
     if config.out is None:
@@ -169,10 +175,7 @@ def _find(config: AnnotateConfig) -> None:
 
 def _spread(config: AnnotateConfig) -> None:
     source, model = _source(config), _model(config)
-    tasks: dict[str, list[StoredEpisode]] = {}
-    for episode in source.episodes:
-        if episode.info.outcome is not Outcome.FAILURE:
-            tasks.setdefault(episode.info.instruction, []).append(episode)
+    tasks = _demonstrations(source)
     stages: dict[str, Stages] = {}
     for instruction, episodes in tasks.items():
         # What a simulator's truth gives nobody has marked.

@@ -69,7 +69,7 @@ def spread_marks(
     table = np.array(known)
     starts, stops = (table == ends[:, :1]).all(axis=0), (table == ends[:, 1:]).all(axis=0)
     looked = ~(starts | stops)
-    own = [_thinned(marks[looked], m) for marks, m in zip(known, moments, strict=False)]
+    own = [_thinned(marks[looked], m) for marks, m in zip(known, moments[: len(marked)], strict=True)]
     features = [m.features for m in moments]
 
     def found(landmarks: Landmarks, index: int) -> Int64[np.ndarray, " n"]:
