@@ -133,13 +133,19 @@ def fail_retry_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
 
 
 def near_miss_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
-    """The expert up to just before success; then it hovers, backs off, or misses the goal to one side."""
+    """The expert up to just before success; then it hovers, backs off, misses the goal to one side, or leaves.
+
+    The hand that leaves lets go a moment too early, as one that believes to be done; what tells it from one that
+    leaves after success is where the object is.
+    """
     expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
-    how = str(rng.choice(("hover", "retreat", "aside")))
-    stop_at = float(rng.uniform(0.72, 0.92))
+    how = str(rng.choice(("hover", "retreat", "aside", "leave"), p=(0.2, 0.2, 0.25, 0.35)))
+    # A hand that lets go is the easier to take for one that is done the later it does.
+    stop_at = float(rng.uniform(0.72, 0.92)) + (0.05 if how == "leave" else 0.0)
     shift = _sideways(rng) if how == "aside" else np.zeros(3)
     back = np.append(rng.uniform(0.1, 0.5), rng.uniform(-0.4, 0.4, 2)) if how == "retreat" else np.zeros(3)
+    away = _way_off(rng)
     budget = int(rng.integers(12, 22)) if how == "aside" else int(rng.integers(8, 18))
     stalled: int | None = None
     before = 0.0
@@ -159,6 +165,8 @@ def near_miss_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
             return None
         if how == "aside":
             return _paced(expert, moment, 0.6 * pace, shift)
+        if how == "leave":
+            return _let_go(away if stalled > 1 else np.zeros(3))
         step = back if stalled > 2 and stalled <= 7 else rng.normal(0.0, 0.02, 3)
         return _clipped(np.append(step, moment.last[3]))
 
@@ -338,7 +346,7 @@ def _may_leave(
     that is lost.
     """
     leaves = bool(rng.random() < _LEAVING) and task.lasting
-    away = np.append(rng.uniform(-0.4, 0.4, 2), rng.uniform(0.3, 0.9))
+    away = _way_off(rng)
     done = 0
 
     def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
@@ -346,9 +354,19 @@ def _may_leave(
         done += moment.truth.success
         if not (leaves and done):
             return work(moment)
-        return np.append(away if done > 1 else np.zeros(3), -1.0).astype(np.float32)
+        return _let_go(away if done > 1 else np.zeros(3))
 
     return act, leaves
+
+
+def _way_off(rng: np.random.Generator) -> Float64[np.ndarray, " 3"]:
+    """How a hand leaves, a decision: up and to any side."""
+    return np.append(rng.uniform(-0.4, 0.4, 2), rng.uniform(0.3, 0.9))
+
+
+def _let_go(step: Float64[np.ndarray, " 3"]) -> Float32[np.ndarray, " 4"]:
+    """Fingers open, the hand moves by `step`."""
+    return np.append(step, -1.0).astype(np.float32)
 
 
 def _paced(

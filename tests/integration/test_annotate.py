@@ -346,6 +346,28 @@ def test_marks_are_in_the_store_as_soon_as_they_are_an_annotation(tmp_path: Path
     again.close()
 
 
+def test_a_session_suggests_marks_for_what_nobody_has_marked(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 6)
+    true = {e.name: np.array(e.info.source["boundaries"]) for e in store.episodes}
+    session = Session(store)
+    with pytest.raises(DataError, match="0 marked and 6 unmarked"):
+        session.spread("episode_03")
+    for name in ("episode_00", "episode_02"):
+        session.save(name, 0, Marks(STAGES, tuple(true[name].tolist())))
+    session.save("episode_01", 0, Marks((), (7,)))  # begun by hand: left alone
+    said = session.spread("episode_03")
+    assert said["agreement"] == 1.0
+    assert [state["name"] for state in said["episodes"]] == ["episode_03", "episode_04", "episode_05"]
+    for state in said["episodes"]:
+        assert state["names"] == STAGES
+        assert np.abs(np.array(state["boundaries"]) - true[state["name"]]).max() <= 2
+    assert session.state("episode_01")["boundaries"] == (7,)
+    session.close()
+    again = Session(EpisodeStore.open(store.path))
+    assert again.state("episode_04")["boundaries"] == said["episodes"][1]["boundaries"]
+    again.close()
+
+
 def test_what_did_not_reach_the_store_comes_from_the_journal(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", 3)
     done = Marks(("a",), (0, 9))

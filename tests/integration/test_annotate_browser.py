@@ -241,6 +241,43 @@ def test_an_episode_is_annotated_by_keyboard_and_all_of_it_is_stored(
         assert info.stage_names == tuple(seen["renamed"]["names"])
 
 
+SUGGEST = """
+  check("nothing to go by", byId("spread").disabled);
+  presses("ArrowRight", 19);
+  press("m");
+  check("offered", !byId("spread").disabled);
+  press("s");
+  await until(() => byId("saved").textContent.includes("look them through"));
+  check("said", [byId("saved").textContent, byId("alert").textContent]);
+  check("all", state.episodes.map((episode) => episode.boundaries));
+  check("no more", byId("spread").disabled);
+  press("j");
+  press("u");
+  check("undone", marks());
+  await saved();
+"""
+
+
+def test_marks_are_suggested_for_the_rest_and_can_be_undone(
+    server: AnnotationServer, store: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = run_probe(server, SUGGEST, tmp_path, monkeypatch)
+    assert seen["nothing to go by"]
+    assert seen["offered"]
+    assert seen["said"][0].startswith("✓ 3 episodes marked")
+    assert seen["said"][1] == ""
+    first, *rest, locked = seen["all"]
+    assert first == [0, 19, 40]
+    assert [bounds[0] for bounds in rest] == [0, 0, 0]
+    assert [bounds[-1] for bounds in rest] == list(LENGTHS[1:4])
+    assert [len(bounds) for bounds in rest] == [3, 3, 3]
+    assert locked == []
+    assert seen["no more"]
+    assert seen["undone"] == {"boundaries": [], "names": []}
+    assert store["episode_1"].info.boundaries is None
+    assert store["episode_2"].info.boundaries.tolist() == rest[1]
+
+
 TWO_TABS = """
   presses("ArrowRight", 10);
   press("m");

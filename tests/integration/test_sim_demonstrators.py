@@ -166,6 +166,18 @@ def test_near_misses_come_close(env: gymnasium.Env[Any, Any]) -> None:
     assert max(highest) < 4.0
 
 
+def test_a_hand_that_leaves_too_early_leaves_the_task_undone(env: gymnasium.Env[Any, Any]) -> None:
+    misses = [demonstrate(env, "near_miss", seed=2, index=index) for index in range(12)]
+    left = [miss for miss in misses if miss.info.source["plan"]["how"] == "leave"]
+    assert len(left) >= 2
+    for episode in left:
+        progress, proprio = curve(episode), episode.proprio
+        assert proprio is not None
+        nearest = int(np.argmax(progress))
+        assert progress[-1] < 0.5 * progress[nearest]  # the peg has dropped
+        assert np.linalg.norm(proprio[-1, :3] - proprio[nearest, :3]) > 0.05  # the hand is away
+
+
 def test_a_retry_falls_back_and_still_succeeds(env: gymnasium.Env[Any, Any]) -> None:
     for index in SERIES:
         episode = demonstrate(env, "fail_retry", seed=3, index=index)

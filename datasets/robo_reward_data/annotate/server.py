@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -155,7 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(data, kind, cache="private, max-age=3600" if kind == "image/jpeg" else "no-store")
 
     def do_POST(self) -> None:
-        """Save the marks of an episode: 200 with its new state, or 409 with what it says by now."""
+        """Save the marks of an episode: 200 with its new state, or 409 with what it says by now.
+
+        Or mark the unmarked episodes of its task from the marked ones: 200 with their new states.
+        """
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _MOST_BYTES:
             self.close_connection = True
@@ -168,13 +171,13 @@ class _Handler(BaseHTTPRequestHandler):
         if origin not in {f"http://{name}" for name in self._own.names}:
             self._refuse(HTTPStatus.FORBIDDEN, f"a page of '{origin}' may not write here")
             return
-        if self.headers.get_content_type() != "application/json" or urlsplit(self.path).path != "/api/save":
-            self._refuse(HTTPStatus.BAD_REQUEST, "only JSON can be posted, to /api/save")
+        routes = {"/api/save": self._save, "/api/spread": self._spread}
+        act = routes.get(urlsplit(self.path).path)
+        if self.headers.get_content_type() != "application/json" or act is None:
+            self._refuse(HTTPStatus.BAD_REQUEST, f"only JSON can be posted, to {' or '.join(routes)}")
             return
         try:
-            said = cast("dict[str, Any]", json.loads(body))
-            marks = Marks(tuple(_checked(said["names"], str)), tuple(_checked(said["boundaries"], int)))
-            state = self._own.session.save(str(said["episode"]), int(said["revision"]), marks)
+            state = act(cast("dict[str, Any]", json.loads(body)))
         except ConflictError as error:
             self._send(_json(error.state)[1], "application/json", HTTPStatus.CONFLICT)
         except (RoboRewardError, KeyError, ValueError, TypeError) as error:
@@ -183,6 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot write the store: {error.strerror}")
         else:
             self._send(*_json(state)[::-1])
+
+    def _save(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        marks = Marks(tuple(_checked(said["names"], str)), tuple(_checked(said["boundaries"], int)))
+        return self._own.session.save(str(said["episode"]), int(said["revision"]), marks)
+
+    def _spread(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        return self._own.session.spread(str(said["episode"]))
 
     def _named(self) -> bool:
         if self.headers.get("Host", "") in self._own.names:

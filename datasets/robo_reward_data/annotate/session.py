@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 
 from robo_reward.errors import DataError, RoboRewardError
-from robo_reward.schema import EpisodeInfo
+from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
+from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
 __all__ = ["ConflictError", "Session"]
@@ -107,6 +108,49 @@ class Session:
             self._journal.append(Entry(name, marks, _stored(info)))
             self._apply(name, marks)
             return self.state(name)
+
+    def spread(self, name: str) -> dict[str, Any]:
+        """Mark what is unmarked of the task of `name` from what is marked; see `spread_marks`.
+
+        Episodes that failed, know their truth or have a mark of their own stay as they are.
+
+        Returns:
+            episodes: new states of those that were marked; agreement: as of `SpreadMarks`, None where unknown.
+
+        Raises:
+            DataError: nothing of that task is marked, or all of it, or the marks do not fit together.
+        """
+        with self._lock:
+            instruction = self._reader(name).info.instruction
+            same = [
+                reader
+                for reader in self._readers.values()
+                if reader.info.instruction == instruction
+                and reader.info.truth is None
+                and reader.info.outcome is not Outcome.FAILURE
+            ]
+            marked = [reader for reader in same if reader.info.boundaries is not None]
+            others = [reader for reader in same if not self.state(reader.name)["boundaries"]]
+            revisions = dict(self._revisions)
+        if not marked or not others:
+            raise DataError(
+                f"'{instruction}' has {len(marked)} marked and {len(others)} unmarked demonstrations: "
+                "one or more of each are needed"
+            )
+        found = spread_marks(marked, others, model=self._model)
+        names = _stored(marked[0].info).names
+        with self._lock:
+            # Whoever has marked one in the meantime knew better.
+            fresh = [
+                (reader.name, Marks(names, tuple(bounds.tolist())))
+                for reader, bounds in zip(others, found.boundaries, strict=True)
+                if self._revisions[reader.name] == revisions[reader.name]
+            ]
+            for other, marks in fresh:
+                self._journal.append(Entry(other, marks, _stored(self._reader(other).info)))
+                self._apply(other, marks)
+            agreement = round(found.agreement, 3) if np.isfinite(found.agreement) else None
+            return {"episodes": [self.state(other) for other, _ in fresh], "agreement": agreement}
 
     def strip(self, name: str, camera: str, start: int) -> bytes:
         """A JPEG of consecutive frames below each other, from `start` on.

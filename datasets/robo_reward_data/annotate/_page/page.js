@@ -219,6 +219,45 @@ function copyToNext() {
 const markable = (episode) => !episode.locked && episode.outcome !== "failure";
 const nextToCopy = () => state.episodes.slice(state.at + 1).find(markable);
 
+/** Unmarked demonstrations of the task of `episode`, or none where no other could tell. */
+function followers(episode) {
+  const same = state.episodes.filter((item) => markable(item) && item.instruction === episode.instruction);
+  return same.some((item) => item.boundaries.length > 1) ? same.filter((item) => !item.boundaries.length) : [];
+}
+
+let suggesting = false;
+
+async function suggest() {
+  const asker = current();
+  if (suggesting || !followers(asker).length) return;
+  suggesting = true;
+  drawStages();
+  try {
+    // The server goes by what it has.
+    while (state.dirty.size) await new Promise((resume) => setTimeout(resume, 100));
+    show("", "looking at the demonstrations …");
+    const answer = await fetch("/api/spread", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ episode: asker.name }),
+    });
+    const said = await answer.json();
+    if (!answer.ok) throw new Error(said.error);
+    for (const next of said.episodes) {
+      const episode = state.episodes.find((item) => item.name === next.name);
+      history_(episode).undo.push(marksOf(episode));
+      Object.assign(episode, next);
+    }
+    const sure = said.agreement === null ? "mark a second one by hand to learn how well that goes"
+      : `told from each other, ${Math.round(100 * said.agreement)} % of the marked boundaries come out within 5 %`;
+    alertUser("");
+    show("saved", `✓ ${said.episodes.length} episodes marked: look them through (${sure})`);
+  } catch (error) {
+    alertUser(`Nothing was suggested: ${error instanceof TypeError ? "the server does not answer" : error.message}`);
+    show("saved", "");
+  }
+  suggesting = false;
+  drawAll();
+}
+
 function toggle() {
   state.playing = !state.playing;
   if (state.playing && state.frame >= current().length - 1) go(0);
@@ -403,6 +442,7 @@ function drawStages() {
   byId("remove").disabled ||= state.selected === null;
   byId("clear").disabled ||= !boundaries.length;
   byId("copy").disabled = boundaries.length < 2 || !nextToCopy();
+  byId("spread").disabled = suggesting || !followers(episode).length;
   document.body.classList.toggle("locked", episode.locked);
   if (!names.length) {
     const hint = episode.locked
@@ -473,7 +513,7 @@ const KEYS = {
   m: mark, Enter: mark, x: removeSelected, Delete: removeSelected, Backspace: removeSelected,
   "[": () => hop(-1), "]": () => hop(1), ",": () => shift(-1), ".": () => shift(1),
   "<": () => shift(null), ">": () => shift(null), ";": () => shift(null), ":": () => shift(null),
-  c: copyToNext, u: undo, U: redo, t: theme, T: theme,
+  c: copyToNext, s: suggest, u: undo, U: redo, t: theme, T: theme,
   j: () => choose(state.at + 1), k: () => choose(state.at - 1), ArrowDown: () => choose(state.at + 1), ArrowUp: () => choose(state.at - 1),
   Home: () => go(0), End: () => go(current().length - 1), " ": toggle, "?": () => byId("help").showModal(),
 };
@@ -507,7 +547,7 @@ addEventListener("keydown", (event) => {
 
 // --- start ---
 
-for (const [id, action] of Object.entries({ undo, redo, theme, mark, copy: copyToNext, play: toggle,
+for (const [id, action] of Object.entries({ undo, redo, theme, mark, copy: copyToNext, spread: suggest, play: toggle,
   remove: removeSelected, keys: () => byId("help").showModal(),
   clear: () => { state.selected = null; change(current(), { names: [], boundaries: [] }); } })) {
   byId(id).addEventListener("click", action);
