@@ -133,10 +133,10 @@ def fail_retry_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
 
 
 def near_miss_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
-    """The expert up to just before success; then it hovers, backs off, misses the goal to one side, or leaves.
+    """The expert up to just before success; then it hovers, backs off, misses the goal aside, or leaves.
 
-    The hand that leaves lets go a moment too early, as one that believes to be done; what tells it from one that
-    leaves after success is where the object is.
+    The hand that leaves lets go a moment too early, as one that believes to be done; what tells it from one
+    that leaves after success is where the object is.
     """
     expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))

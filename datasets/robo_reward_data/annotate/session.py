@@ -115,7 +115,8 @@ class Session:
         Episodes that failed, know their truth or have a mark of their own stay as they are.
 
         Returns:
-            episodes: new states of those that were marked; agreement: as of `SpreadMarks`, None where unknown.
+            `episodes`, new states of those that were marked, and `agreement` as of `SpreadMarks`, None where
+            it is unknown.
 
         Raises:
             DataError: nothing of that task is marked, or all of it, or the marks do not fit together.
