@@ -49,24 +49,30 @@ class RewardModel:
         model = self.checkpoint.model
         return model.config.tasks[resolve_task(model, instruction)].stage_names
 
-    def stream(self, instruction: str | None = None) -> Stream:
-        """Live estimates of one episode; the instruction may be left out where there is one task."""
-        return Stream(self.checkpoint, self.checkpoint.model.config.instruction_or_only(instruction))
+    def stream(self, instruction: str | None = None, *, maps: bool = False) -> Stream:
+        """Live estimates of one episode; the instruction may be left out where there is one task.
 
-    def batch_stream(self, streams: int, instruction: str | Sequence[str] | None = None) -> BatchStream:
+        With `maps`, `stream.maps` holds the encoder's feature maps of the last images, for a policy.
+        """
+        known = self.checkpoint.model.config.instruction_or_only(instruction)
+        return Stream(self.checkpoint, known, maps=maps)
+
+    def batch_stream(
+        self, streams: int, instruction: str | Sequence[str] | None = None, *, maps: bool = False
+    ) -> BatchStream:
         """Live estimates of several episodes in step.
 
         Args:
             streams: how many.
             instruction: one for all of them, or one for each; may be left out where there is one task.
+            maps: as for `stream`.
 
         Raises:
             ConfigError: no stream, not as many instructions as streams, or none and several tasks.
             DataError: an instruction that a model of several tasks does not know.
         """
-        return BatchStream(
-            self.checkpoint, self.checkpoint.model.config.instructions_of(streams, instruction)
-        )
+        texts = self.checkpoint.model.config.instructions_of(streams, instruction)
+        return BatchStream(self.checkpoint, texts, maps=maps)
 
 
 def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:

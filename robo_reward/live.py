@@ -29,7 +29,7 @@ Bad input never becomes a silent guess:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -73,11 +73,16 @@ class Said:
     """What an engine says of one moment of n streams.
 
     state   f32[n, d] fused embeddings;  share  f32[n, v] each view's share, in the order of `Arrived.views`
+    maps    by training camera, f32[n, c, i, j], and bool[n] where it was seen; {} from an engine that was not
+            asked for them
     """
 
     estimates: Estimates
     state: Float32[np.ndarray, "n d"]
     share: Float32[np.ndarray, "n v"]
+    maps: Mapping[str, tuple[Float32[np.ndarray, "n c i j"], Bool[np.ndarray, " n"]]] = field(
+        default_factory=dict
+    )
 
 
 @runtime_checkable
@@ -115,10 +120,13 @@ class Engine(Protocol):
 class LiveBatch:
     """n episodes at once, in step. Cameras, sizes and gaps may differ between them and over time."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Start the streams of an engine."""
+    def __init__(self, engine: Engine, map_shapes: Mapping[str, tuple[int, int, int]] | None = None) -> None:
+        """Start the streams of an engine, which gives maps of these shapes by camera."""
         self._engine = engine
         streams = len(engine.tasks)
+        self._maps = {
+            camera: np.zeros((streams, *shape), np.float32) for camera, shape in (map_shapes or {}).items()
+        }
         self._states = np.full((streams, engine.config.width), np.nan, dtype=np.float32)
         self._watchdogs = [Watchdog() for _ in range(streams)]
         self._start_ns: list[int | None] = [None] * streams
@@ -137,8 +145,18 @@ class LiveBatch:
         """
         return self._states.copy()
 
+    @property
+    def maps(self) -> dict[str, Float32[np.ndarray, "n c i j"]]:
+        """The encoder's map of each training camera's last image in the episode, zero before there was one.
+
+        Empty where the streams were not begun with `maps=True`.
+        """
+        return {camera: maps.copy() for camera, maps in self._maps.items()}
+
     def reset(self, index: int) -> None:
         """Forget stream `index`: its next frame starts a new episode."""
+        for maps in self._maps.values():
+            maps[index] = 0.0
         self._engine.forget(index)
         self._watchdogs[index] = Watchdog()
         self._start_ns[index] = self._last_ns[index] = None
@@ -221,6 +239,9 @@ class LiveBatch:
         for index in np.flatnonzero(live):
             if said.estimates.valid[index]:
                 self._states[index] = said.state[index]
+                for camera, (seen, there) in said.maps.items():
+                    if there[index]:
+                        self._maps[camera][index] = seen[index]
                 self._watchdogs[index].keep(given[index].seen, given[index].sizes)
                 self._last_ns[index] = int(stamps_ns[index])
                 if self._start_ns[index] is None:
@@ -302,6 +323,11 @@ class LiveStream:
     def state(self) -> Float32[np.ndarray, " d"]:
         """The fused embedding of the last moment; see `LiveBatch.states`."""
         return self._batch.states[0]
+
+    @property
+    def maps(self) -> dict[str, Float32[np.ndarray, "c i j"]]:
+        """The encoder's map of each training camera; see `LiveBatch.maps`."""
+        return {camera: maps[0] for camera, maps in self._batch.maps.items()}
 
     def set_goal(self, images: Images) -> None:
         """Show the stream a picture of its goal."""

@@ -70,10 +70,11 @@ class _Firsts:
 class _TorchEngine:
     """The model in PyTorch, on the device where it is; see `robo_reward.live.Engine`."""
 
-    def __init__(self, checkpoint: Checkpoint, instructions: Sequence[str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, instructions: Sequence[str], maps: bool) -> None:
         if not instructions:
             raise ConfigError("a stream needs an instruction for each episode")
         self._model = checkpoint.model
+        self._wants_maps = maps
         self.config: ModelConfig = checkpoint.model.config
         self.version = checkpoint.version
         self.tasks = [resolve_task(self._model, text) for text in instructions]
@@ -101,13 +102,13 @@ class _TorchEngine:
 
     @torch.inference_mode()
     def set_goal(self, index: int, views: Mapping[str, np.ndarray]) -> None:
-        state, _ = self._encode([views], slice(index, index + 1))
+        state, _, _ = self._encode([views], slice(index, index + 1))
         self._context.goal[index], self._context.goal_mask[index] = state[0], True
 
     @torch.inference_mode()
     def say(self, arrived: Arrived) -> Said:
         """One step of encoder, trunk, heads and fusion."""
-        state, share = self._begin(arrived.views, arrived.fresh)
+        state, share, maps = self._begin(arrived.views, arrived.fresh)
         body = None if arrived.body is None else torch.from_numpy(arrived.body)[:, None].to(self._device)
         x = self._model.inputs(state[:, None], self._context, body)[:, 0]
         clock = torch.from_numpy(arrived.seconds).to(self._device)
@@ -122,21 +123,33 @@ class _TorchEngine:
             arrived.counts[:, None],
         )
         found = self._tracker.estimates(moments, arrived.reasons)
-        return Said(found, state.float().cpu().numpy(), share.numpy())
+        return Said(found, state.float().cpu().numpy(), share.numpy(), maps)
 
-    def _encode(self, views: Sequence[Mapping[str, np.ndarray]], rows: slice) -> tuple[Tensor, Tensor]:
-        """States of what the streams `rows` see, and each view's share in the order in which it came."""
+    def _encode(
+        self, views: Sequence[Mapping[str, np.ndarray]], rows: slice
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """States of what the streams `rows` see, each view's share in the order it came in, and maps."""
         self._firsts.learn(views)
         names, memory, known = self._firsts.names, self._firsts.memory[rows], self._firsts.known[rows]
         rgb, mask = self._stack(views)
         camera = self._model.camera_ids(names).expand(len(views), -1)
-        state, share = self._model.fuse(self._model.encode(rgb, camera, mask, memory, known), camera, mask)
+        maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if self._wants_maps:
+            features, seen = self._model.look(rgb, camera, mask, memory, known)
+            columns = {name: names.index(name) for name in self.config.cameras if name in names}
+            maps = {
+                name: (seen[:, column].float().cpu().numpy(), mask[:, column].cpu().numpy())
+                for name, column in columns.items()
+            }
+        else:
+            features = self._model.encode(rgb, camera, mask, memory, known)
+        state, share = self._model.fuse(features, camera, mask)
         order = [[names.index(name) for name in given] for given in views]
         padded = torch.zeros(len(views), max(len(names), 1))
         share = share.float().cpu()
         for row, columns in enumerate(order):
             padded[row, : len(columns)] = share[row, columns]
-        return state, padded
+        return state, padded, maps
 
     def _stack(self, views: Sequence[Mapping[str, np.ndarray]]) -> tuple[Tensor, Tensor]:
         """Images u8[n, v, h, w, 3] of every camera seen so far, and which of them there are."""
@@ -152,35 +165,42 @@ class _TorchEngine:
 
     def _begin(
         self, views: Sequence[Mapping[str, np.ndarray]], fresh: Bool[np.ndarray, " n"]
-    ) -> tuple[Tensor, Tensor]:
-        """States of what all streams see and the views' shares; those that are `fresh` get their anchors."""
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """What `_encode` gives for all streams; those that are `fresh` get their anchors."""
         self._firsts.learn(views)
         new = torch.from_numpy(fresh).to(self._device)
         if fresh.any():
             rgb, mask = self._stack(views)
             self._firsts.keep(rgb, mask & new[:, None])
-        state, share = self._encode(views, slice(None))
+        state, share, maps = self._encode(views, slice(None))
         self._context.first[new] = state[new]
         self._context.first_mask[new] = True
-        return state, share
+        return state, share, maps
 
 
 class BatchStream(LiveBatch):
     """n episodes at once, in step; see `robo_reward.live.LiveBatch`."""
 
-    def __init__(self, checkpoint: Checkpoint, instructions: Sequence[str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, instructions: Sequence[str], *, maps: bool = False) -> None:
         """Start n streams, one for each instruction.
 
+        Args:
+            checkpoint: the model.
+            instructions: one for each stream.
+            maps: keep the encoder's maps of the last moment, for a policy.
+
         Raises:
-            ConfigError: no instruction.
+            ConfigError: no instruction, or maps of an encoder that has none.
             DataError: an instruction that a model of several tasks does not know.
         """
-        super().__init__(_TorchEngine(checkpoint, instructions))
+        shape = checkpoint.model.map_shape() if maps else None
+        shapes = {} if shape is None else dict.fromkeys(checkpoint.model.config.cameras, shape)
+        super().__init__(_TorchEngine(checkpoint, instructions, maps), shapes)
 
 
 class Stream(LiveStream):
     """One episode, live; see `robo_reward.live.LiveStream`."""
 
-    def __init__(self, checkpoint: Checkpoint, instruction: str) -> None:
-        """Start a stream; see `BatchStream` for what is raised."""
-        super().__init__(BatchStream(checkpoint, [instruction]))
+    def __init__(self, checkpoint: Checkpoint, instruction: str, *, maps: bool = False) -> None:
+        """Start a stream; see `BatchStream`."""
+        super().__init__(BatchStream(checkpoint, [instruction], maps=maps))

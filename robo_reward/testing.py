@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from robo_reward.compare.check import check_method
+from robo_reward.errors import ConfigError
 from robo_reward.labels import check_boundaries, label_episode
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, EpisodeSource, Outcome, ProgressLabel
 
@@ -21,7 +22,7 @@ __all__ = ["MemoryReader", "check_encoder", "check_method", "check_reader", "che
 
 
 def check_encoder(encoder: Any, image_size: tuple[int, int], width: int, camera_width: int) -> None:
-    """An image encoder: right shape, finite, differentiable, and each image on its own."""
+    """An image encoder: right shape, finite, differentiable, each image on its own; so its maps, if any."""
     generator = torch.Generator().manual_seed(0)
     height, width_px = image_size
     rgb = torch.randint(0, 256, (5, 3, height, width_px), dtype=torch.uint8, generator=generator)
@@ -45,12 +46,32 @@ def check_encoder(encoder: Any, image_size: tuple[int, int], width: int, camera_
     rest = [0, 1, 2, 4]
     assert torch.equal(out[rest], other[rest]), "changing one image changes the embedding of others"
     assert not torch.equal(out[3], other[3]), "the embedding does not depend on the image"
+    _check_maps(encoder, rgb, changed, camera, rest)
     trainable = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     if trainable:
         (out * torch.randn(out.shape, generator=generator)).sum().backward()
     for name, parameter in trainable.items():
         assert parameter.grad is not None, f"parameter '{name}' gets no gradient: freeze it, or use it"
         assert bool(torch.isfinite(parameter.grad).all()), f"the gradient of '{name}' is not finite"
+
+
+def _check_maps(
+    encoder: Any, rgb: torch.Tensor, changed: torch.Tensor, camera: torch.Tensor, rest: list[int]
+) -> None:
+    """Maps of images, of which all but `rest` are changed; an encoder may have none."""
+    if not hasattr(encoder, "look"):
+        return
+    try:
+        _, before = encoder.look(rgb, encoder.remember(rgb), camera)
+    except ConfigError:
+        return
+    embedding, maps = encoder.look(changed, encoder.remember(changed), camera)
+    assert maps.ndim == 4, f"maps have shape {tuple(maps.shape)}, need (n, c, i, j)"
+    assert len(maps) == len(rgb), f"{len(maps)} maps of {len(rgb)} images"
+    alone = encoder(changed, encoder.remember(changed), camera)
+    assert torch.allclose(embedding, alone, atol=1e-5), "look and forward give different embeddings"
+    assert torch.equal(maps[rest], before[rest]), "changing one image changes the maps of others"
+    assert not torch.equal(maps, before), "the map does not depend on the image"
 
 
 def check_reader(reader: EpisodeReader) -> None:

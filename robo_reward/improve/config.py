@@ -107,7 +107,7 @@ def check_config(config: ImproveConfig) -> None:
         )
     if not 0.0 <= learner.demo_share <= 1.0:
         raise ConfigError(f"learner.demo_share={learner.demo_share}: a share is in [0, 1]")
-    for key in ("width", "batch_size", "updates_per_decision", "actor_every", "n_step"):
+    for key in ("width", "map_width", "batch_size", "updates_per_decision", "actor_every", "n_step"):
         if getattr(learner, key) < 1:
             raise ConfigError(f"learner.{key}={getattr(learner, key)}: must be 1 or more")
     if not 0.0 <= config.savings.promising_resets < 1.0:

@@ -10,8 +10,8 @@ from jaxtyping import Float32
 
 from robo_reward.errors import DataError
 from robo_reward.imports import import_object
-from robo_reward.improve.config import ImproveConfig, observed_parts
-from robo_reward.improve.rollouts import Rollout
+from robo_reward.improve.config import ImproveConfig
+from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.improve.worker import Worker
 from robo_reward.labels import equal_stage_weights, label_episode, task_progress
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
@@ -82,10 +82,7 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     reward[-1] = 1.0
     estimates = [moment.estimate for moment in moments]
     return Rollout(
-        parts={
-            name: np.stack([moment.parts[name] for moment in moments]).astype(np.float32)
-            for name in observed_parts(config)
-        },
+        parts=stacked([moment.parts for moment in moments]),
         actions=worker.unit_actions(actions[:-1]),
         task_reward=reward,
         intervened=np.zeros(length - 1, np.bool_),

@@ -1,4 +1,9 @@
-"""What the policy sees: parts of an observation by name. Policy and reward share one encoder pass."""
+"""What the policy sees: parts of an observation by name. Policy and reward share one encoder pass.
+
+`map` is the encoder's feature map of every training camera: where things are. `embedding` was made to tell
+how far the task has come, and forgets most of that: cloned from 17 demonstrations of peg insertion, a policy
+succeeds in 12 of 20 scenes with the one and in 1 with the other.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +18,29 @@ from robo_reward.errors import ConfigError
 from robo_reward.schema import ProgressEstimate
 from robo_reward.stream import Stream
 
-__all__ = ["PARTS", "Moment", "Observer"]
+__all__ = ["FROM_MODEL", "MAP", "PARTS", "Moment", "Observer", "joined"]
 
-PARTS = ("proprio", "motion", "embedding", "start", "estimate", "privileged")
+MAP = "map"
+"""The part that a policy reads by a layer of its own: thousands of numbers, f16."""
+
+PARTS = ("proprio", "motion", "embedding", "start", "estimate", MAP, "privileged")
 """Parts of an observation. `privileged` is the simulator's state, which no robot has."""
 
-_FROM_MODEL = {"embedding", "start", "estimate"}
+FROM_MODEL = frozenset({"embedding", "start", "estimate", MAP})
+"""Those that come from the reward model."""
+
+
+def joined(parts: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "*batch d"]:
+    """An observation as the policy takes it: its parts in their order, but the map last."""
+    order = sorted(parts, key=lambda name: name == MAP)
+    return np.concatenate([np.asarray(parts[name], np.float32) for name in order], axis=-1)
 
 
 @dataclass(frozen=True)
 class Moment:
     """One moment as the policy and the reward see it.
 
-    parts      f32 vectors by name
+    parts      f32 vectors by name, the map f16
     estimate   the reward model's, or None without one
     images     u8[h, w, 3] by camera, {} without cameras
     embedding  f32[d], the reward model's; empty without one
@@ -52,7 +67,7 @@ class Observer:
         """
         if unknown := [name for name in parts if name not in PARTS]:
             raise ConfigError(f"observe has '{unknown[0]}': choose from {', '.join(PARTS)}")
-        if stream is None and (needs := sorted(_FROM_MODEL & set(parts))):
+        if stream is None and (needs := sorted(FROM_MODEL & set(parts))):
             raise ConfigError(
                 f"observe has '{needs[0]}', which needs a reward model: give model=RUN, or leave it out"
             )
@@ -91,6 +106,8 @@ class Observer:
         if self._stream is not None:
             estimate = self._stream.push(images, stamp_ns, proprio)
             found |= self._encoded(estimate)
+            if MAP in self._parts:
+                found[MAP] = _flat(self._stream.maps)
         if privileged is not None:
             found["privileged"] = privileged
         if missing := [name for name in self._parts if name not in found]:
@@ -120,3 +137,8 @@ class Observer:
         else:
             said = self._held.get("estimate", np.zeros(2 + self._stages, np.float32))
         return {"embedding": state, "start": self._first, "estimate": said}
+
+
+def _flat(maps: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All maps as one vector. Half precision: they are stored for every moment of every rollout."""
+    return np.concatenate([values.reshape(-1) for values in maps.values()]).astype(np.float16)

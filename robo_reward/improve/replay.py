@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from robo_reward.errors import DataError
+from robo_reward.improve.observer import MAP, joined
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.improve.sources import ProgressSource
 from robo_reward.shaping import (
@@ -175,17 +176,24 @@ class Replay:
         """Observations and actions of every decision that a demonstration or a person made."""
         self._refresh()
         rows = torch.nonzero(self._is_demo & self._is_start)[:, 0]
-        return self._observation[rows], self._action[rows]
+        return self._observed(rows), self._action[rows]
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers in each part of an observation."""
-        return [self.episodes[0].parts[name].shape[1] for name in self.observed]
+        """Numbers in each part of an observation, in the order of `joined`."""
+        parts = self.episodes[0].parts
+        return [parts[name].shape[1] for name in sorted(self.observed, key=lambda name: name == MAP)]
 
     def observations(self) -> Tensor:
         """Every observation."""
         self._refresh()
-        return self._observation
+        return self._observed(torch.arange(len(self._observation)))
+
+    def _observed(self, rows: Tensor) -> Tensor:
+        """Whole observations. Maps, which are large, are kept as they are stored."""
+        if self._map is None:
+            return self._observation[rows]
+        return torch.cat([self._observation[rows], self._map[rows].float()], dim=1)
 
     def batches(
         self, count: int, size: int, demo_share: float, generator: torch.Generator
@@ -204,11 +212,11 @@ class Replay:
         for chosen in rows:
             after = self._after[chosen]
             yield Batch(
-                observation=self._observation[chosen],
+                observation=self._observed(chosen),
                 action=self._action[chosen],
                 reward=self._reward[chosen],
                 discount=self._discount[chosen],
-                next_observation=self._observation[after],
+                next_observation=self._observed(after),
                 demonstrated=self._is_demo[chosen].float(),
                 potential=self._potential[chosen, None],
                 next_potential=self._potential[after, None],
@@ -236,18 +244,20 @@ class Replay:
         starts = np.cumsum([0, *(episode.decisions + 1 for episode in self.episodes)])
         after = [column[3] + start for column, start in zip(columns, starts[:-1], strict=True)]
 
-        def joined(index: int) -> np.ndarray:
+        def columned(index: int) -> np.ndarray:
             return np.concatenate([column[index] for column in columns])
 
-        self._observation = torch.from_numpy(joined(0).astype(np.float32))
-        self._action = torch.from_numpy(joined(1).astype(np.float32))
-        self._reward = torch.from_numpy(joined(2).astype(np.float32))
+        maps = [episode.parts[MAP] for episode in self.episodes if MAP in episode.parts]
+        self._map = torch.from_numpy(np.concatenate(maps)) if maps else None
+        self._observation = torch.from_numpy(columned(0).astype(np.float32))
+        self._action = torch.from_numpy(columned(1).astype(np.float32))
+        self._reward = torch.from_numpy(columned(2).astype(np.float32))
         self._after = torch.from_numpy(np.concatenate(after))
-        self._discount = torch.from_numpy(joined(4).astype(np.float32))
-        self._is_demo, self._is_start = (torch.from_numpy(joined(index)) for index in (5, 6))
-        self._weight = torch.from_numpy(joined(7).astype(np.float32))
-        self._potential = torch.from_numpy(joined(8).astype(np.float32))
-        self._least, self._most = (torch.from_numpy(joined(index).astype(np.float32)) for index in (9, 10))
+        self._discount = torch.from_numpy(columned(4).astype(np.float32))
+        self._is_demo, self._is_start = (torch.from_numpy(columned(index)) for index in (5, 6))
+        self._weight = torch.from_numpy(columned(7).astype(np.float32))
+        self._potential = torch.from_numpy(columned(8).astype(np.float32))
+        self._least, self._most = (torch.from_numpy(columned(index).astype(np.float32)) for index in (9, 10))
         self._fresh = True
 
     def _lay_out(self, episode: Rollout) -> tuple[np.ndarray, ...]:
@@ -255,7 +265,8 @@ class Replay:
         least and most value.
         """
         count, gamma = episode.decisions, self._shaping.discount
-        observation = np.concatenate([episode.parts[name] for name in self.observed], axis=1)
+        small = {name: values for name, values in episode.parts.items() if name != MAP}
+        observation = joined(small) if small else np.empty((count + 1, 0), np.float32)
         steps = np.minimum(self._n, count - np.arange(count))
         after = np.arange(count) + steps
         discounts = step_discounts(gamma, np.ones(count), terminal_steps(episode))

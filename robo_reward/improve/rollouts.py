@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from robo_reward.checkpoint import write_atomic
 from robo_reward.errors import CheckpointError
 
-__all__ = ["Rollout", "load_rollout", "save_rollout"]
+__all__ = ["Rollout", "load_rollout", "save_rollout", "stacked"]
 
 
 @dataclass(frozen=True)
 class Rollout:
     """An episode of t decisions, with its t + 1 moments. Everything that is learned from it is in here.
 
-    parts          what was seen, by name ("proprio", "embedding", "estimate", "privileged"): f32[t + 1, _]
+    parts          what was seen, by name ("proprio", "embedding", "estimate", "privileged"): f32[t + 1, _];
+                   "map" is f16
     actions        f32[t, a], in [-1, 1]
     task_reward    f32[t], from the success source: the objective
     intervened     bool[t]: a person acted
@@ -39,7 +40,7 @@ class Rollout:
     images         JPEG bytes per moment by camera; {} unless it was chosen for the report
     """
 
-    parts: Mapping[str, Float32[np.ndarray, "t1 _d"]]
+    parts: Mapping[str, Float[np.ndarray, "t1 _d"]]
     actions: Float32[np.ndarray, "t a"]
     task_reward: Float32[np.ndarray, " t"]
     intervened: Bool[np.ndarray, " t"]
@@ -72,6 +73,11 @@ class Rollout:
     def seconds(self) -> float:
         """How long the robot was busy."""
         return float(self.stamp_ns[-1] - self.stamp_ns[0]) * 1e-9
+
+
+def stacked(moments: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Float[np.ndarray, "t1 _d"]]:
+    """Parts of moments as parts of a rollout."""
+    return {name: np.stack([parts[name] for parts in moments]) for name in moments[0]}
 
 
 _ARRAYS = (

@@ -30,6 +30,7 @@ from robo_reward.improve.demonstrations import (
 )
 from robo_reward.improve.display import ImproveDisplay
 from robo_reward.improve.learner import Learner
+from robo_reward.improve.observer import MAP
 from robo_reward.improve.refresh import refresh, relabel
 from robo_reward.improve.replay import Replay, Shaping
 from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
@@ -147,8 +148,10 @@ class _Session:
         self.starts = PromisingStarts()
         for demonstration in self.demonstrations:
             self.replay.add(demonstration)
-        observation = sum(part.shape[1] for part in self.demonstrations[0].parts.values())
-        self.learner = Learner(config.learner, observation, self.worker.action_size, config.seed)
+        sizes = {name: part.shape[1] for name, part in self.demonstrations[0].parts.items()}
+        self.learner = Learner(
+            config.learner, sum(sizes.values()), self.worker.action_size, config.seed, sizes.get(MAP, 0)
+        )
         self.done = 0
 
     # --- the loop ---

@@ -19,8 +19,9 @@ from robo_reward.api import RewardModel, load
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object, instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
-from robo_reward.improve.observer import Moment, Observer
-from robo_reward.improve.rollouts import Rollout
+from robo_reward.improve.observer import FROM_MODEL, MAP, Moment, Observer, joined
+from robo_reward.improve.rollouts import Rollout, stacked
+from robo_reward.stream import Stream
 
 __all__ = ["Order", "RolloutResult", "Start", "Worker", "make_environment", "open_environment"]
 
@@ -130,7 +131,7 @@ class Worker:
         self._progress = instantiate(config.shaping.progress)
         self._success = instantiate(config.success)
         self._person = instantiate(config.intervention) if config.intervention else None
-        seen = {"embedding", "start", "estimate"} & set(self._parts)
+        seen = FROM_MODEL & set(self._parts)
         uses_model = self._progress.needs_model or self._success.needs_model or bool(seen)
         if uses_model and config.model is None:
             raise ConfigError("this arm or observation reads the reward model: give model=RUN")
@@ -140,7 +141,7 @@ class Worker:
         self._state = import_object(config.privileged_state) if config.privileged else None
         stream, stages = None, 0
         if self.model is not None:
-            stream, stages = self.model.stream(instruction), len(self.model.stage_names(instruction))
+            stream, stages = self._stream(self.model, instruction), len(self.model.stage_names(instruction))
         self.observer = Observer(self._parts, stream, stages)
         self._policy: torch.nn.Module | None = None
         self._config = config
@@ -186,7 +187,10 @@ class Worker:
         model: RewardModel = load(folder)
         self.model = model
         stages = len(model.stage_names(instruction))
-        self.observer = Observer(self._parts, model.stream(instruction), stages)
+        self.observer = Observer(self._parts, self._stream(model, instruction), stages)
+
+    def _stream(self, model: RewardModel, instruction: str) -> Stream:
+        return model.stream(instruction, maps=MAP in self._parts)
 
     def alive(self) -> bool:
         """Whether it still answers."""
@@ -259,9 +263,8 @@ class Worker:
                 return self.unit_actions(np.asarray(taken, np.float32)[None])[0], True
         if self._policy is None:
             raise ConfigError("the worker has no policy yet: call set_policy first")
-        joined = np.concatenate([moment.parts[name] for name in self._parts])
         with torch.inference_mode():
-            action = self._policy(torch.from_numpy(joined)[None])[0].numpy()
+            action = self._policy(torch.from_numpy(joined(moment.parts))[None])[0].numpy()
         noisy = action + noise * rng.standard_normal(len(action))
         return np.clip(noisy, -1.0, 1.0).astype(np.float32), False
 
@@ -340,10 +343,7 @@ class _Tape:
         moments, order = self.moments, self._order
         estimates = [moment.estimate for moment in moments]
         return Rollout(
-            parts={
-                name: np.stack([moment.parts[name] for moment in moments]).astype(np.float32)
-                for name in moments[0].parts
-            },
+            parts=stacked([moment.parts for moment in moments]),
             actions=np.array(self.actions, np.float32).reshape(-1, self._action_size),
             task_reward=np.array(self.paid, np.float32),
             intervened=np.array(self.intervened, np.bool_),

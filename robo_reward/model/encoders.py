@@ -10,6 +10,14 @@ for the same camera's first image of the episode, so that this work is done once
 is unknown it is what `remember` gives for the image itself ("no change"), and the last column of `camera` is
 0 instead of 1. The other columns are the camera embedding that tells the views, which share the encoder,
 apart. Images are treated independently (no batch statistics): streaming and batches have to agree.
+
+An encoder may also have
+
+    look(rgb, memory, camera) -> (f32[n, d], f32[n, c, i, j]): the embedding, and the map it was read from
+
+or refuse it with a ConfigError. A map keeps where things are, in i rows and j columns of the image; an
+embedding that was made to tell how far a task has come does not. Policies look at it (see
+`robo_reward.improve.observer`).
 """
 
 from __future__ import annotations
@@ -28,6 +36,8 @@ from torch import Tensor, nn
 from robo_reward.errors import ConfigError
 
 __all__ = ["Backbone", "TinyEncoder"]
+
+_MAP_SIDE, _MAP_CHANNELS = 8, 64  # of a backbone's map: policies keep it for every moment of every rollout
 
 
 class TinyEncoder(nn.Module):
@@ -79,6 +89,15 @@ class TinyEncoder(nn.Module):
         camera: Float[Tensor, "n e"],
     ) -> Float[Tensor, "n d"]:
         """Embed each image beside its change since the remembered one; pixels are scaled to [-1, 1]."""
+        return self.look(rgb, memory, camera)[0]
+
+    def look(
+        self,
+        rgb: UInt8[Tensor, "n 3 h w"],
+        memory: Float[Tensor, "n c i j"],
+        camera: Float[Tensor, "n e"],
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n m k l"]]:
+        """The embedding, and the last map of features at a sixteenth of the image's size."""
         x = nn.functional.relu(self.norms[0](self.stem(_scaled(rgb)) - memory), inplace=True)
         x = nn.functional.relu(self.norms[1](self.down1(x)), inplace=True)
         x = self.norms[2](self.down2(x))
@@ -87,8 +106,9 @@ class TinyEncoder(nn.Module):
         x = nn.functional.relu(self.norms[3](self.down3(x)), inplace=True)
         parts = [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))]
         if self.squeeze is not None:
-            parts.append(nn.functional.relu(self.squeeze(x)).flatten(1))
-        return self.norm(self.readout(torch.cat(parts, dim=1)))
+            x = nn.functional.relu(self.squeeze(x))
+            parts.append(x.flatten(1))
+        return self.norm(self.readout(torch.cat(parts, dim=1))), x
 
 
 def _scaled(rgb: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -124,7 +144,7 @@ class Backbone(nn.Module):
         frozen: bool = True,
     ) -> None:
         super().__init__()
-        self.frozen = frozen
+        self.name, self.frozen = name, frozen
         self.body, features, mean, std = _build_backbone(name, image_size, pretrained and weights is None)
         if weights is not None:
             _load_weights(self.body, weights)
@@ -151,10 +171,46 @@ class Backbone(nn.Module):
         self, rgb: UInt8[Tensor, "n 3 h w"], memory: Float[Tensor, "n 0"], camera: Float[Tensor, "n e"]
     ) -> Float[Tensor, "n d"]:
         """Embed each image, normalized as the backbone was trained."""
-        x = (rgb.float() / 255.0 - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.body(x)
+            features = self.body(self._normalized(rgb))
+        return self._embed(features, camera)
+
+    def look(
+        self, rgb: UInt8[Tensor, "n 3 h w"], memory: Float[Tensor, "n 0"], camera: Float[Tensor, "n e"]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n c i j"]]:
+        """The embedding, and the last map: averaged to at most 8x8, 64 random mixtures of its channels.
+
+        Raises:
+            ConfigError: a model without `forward_intermediates`, as those of torchvision.
+        """
+        if not hasattr(self.body, "forward_intermediates"):
+            raise ConfigError(
+                f"backbone '{self.name}' has no maps: choose a timm model, or leave the map out"
+            )
+        body: Any = self.body
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            last, (grid,) = body.forward_intermediates(
+                self._normalized(rgb), indices=1, output_fmt="NCHW", norm=True
+            )
+            features = body.forward_head(last)
+        rows, columns = (min(side, _MAP_SIDE) for side in grid.shape[-2:])
+        grid = nn.functional.adaptive_avg_pool2d(grid, (rows, columns))
+        return self._embed(features, camera), torch.einsum("mc,ncij->nmij", _mixture(grid), grid)
+
+    def _normalized(self, rgb: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        return (rgb.float() / 255.0 - self.mean) / self.std
+
+    def _embed(self, features: Float[Tensor, "n f"], camera: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
         return self.norm(self.project(features) + self.camera(camera))
+
+
+def _mixture(grid: Float[Tensor, "n c i j"]) -> Float[Tensor, "m c"]:
+    """A random projection of channels, always the same: it keeps distances (Johnson-Lindenstrauss)."""
+    channels = grid.shape[1]
+    if channels <= _MAP_CHANNELS:
+        return torch.eye(channels, device=grid.device, dtype=grid.dtype)
+    mixture = torch.randn(_MAP_CHANNELS, channels, generator=torch.Generator().manual_seed(0))
+    return (mixture / _MAP_CHANNELS**0.5).to(grid)
 
 
 def _build_backbone(

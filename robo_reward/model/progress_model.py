@@ -189,20 +189,10 @@ class ProgressModel(nn.Module):
             known: bool[..., v] of the same leading axes: where there is a first image. Elsewhere `memory`
                 does not matter.
         """
-        ids = self.camera(camera)
         flat = mask.reshape(-1)
-        features = ids.new_zeros(flat.shape[0], self.config.width)
+        features = self.camera.weight.new_zeros(flat.shape[0], self.config.width)
         if bool(flat.any()):
-            images = rgb.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
-            beside = known.expand(mask.shape)
-            named = torch.cat([ids, beside[..., None].to(ids.dtype)], dim=-1).reshape(-1, ids.shape[-1] + 1)[
-                flat
-            ]
-            memory = memory.reshape(known.numel(), *memory.shape[known.ndim :])
-            if known.shape != mask.shape or not bool(flat.all()):
-                rows = torch.arange(known.numel(), device=mask.device).view(known.shape).expand(mask.shape)
-                memory = memory[rows.reshape(-1)[flat]]
-            memory = self._unchanged(images, memory, beside.reshape(-1)[flat])
+            images, memory, named = self._beside(rgb, camera, mask, memory, known)
             count = len(images)
             if self.training:
                 # Convolution kernels are tuned anew for every batch size: round it up, so that there are few.
@@ -213,6 +203,63 @@ class ProgressModel(nn.Module):
             live = encode_pieces(self.encoder, images, memory, named)[:count]
             features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
         return features.view(*mask.shape, -1)
+
+    def look(
+        self,
+        rgb: UInt8[Tensor, "*batch v h w 3"],
+        camera: Int[Tensor, "*batch v"],
+        mask: Bool[Tensor, "*batch v"],
+        memory: Tensor,
+        known: Bool[Tensor, "..."],
+    ) -> tuple[Float[Tensor, "*batch v d"], Float[Tensor, "*batch v c i j"]]:
+        """What `encode` gives, and beside it each view's map (see `robo_reward.model.encoders`).
+
+        Raises:
+            ConfigError: the encoder has no maps.
+        """
+        flat = mask.reshape(-1)
+        features = self.camera.weight.new_zeros(flat.shape[0], self.config.width)
+        maps = features.new_zeros(flat.shape[0], *self.map_shape())
+        if bool(flat.any()):
+            where = (flat.nonzero()[:, 0],)
+            live, seen = self.encoder.look(*self._beside(rgb, camera, mask, memory, known))
+            features = features.to(live.dtype).index_put(where, live)
+            maps = maps.to(seen.dtype).index_put(where, seen)
+        return features.view(*mask.shape, -1), maps.view(*mask.shape, *maps.shape[1:])
+
+    def map_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of a view's map.
+
+        Raises:
+            ConfigError: the encoder has none.
+        """
+        if not hasattr(self.encoder, "look"):
+            raise ConfigError(
+                f"the encoder {type(self.encoder).__name__} has no maps (no method look): "
+                "robo_reward.model.encoders.TinyEncoder has"
+            )
+        weight = self.no_goal
+        image = torch.zeros(1, 3, *self.config.image_size, dtype=torch.uint8, device=weight.device)
+        with torch.no_grad():
+            named = weight.new_zeros(1, _CAMERA_WIDTH + 1)
+            _, seen = self.encoder.look(image, self.encoder.remember(image), named)
+        channels, rows, columns = seen.shape[1:]
+        return channels, rows, columns
+
+    def _beside(
+        self, rgb: Tensor, camera: Tensor, mask: Tensor, memory: Tensor, known: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The live images, u8[n, 3, h, w], what each is seen beside, and the names of their cameras."""
+        ids = self.camera(camera)
+        flat = mask.reshape(-1)
+        images = rgb.reshape(-1, *rgb.shape[-3:])[flat].permute(0, 3, 1, 2)
+        beside = known.expand(mask.shape)
+        named = torch.cat([ids, beside[..., None].to(ids.dtype)], dim=-1).reshape(-1, ids.shape[-1] + 1)[flat]
+        memory = memory.reshape(known.numel(), *memory.shape[known.ndim :])
+        if known.shape != mask.shape or not bool(flat.all()):
+            rows = torch.arange(known.numel(), device=mask.device).view(known.shape).expand(mask.shape)
+            memory = memory[rows.reshape(-1)[flat]]
+        return images, self._unchanged(images, memory, beside.reshape(-1)[flat]), named
 
     def _unchanged(self, images: Tensor, memory: Tensor, known: Tensor) -> Tensor:
         """Memory of images n with that of the image itself where there is no first one."""

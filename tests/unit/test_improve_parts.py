@@ -15,8 +15,9 @@ from scipy import stats
 
 from robo_reward.calibration import SuccessDetector
 from robo_reward.errors import CheckpointError, ConfigError, DataError
-from robo_reward.improve.learner import LearnerConfig, input_scale
+from robo_reward.improve.learner import Learner, LearnerConfig, input_scale
 from robo_reward.improve.networks import Critics
+from robo_reward.improve.observer import joined
 from robo_reward.improve.offline import clone_weighted, cloning_weights
 from robo_reward.improve.replay import Replay, Shaping, shaped_rewards
 from robo_reward.improve.report import outcome_curve, wilson
@@ -195,6 +196,39 @@ def test_the_ensemble_is_its_members_one_by_one() -> None:
             h = torch.relu(h * scale + shift)
         alone = (h @ critics.weight3[member] + critics.bias3[member])[:, 0]
         torch.testing.assert_close(together[member], alone)
+
+
+def test_a_map_comes_last_whole_and_is_read_by_a_layer_of_its_own() -> None:
+    maps = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float16)
+    parts = {"map": maps, "proprio": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    seen = joined(parts)
+    np.testing.assert_array_equal(seen, np.concatenate([parts["proprio"], maps.astype(np.float32)], 1))
+    replay = Replay(shaping(), n_step=1)
+    replay.add(rollout([0.0, 0.3, 0.6, 1.0], terminated=True, parts=parts, demonstration=True))
+    assert replay.sizes == [2, 12]
+    np.testing.assert_array_equal(replay.observations().numpy(), seen)
+    batch = next(replay.batches(1, 6, 0.5, torch.Generator().manual_seed(0)))
+    rows = batch.observation[:, 0].long() // 2
+    np.testing.assert_array_equal(batch.observation.numpy(), seen[rows.numpy()])
+    np.testing.assert_array_equal(batch.next_observation.numpy(), seen[rows.numpy() + 1])
+    config = LearnerConfig(width=8, critics=2, batch_size=6, map_width=3, clone_steps=5)
+    learner = Learner(config, observation=14, action=1, seed=0, map_size=12)
+    learner.fit_scale(replay.observations(), replay.sizes)
+    read = learner.policy.read
+    x = learner.policy.normalize(batch.observation)
+    assert read(x).shape == (6, 2 + 3)
+    torch.testing.assert_close(read(x)[:, :2], x[:, :2])
+    # Nothing but the actor's own steps moves what the actor reads by.
+    cloned, judged = read.weight.detach().clone(), learner.critics.read.weight.detach().clone()
+    learner.clone(replay)
+    assert not torch.equal(read.weight, cloned)
+    torch.testing.assert_close(learner.target_policy.read.weight, read.weight, rtol=0, atol=0)
+    cloned = read.weight.detach().clone()
+    learner.update(batch)
+    assert not torch.equal(learner.critics.read.weight, judged)
+    torch.testing.assert_close(read.weight.detach(), cloned, rtol=0, atol=0)
+    learner.update(batch)  # every other update is one of the actor
+    assert not torch.equal(read.weight, cloned)
 
 
 def test_what_has_not_varied_gets_the_scale_of_its_part() -> None:

@@ -125,6 +125,37 @@ def test_a_stuck_camera_is_left_out_and_comes_back() -> None:
         np.testing.assert_allclose(numbers([live[i]]), numbers([expected]), atol=1e-6)
 
 
+def test_maps_are_those_of_the_last_images_and_change_no_estimate() -> None:
+    front, wrist = moving(6, 0), moving(6, 1)
+    streams = BatchStream(CHECKPOINT, [TASK, TASK], maps=True)
+    plain = BatchStream(CHECKPOINT, [TASK, TASK])
+    assert plain.maps == {}
+    assert set(streams.maps) == {"front", "wrist"}
+    assert not any(maps.any() for maps in streams.maps.values())
+    first = MODEL.encoder.remember(torch.from_numpy(front[:1]).permute(0, 3, 1, 2))
+    for i in range(6):
+        # The second stream has no wrist camera after its second moment, and nothing at all at the fifth.
+        other = {"front": front[5 - i]} | ({"wrist": wrist[i]} if i < 2 else {})
+        given = [{"front": front[i], "wrist": wrist[i]}, {} if i == 4 else other]
+        found = [s.push(given, [i * 10**8] * 2) for s in (streams, plain)]
+        np.testing.assert_allclose(numbers(found[0]), numbers(found[1]), atol=1e-6)
+        named = torch.cat([MODEL.camera(MODEL.camera_ids(["front"])), torch.ones(1, 1)], dim=1)
+        image = torch.from_numpy(front[i : i + 1]).permute(0, 3, 1, 2)
+        expected = MODEL.encoder.look(image, first, named)[1][0].numpy()
+        np.testing.assert_allclose(streams.maps["front"][0], expected, atol=1e-5)
+        if i == 1:
+            held = streams.maps["wrist"][1]
+        if i == 3:
+            seen = streams.maps["front"][1]
+        if i == 4:
+            np.testing.assert_array_equal(streams.maps["front"][1], seen)
+    np.testing.assert_array_equal(streams.maps["wrist"][1], held)
+    assert held.any()
+    streams.reset(1)
+    assert not streams.maps["front"][1].any()
+    assert streams.maps["front"][0].any()
+
+
 def test_a_scene_at_rest_is_no_stuck_camera() -> None:
     stream = Stream(CHECKPOINT, TASK)
     image = moving(2, 0)
