@@ -26,8 +26,8 @@ from robo_reward.shaping import ShapingConfig
 
 __all__ = ["ShapedRewardEnv", "ShapedRewardVectorEnv"]
 
-_EMBEDDING_LIMIT = 100.0
-"""The embedding is layer-normalized: far below this. A bound, because learners and checkers want one."""
+_LIMIT = 100.0
+"""Embeddings and maps are of normalized layers: far below this. Learners and checkers want a bound."""
 
 _Path = tuple[str, ...]
 
@@ -61,6 +61,7 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         shaping: ShapingConfig | None = None,
         keep_images: bool = True,
         step_s: float | None = None,
+        maps: bool = False,
     ) -> None:
         """Watch `env` with `model`.
 
@@ -77,6 +78,8 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             keep_images: False takes the images out of the observation and puts in `embedding`, f32[d], the
                 model's frozen fused embedding of the cameras: reward and policy share one encoder pass.
             step_s: seconds of one step; None asks the environment (`decision_ns`, or `render_fps`).
+            maps: with keep_images=False, put in `map`, f32[m], instead: the encoder's feature maps of all
+                training cameras, flat. They tell where things are, which the embedding forgets.
 
         Raises:
             ConfigError: a camera that is not there, or an option that does not fit the environment.
@@ -91,12 +94,12 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             shaping=shaping,
             keep_images=keep_images,
             step_s=step_s,
+            maps=maps,
         )
         gymnasium.Wrapper.__init__(self, env)
-        self._layout = _Layout.of(env.observation_space, cameras, env.render_mode, model, keep_images)
-        self._watch = _Watch(
-            model, 1, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), keep_images
-        )
+        seen = _seen(keep_images, maps)
+        self._layout = _Layout.of(env.observation_space, cameras, env.render_mode, model, seen)
+        self._watch = _Watch(model, 1, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), seen)
         self.observation_space = self._layout.space(env.observation_space, self._watch.width)
         self.estimate: ProgressEstimate | None = None
         self.shaped: ShapedReward | None = None
@@ -132,7 +135,7 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         return self._watch.look([images], [body], np.array([fresh]), np.array([True]))[0]
 
     def _present(self, observation: Any) -> Any:
-        return self._layout.present(observation, self._watch.embedding[0].copy())
+        return self._layout.present(observation, self._watch.vectors[0].copy())
 
 
 class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -153,6 +156,7 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         shaping: ShapingConfig | None = None,
         keep_images: bool = True,
         step_s: float | None = None,
+        maps: bool = False,
     ) -> None:
         """Watch `env` with `model`; the arguments are those of `ShapedRewardEnv`.
 
@@ -164,11 +168,12 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             raise ConfigError(f"{env} has no autoreset_mode: set env.metadata['autoreset_mode']")
         self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         single = env.single_observation_space
-        self._layout = _Layout.of(single, cameras, env.render_mode, model, keep_images)
+        seen = _seen(keep_images, maps)
+        self._layout = _Layout.of(single, cameras, env.render_mode, model, seen)
         if self._layout.renders and self._mode is AutoresetMode.SAME_STEP:
             raise ConfigError("same-step autoreset never renders an episode's last moment: use next-step")
         self._watch = _Watch(
-            model, env.num_envs, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), keep_images
+            model, env.num_envs, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), seen
         )
         self.single_observation_space = self._layout.space(single, self._watch.width)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -208,8 +213,8 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
                 told |= {"task_reward": shaped.task_reward, "shaping": _shaping_facts(shaped)}
             if same_step and done[index]:
                 told["final_info"] = {"estimate": told.pop("estimate")}
-                embedding = self._watch.embedding[index].copy()
-                infos["final_obs"][index] = self._layout.present(last[index], embedding)
+                vector = self._watch.vectors[index].copy()
+                infos["final_obs"][index] = self._layout.present(last[index], vector)
             infos = self._add_info(infos, told, index)
         if same_step:
             self._begin(now, done, infos)
@@ -236,11 +241,14 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         return [_row(observation, index) for index in range(self.num_envs)]
 
     def _present(self, observation: Any) -> Any:
-        return self._layout.present(observation, self._watch.embedding.copy())
+        return self._layout.present(observation, self._watch.vectors.copy())
 
 
 class _Watch:
-    """n streams of the model, a shaper for each, their clocks and their last embeddings."""
+    """n streams of the model, a shaper for each, their clocks and what a policy sees of the last moments.
+
+    That is `vectors`, f32[n, width]: the embeddings or maps that `seen` says, empty where it is "images".
+    """
 
     def __init__(
         self,
@@ -249,19 +257,34 @@ class _Watch:
         instruction: str | None,
         shaping: ShapingConfig,
         step_ns: int,
-        keep_images: bool,
+        seen: str,
     ) -> None:
-        self._stream = model.batch_stream(streams, instruction)
+        told = {"maps": True} if seen == "map" else {}
+        try:
+            self._stream = model.batch_stream(streams, instruction, **told)
+        except TypeError as error:
+            if not told:
+                raise
+            raise ConfigError("maps=True needs a model that hands out its maps: this one does not") from error
         self._step_ns = step_ns
         self._stamps = [0] * streams
-        self._shares = not keep_images
+        self._seen = seen
         self.shapers = [shaping.build() for _ in range(streams)]
-        if self._shares and not hasattr(self._stream, "states"):
+        if seen == "embedding" and not hasattr(self._stream, "states"):
             raise ConfigError(
                 "keep_images=False needs a model that hands out its embedding: this one does not"
             )
-        self.width = int(self._stream.states.shape[1]) if self._shares else 0
-        self.embedding: Float32[np.ndarray, "n d"] = np.zeros((streams, self.width), np.float32)
+        self.width = self._now().shape[1]
+        self.vectors: Float32[np.ndarray, "n d"] = np.zeros((streams, self.width), np.float32)
+
+    def _now(self) -> Float32[np.ndarray, "n d"]:
+        """What there is to see of the last moment, NaN where there was none."""
+        if self._seen == "map":
+            flat = [maps.reshape(len(maps), -1) for maps in self._stream.maps.values()]
+            return np.concatenate(flat, axis=1)
+        if self._seen == "embedding":
+            return self._stream.states
+        return np.empty((len(self.shapers), 0), np.float32)
 
     def look(
         self,
@@ -274,14 +297,13 @@ class _Watch:
         for index in np.flatnonzero(seen):
             if fresh[index]:
                 self._stream.reset(int(index))
-                self.embedding[index] = 0.0
+                self.vectors[index] = 0.0
             self._stamps[index] = 0 if fresh[index] else self._stamps[index] + self._step_ns
         given = [views if there else {} for views, there in zip(images, seen, strict=True)]
         estimates = self._stream.push(given, list(self._stamps), list(proprio))
-        if self._shares:
-            states = self._stream.states
-            known = np.isfinite(states).all(axis=1)
-            self.embedding[known] = np.clip(states[known], -_EMBEDDING_LIMIT, _EMBEDDING_LIMIT)
+        now = self._now()
+        known = np.isfinite(now).all(axis=1)
+        self.vectors[known] = np.clip(now[known], -_LIMIT, _LIMIT)
         return estimates
 
 
@@ -292,13 +314,13 @@ class _Layout:
     cameras   the path of each camera's image, by the name that the model is told; None for `render()`
     every     paths of all images there are
     body      path of the proprioception, or None
-    keep      whether the images stay in the observation
+    seen      "images" where they stay in the observation, else what takes their place
     """
 
     cameras: Mapping[str, _Path | None]
     every: tuple[_Path, ...]
     body: _Path | None
-    keep: bool
+    seen: str
 
     @classmethod
     def of(
@@ -307,7 +329,7 @@ class _Layout:
         cameras: Sequence[str] | Mapping[str, str] | None,
         render_mode: str | None,
         model: Any,
-        keep: bool,
+        seen: str,
     ) -> _Layout:
         every = tuple(path for path, leaf in _leaves(space) if _is_image(leaf))
         if cameras is None:
@@ -329,7 +351,7 @@ class _Layout:
         bodies = [
             path for path, leaf in _leaves(space) if path and path[-1] == "proprio" and not _is_image(leaf)
         ]
-        return cls(found, every, bodies[0] if bodies else None, keep)
+        return cls(found, every, bodies[0] if bodies else None, seen)
 
     @property
     def renders(self) -> bool:
@@ -347,19 +369,19 @@ class _Layout:
         """Proprioception, where the observation has it."""
         return None if self.body is None else np.array(_at(observation, self.body), np.float32)
 
-    def present(self, observation: Any, embedding: np.ndarray) -> Any:
+    def present(self, observation: Any, vector: np.ndarray) -> Any:
         """The observation as learners get it, of one environment or of a batch."""
-        if self.keep:
+        if self.seen == "images":
             return observation
-        return _beside(_without(observation, (), self.every), embedding)
+        return _beside(_without(observation, (), self.every), self.seen, vector)
 
     def space(self, space: spaces.Space[Any], width: int) -> spaces.Space[Any]:
         """The space of `present`."""
-        if self.keep:
+        if self.seen == "images":
             return space
-        box = spaces.Box(-_EMBEDDING_LIMIT, _EMBEDDING_LIMIT, (width,), np.float32)
+        box = spaces.Box(-_LIMIT, _LIMIT, (width,), np.float32)
         left = _without(_tree(space), (), self.every)
-        return _space(_beside(left, box))
+        return _space(_beside(left, self.seen, box))
 
 
 def _leaves(space: spaces.Space[Any], path: _Path = ()) -> Iterator[tuple[_Path, spaces.Space[Any]]]:
@@ -438,9 +460,16 @@ def _without(tree: Any, path: _Path, dropped: Sequence[_Path]) -> Any:
     return {key: value for key, value in left.items() if value is not None} or None
 
 
-def _beside(tree: Any, embedding: Any) -> dict[str, Any]:
+def _beside(tree: Any, name: str, value: Any) -> dict[str, Any]:
     rest = {} if tree is None else tree if isinstance(tree, Mapping) else {"observation": tree}
-    return {**rest, "embedding": embedding}
+    return {**rest, name: value}
+
+
+def _seen(keep_images: bool, maps: bool) -> str:
+    """What a policy sees of the pictures: them, or what takes their place."""
+    if maps and keep_images:
+        raise ConfigError("maps=True takes the place of the images: say keep_images=False too")
+    return "map" if maps else "images" if keep_images else "embedding"
 
 
 def _tree(space: spaces.Space[Any]) -> Any:

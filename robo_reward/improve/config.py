@@ -50,7 +50,7 @@ class ImproveConfig:
     demo_offset: int = 0
     demo_hold: int = 2
     demo_kinds: tuple[str, ...] | None = None
-    observe: tuple[str, ...] = ("proprio", "motion", "embedding", "start", "estimate")
+    observe: tuple[str, ...] = ("proprio", "motion", "map")
     privileged: bool = False
     privileged_state: str = ""
     privileged_demos: str = ""

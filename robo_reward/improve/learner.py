@@ -10,8 +10,7 @@ are V - Phi, and a learned Phi comes from pixels and from the past: two moments 
 can have different ones. Critics that cannot tell them apart take that difference for noise in the reward.
 
 Feature maps of the reward model's frozen encoder are read by a layer of the actor's and another of the
-critics'. Were it one, that the critics train, they would move the ground under a cloned actor: one that
-succeeded in half of its episodes was down to a tenth after fifty rollouts.
+critics'. Were it one, that the critics train, they would move the ground under a cloned actor.
 """
 
 from __future__ import annotations

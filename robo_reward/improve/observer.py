@@ -2,7 +2,7 @@
 
 `map` is the encoder's feature map of every training camera: where things are. `embedding` was made to tell
 how far the task has come, and forgets most of that: cloned from 17 demonstrations of peg insertion, a policy
-succeeds in 12 of 20 scenes with the one and in 1 with the other.
+succeeds in 23 of 40 scenes with the one and in 2 with the other.
 """
 
 from __future__ import annotations

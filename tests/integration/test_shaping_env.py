@@ -237,7 +237,7 @@ def test_images_are_taken_for_the_cameras_that_the_model_knows(model: RewardMode
             place = tree.setdefault(branch, {}) if branch else tree
             place[leaf] = image
         space = spaces.Dict({k: spaces.Dict(v) if isinstance(v, dict) else v for k, v in tree.items()})
-        found = _Layout.of(space, wanted, None, model, keep=True).cameras
+        found = _Layout.of(space, wanted, None, model, "images").cameras
         return {name: ".".join(path) for name, path in found.items() if path is not None}
 
     flat = {"front": "images/front", "wrist": "images/wrist"}
@@ -275,3 +275,34 @@ def test_a_learner_that_knows_nothing_of_it_trains(model: RewardModel) -> None:
     assert np.isfinite(rewards).all()
     assert len(np.unique(rewards)) > 50
     assert any(not torch.equal(p, before[name]) for name, p in learner.actor.named_parameters())
+
+
+def test_maps_take_the_place_of_the_images_in_one_environment_and_in_several(model: Any) -> None:
+    def make() -> Any:
+        return gymnasium.wrappers.TimeLimit(Bar(), 5)
+
+    plain = robo_reward.ShapedRewardEnv(make(), model)
+    env = robo_reward.ShapedRewardEnv(make(), model, keep_images=False, maps=True)
+    several = robo_reward.ShapedRewardEnv(
+        gymnasium.vector.SyncVectorEnv([make, make]), model, keep_images=False, maps=True
+    )
+    assert set(env.observation_space.spaces) == {"proprio", "map"}
+    seen, _ = env.reset(seed=0)
+    images, _ = plain.reset(seed=0)
+    both, _ = several.reset(seed=[0, 1])
+    stream = model.stream(maps=True)
+    rng = np.random.default_rng(0)
+    for step in range(5):
+        stream.push(plain._layout.images(images, None), step, plain._layout.proprio(images))
+        expected = np.concatenate([maps.reshape(-1) for maps in stream.maps.values()])
+        np.testing.assert_allclose(seen["map"], expected, atol=1e-5)
+        np.testing.assert_allclose(both["map"][0], expected, atol=1e-5)
+        assert env.observation_space.contains(seen)
+        if step < 4:
+            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+            seen, reward, *_ = env.step(action)
+            images, same, *_ = plain.step(action)
+            both, *_ = several.step(np.stack([action, action]))
+            assert reward == pytest.approx(same, abs=1e-6)
+    with pytest.raises(ConfigError, match="say keep_images=False too"):
+        robo_reward.ShapedRewardEnv(make(), model, maps=True)
