@@ -218,13 +218,14 @@ class ProgressModel(nn.Module):
             ConfigError: the encoder has no maps.
         """
         flat = mask.reshape(-1)
-        features = self.camera.weight.new_zeros(flat.shape[0], self.config.width)
-        maps = features.new_zeros(flat.shape[0], *self.map_shape())
-        if bool(flat.any()):
-            where = (flat.nonzero()[:, 0],)
-            live, seen = self.encoder.look(*self._beside(rgb, camera, mask, memory, known))
-            features = features.to(live.dtype).index_put(where, live)
-            maps = maps.to(seen.dtype).index_put(where, seen)
+        if not bool(flat.any()):
+            nothing = self.camera.weight.new_zeros(flat.shape[0], self.config.width)
+            maps = nothing.new_zeros(*mask.shape, *self.map_shape())
+            return nothing.view(*mask.shape, -1), maps
+        where = (flat.nonzero()[:, 0],)
+        live, seen = self.encoder.look(*self._beside(rgb, camera, mask, memory, known))
+        features = live.new_zeros(flat.shape[0], self.config.width).index_put(where, live)
+        maps = seen.new_zeros(flat.shape[0], *seen.shape[1:]).index_put(where, seen)
         return features.view(*mask.shape, -1), maps.view(*mask.shape, *maps.shape[1:])
 
     def map_shape(self) -> tuple[int, int, int]:
