@@ -30,7 +30,7 @@ class DemoConfig:
     test_episodes: int = 60
     train_seed: int = 0
     test_seed: int = 1_000_000
-    minutes: float = 5.0
+    minutes: float = 6.0
     steps: int | None = None
     live: str = "robo_reward_sim.live.live_episode"
     live_kind: str = "fail_retry"
