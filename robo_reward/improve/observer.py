@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from robo_reward.errors import ConfigError
 from robo_reward.schema import ProgressEstimate
@@ -48,7 +48,7 @@ class Moment:
     proprio    f32[p]
     """
 
-    parts: Mapping[str, Float32[np.ndarray, " _d"]]
+    parts: Mapping[str, Float[np.ndarray, " _d"]]
     estimate: ProgressEstimate | None
     images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]
     embedding: Float32[np.ndarray, " _e"]

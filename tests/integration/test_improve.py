@@ -250,6 +250,7 @@ def test_a_refreshed_model_relabels_whole_episodes_and_survives_a_resume(
     reward_model: Path, tmp_path: Path
 ) -> None:
     options = [*FAST, f"model={reward_model}", "refresh_every=2", "refresh_steps=3", "evaluate_every=0"]
+    options += ["observe=[proprio,motion,map,estimate]"]
     metrics = go(tmp_path / "run", *options)
     assert metrics["refreshed_after"] == 4
     first, last = (robo_reward.load(tmp_path / "run" / "models" / name) for name in ("000002", "000004"))
