@@ -136,10 +136,10 @@ class _TorchEngine:
         maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if self._wants_maps:
             features, seen = self._model.look(rgb, camera, mask, memory, known)
-            columns = {name: names.index(name) for name in self.config.cameras if name in names}
+            places = {name: names.index(name) for name in self.config.cameras if name in names}
             maps = {
-                name: (seen[:, column].float().cpu().numpy(), mask[:, column].cpu().numpy())
-                for name, column in columns.items()
+                name: (seen[:, place].float().cpu().numpy(), mask[:, place].cpu().numpy())
+                for name, place in places.items()
             }
         else:
             features = self._model.encode(rgb, camera, mask, memory, known)

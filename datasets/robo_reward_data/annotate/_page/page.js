@@ -242,6 +242,8 @@ async function suggest() {
     const said = await answer.json();
     if (!answer.ok) throw new Error(said.error);
     for (const next of said.episodes) {
+      // What was marked here in the meantime is on its way, and the server's answer to it is handled there.
+      if (state.dirty.has(next.name)) continue;
       const episode = state.episodes.find((item) => item.name === next.name);
       history_(episode).undo.push(marksOf(episode));
       Object.assign(episode, next);
