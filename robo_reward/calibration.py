@@ -183,6 +183,10 @@ def fit_platt(
     return float(max(theta[0], 1e-3)), float(theta[1])
 
 
+_LONGEST_DEBOUNCE = 5
+"""Moments. Noise of the success head comes and goes within a few of them; more would cost delay."""
+
+
 def fit_detector(
     episodes: list[tuple[Float[np.ndarray, " _t"], Bool[np.ndarray, " _t"]]],
 ) -> SuccessDetector:
@@ -195,7 +199,7 @@ def fit_detector(
     if not episodes:
         return SuccessDetector()
     best: tuple[int, int, list[float]] | None = None
-    for debounce in (1, 2, 3):
+    for debounce in range(1, _LONGEST_DEBOUNCE + 1):
         for threshold in np.round(np.arange(0.1, 0.97, 0.02), 2):
             cost = sum(_mistakes(prob, done, float(threshold), debounce) for prob, done in episodes)
             if best is None or cost < best[0]:

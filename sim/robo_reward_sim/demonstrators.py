@@ -140,7 +140,7 @@ def near_miss_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """
     expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
-    how = str(rng.choice(("hover", "retreat", "aside", "leave"), p=(0.2, 0.2, 0.25, 0.35)))
+    how = str(rng.choice(("hover", "retreat", "aside", "leave"), p=(0.15, 0.15, 0.2, 0.5)))
     # A hand that lets go is the easier to take for one that is done the later it does.
     stop_at = float(rng.uniform(0.72, 0.92)) + (0.05 if how == "leave" else 0.0)
     shift = _sideways(rng) if how == "aside" else np.zeros(3)
