@@ -26,7 +26,7 @@ from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate
-from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
+from robo_reward.train.config import HoldoutConfig, OptimizerConfig, ReorderConfig, TrainConfig, WindowConfig
 from robo_reward.train.run import Start, make_tasks, train_from
 from robo_reward.train.split import Beside, Split
 
@@ -81,6 +81,7 @@ class AdaptConfig:
     misses_share: float = 0.25
     older_reader: dict[str, Any] = field(default_factory=dict)
     holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    reorder: ReorderConfig = field(default_factory=ReorderConfig)
 
 
 def run(config: AdaptConfig) -> None:
@@ -94,10 +95,12 @@ def run(config: AdaptConfig) -> None:
     if config.augmentation not in ("auto", "few", "model"):
         raise ConfigError(f"augmentation={config.augmentation}: choose auto, few or model")
     shares = config.older_share * bool(config.older) + config.misses_share * bool(config.misses)
+    shares += config.reorder.share * bool(config.reorder.stages)
     if not (0.0 < config.older_share < 1.0 and 0.0 < config.misses_share < 1.0 and shares < 1.0):
         raise ConfigError(
-            f"older_share={config.older_share}, misses_share={config.misses_share}: shares between 0 and 1, "
-            "that leave windows of the demonstrations"
+            f"older_share={config.older_share}, misses_share={config.misses_share}, "
+            f"reorder.share={config.reorder.share}: shares between 0 and 1, that leave windows of the "
+            "demonstrations"
         )
     base = load_checkpoint(config.model)
     start = Start(

@@ -7,7 +7,7 @@ from typing import Any
 
 from robo_reward.errors import ConfigError
 
-__all__ = ["HoldoutConfig", "OptimizerConfig", "TrainConfig", "WindowConfig"]
+__all__ = ["HoldoutConfig", "OptimizerConfig", "ReorderConfig", "TrainConfig", "WindowConfig"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,32 @@ class HoldoutConfig:
 
 
 @dataclass(frozen=True)
+class ReorderConfig:
+    """Other orders of the same work, for tasks whose pieces can come in any (`robo_reward.train.reorder`).
+
+    stages    stages that make up one piece of work (2: reach for a thing, put it away); 0: none are made
+    orders    how many are made of each episode
+    share     of the windows that is drawn from them
+    cameras   that see the scene from a fixed place; None: found
+    """
+
+    stages: int = 0
+    orders: int = 12
+    share: float = 0.6
+    cameras: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no episode can be made from.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        _check("reorder.stages", self.stages, "0 (off) or more", self.stages >= 0)
+        _check("reorder.orders", self.orders, "1 or more", self.orders >= 1)
+        _check("reorder.share", self.share, "between 0 and 1", 0.0 < self.share < 1.0)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """See `configs/train.yaml` for what each key means."""
 
@@ -78,6 +104,7 @@ class TrainConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    reorder: ReorderConfig = field(default_factory=ReorderConfig)
     stage_weights: str = "equal"
     image_size: tuple[int, int] | None = None
     cameras: tuple[str, ...] | None = None

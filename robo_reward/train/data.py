@@ -165,20 +165,21 @@ class WindowSampler:
                 track.usable & (label.valid if label is not None else ceilings[index] is not None)
             )
         ]
+        own = len(readers) - sum(len(group.readers) for group in beside)
+        starts = np.cumsum([0, own, *(len(group.readers) for group in beside)]).tolist()
         labelled = sorted({episode for episode, _ in ends if self._labels[episode] is not None})
         if not labelled:
             raise DataError("no labelled frame to train on: annotate stages first (boundaries or truth)")
-        taught = [self.tracks[episode].task for episode in labelled]
+        copied = [False] * own + [group.copies for group in beside for _ in group.readers]
+        taught = [self.tracks[episode].task for episode in labelled if not copied[episode]]
         self._few = np.array([taught.count(track.task) < _FEW_EPISODES for track in self.tracks])
         last = [i for i, t in enumerate(self.tracks) if t.usable[-1] and self._labels[i] is not None]
-        own = len(readers) - sum(len(group.readers) for group in beside)
-        starts = np.cumsum([0, own, *(len(group.readers) for group in beside)])
         self._pools = [
             (
                 np.array([end for end in ends if start <= end[0] < stop]),
                 [index for index in last if start <= index < stop],
             )
-            for start, stop in pairwise(starts.tolist())
+            for start, stop in pairwise(starts)
         ]
         for what, (known, _) in zip(("new episodes", *(g.what for g in beside)), self._pools, strict=True):
             if not len(known):

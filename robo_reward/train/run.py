@@ -30,6 +30,7 @@ from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import TrainConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Plan, make_fabric, progress_objective, train_loop
+from robo_reward.train.reorder import reordered
 from robo_reward.train.split import Beside, Split, make_split, with_beside
 
 __all__ = ["Start", "run", "train_from"]
@@ -88,12 +89,18 @@ def train_from(config: TrainConfig, start: Start) -> None:
     fabric.launch()
     torch.manual_seed(config.seed)
     infos = [reader.info for reader in readers]
-    practised = [*readers, *(reader for group in start.beside for reader in group.readers)]
+    older = [reader for group in start.beside for reader in group.readers]
+    practised = [*readers, *older]
     _check_apart([reader.info for reader in practised])
     proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
     model_config = start.configure(config, [reader.info for reader in practised], proprio)
     split = make_split(infos, config.holdout, config.seed)
-    everything = with_beside(split, start.beside)
+    beside = list(start.beside)
+    if config.reorder.stages:
+        beside.append(reordered(readers, split.train, config.reorder, model_config.image_size, config.seed))
+        practised.extend(beside[-1].readers)
+        proprio.extend(reader.read_proprio() if config.proprio else None for reader in beside[-1].readers)
+    known, everything = with_beside(split, start.beside), with_beside(split, beside)
     sampler = WindowSampler(
         practised,
         everything,
@@ -103,13 +110,13 @@ def train_from(config: TrainConfig, start: Start) -> None:
         pixels={name: _transform(spec) for name, spec in config.pixels.items()},
         cache_bytes=config.cache_gb * 1e9,
         proprio=proprio,
-        beside=start.beside,
+        beside=beside,
     )
-    model = start.build(model_config, proprio, split)
+    model = start.build(model_config, proprio[: len(readers)], split)
     if fabric.is_global_zero:
         claim_folder(folder, config, fingerprint)
         _describe(console, infos, model, config)
-        for group in start.beside:
+        for group in beside:
             console.print(
                 f"practised beside them, {group.share:.0%} of the windows: {len(group.readers)} {group.what}"
             )
@@ -131,7 +138,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
             "seed": config.seed,
             "steps": plan.steps,
             "seconds": round(plan.elapsed, 1),
-            "split": {**start.seen, **everything.to_json([reader.info for reader in practised])},
+            "split": {**start.seen, **known.to_json([reader.info for reader in [*readers, *older]])},
             "config": dataclasses.asdict(config),
         },
     )

@@ -36,17 +36,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Beside:
-    """Episodes practised beside those that a run is about; nothing is held out of them.
+    """Episodes practised beside those that a run is about.
 
     what         for people: "episodes of older tasks"
     share        of the windows, drawn from them
     fingerprint  which they are
+    train        the frames of each that training may see, bool[t]; None: all
+    copies       they are made of the run's own episodes, and are no further ones
     """
 
     what: str
     readers: Sequence[EpisodeReader]
     share: float
     fingerprint: str
+    train: Sequence[Bool[np.ndarray, " _t"]] | None = None
+    copies: bool = False
 
 
 def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -> Split:
@@ -58,11 +62,14 @@ def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -
 
 
 def with_beside(split: Split, beside: Sequence[Beside]) -> Split:
-    """The split with more episodes at its end, of which training may see everything."""
-    lengths = [reader.info.length for group in beside for reader in group.readers]
-    everything = tuple(np.ones(length, np.bool_) for length in lengths)
-    nothing = tuple(np.zeros(length, np.bool_) for length in lengths)
-    return Split(split.train + everything, split.calibration + nothing, split.test + nothing)
+    """The split with more episodes at its end, none of whose frames are kept for judging."""
+    seen = tuple(
+        np.ones(reader.info.length, np.bool_) if group.train is None else group.train[index]
+        for group in beside
+        for index, reader in enumerate(group.readers)
+    )
+    nothing = tuple(np.zeros(len(mask), np.bool_) for mask in seen)
+    return Split(split.train + seen, split.calibration + nothing, split.test + nothing)
 
 
 def _by_episode(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.random.Generator) -> Split:

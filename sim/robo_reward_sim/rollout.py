@@ -110,7 +110,7 @@ def demonstrate(
     task = _manipulation(env).task
     episode: Episode | None = None
     for attempt in range(attempts):
-        # The task is part of the key: else every task's series draws the same choices, and luck does not average out.
+        # The task is in the key: else all tasks' series draw the same choices, and luck is not averaged out.
         rng = np.random.default_rng((seed, zlib.crc32(task.env_id.encode()), index, attempt))
         plan: EpisodePlan = make_plan(task, rng)
         source = {

@@ -182,6 +182,28 @@ def test_one_demonstration_keeps_segments_back_and_is_judged_on_them_alone(tmp_p
     assert load_checkpoint(tmp_path / "run").calibration.stage_temperature == 1.0
 
 
+def test_other_orders_of_one_demonstration_are_practised_and_never_counted(tmp_path: Path) -> None:
+    """Copies are drawn in training, keep its held-out frames back, and are no episodes to anybody else."""
+    import dataclasses
+
+    import numpy as np
+
+    toy = toy_episode(0, length=120)
+    done = int(np.flatnonzero(toy.info.success)[0])
+    half = int(np.flatnonzero(toy.info.truth.stage)[0])
+    bounds = np.array([0, half, done], dtype=np.int64)
+    store = EpisodeStore.create(tmp_path / "one")
+    store.write(dataclasses.replace(toy, info=dataclasses.replace(toy.info, truth=None, boundaries=bounds)))
+    options = ["steps=4", "holdout.test=0.2"]
+    plain = train(tmp_path / "one", tmp_path / "plain", *options)
+    pieces = ["reorder.stages=1", "reorder.orders=2", "reorder.cameras=[front]"]
+    reordered = train(tmp_path / "one", tmp_path / "run", *options, *pieces)
+    assert not torch.equal(plain["stage_head.weight"], reordered["stage_head.weight"])
+    seen = load_checkpoint(tmp_path / "run").training["split"]
+    assert seen == load_checkpoint(tmp_path / "plain").training["split"]
+    assert list(seen) == [toy.info.uid]
+
+
 def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_path: Path) -> None:
     import dataclasses
 
