@@ -1,10 +1,11 @@
 """What carries one demonstration of a long task to other places and other orders?
 
 Run with: python tests/bench/bench_one_demo.py --out DIR
-One demonstration of a table that two arms clear (`table_scene.py`: three cameras, 16 stages, the usual order),
-and unseen episodes with things in other places, half of them in another order. Three models are trained on
-the one: a plain per-frame net of three views (no memory, no stages), `robo-reward train`, and the same with
-other orders composed (`reorder.stages=2`). Prints error and order by method; goes on where it was stopped.
+One demonstration of a table that two arms clear (`table_scene.py`: three cameras, 16 stages, the usual
+order), and unseen episodes with things in other places, half of them in another order. Three models are
+trained on the one: a plain per-frame net of three views (no memory, no stages), `robo-reward train`, and the
+same with other orders composed (`reorder.stages=2`). Prints error and order by method; goes on where it was
+stopped.
 """
 
 from __future__ import annotations
