@@ -12,6 +12,7 @@ term of order 1/E, to either side; `robo-reward evaluate` measures what they cov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -186,28 +187,34 @@ def fit_platt(
 _LONGEST_DEBOUNCE = 5
 """Moments. Noise of the success head comes and goes within a few of them; more would cost delay."""
 
+_ROOM = 0.8
+"""Share of the widest room for the threshold that is nearly as wide."""
+
 
 def fit_detector(
     episodes: list[tuple[Float[np.ndarray, " _t"], Bool[np.ndarray, " _t"]]],
 ) -> SuccessDetector:
-    """Threshold and debounce with the fewest mistakes over calibration episodes (success_prob, truly done).
+    """Threshold and debounce that make few mistakes over calibration episodes (success_prob, truly done).
 
     A mistake is an episode declared a success before it is one (or that never is), counted twice because a
     false success ends an episode and teaches a policy the wrong thing, or a success that is never declared.
-    Ties go to the middle of the best thresholds, and to the shortest debounce.
+    Calibration episodes are few, so the very best setting is often best by luck, at the edge of much worse
+    ones. What cannot be told from it (within one standard error of its count) is as good; of that, the
+    shortest debounce that leaves nearly as much room for the threshold as any other, and the middle of the room.
     """
     if not episodes:
         return SuccessDetector()
-    best: tuple[int, int, list[float]] | None = None
-    for debounce in range(1, _LONGEST_DEBOUNCE + 1):
-        for threshold in np.round(np.arange(0.1, 0.97, 0.02), 2):
-            cost = sum(_mistakes(prob, done, float(threshold), debounce) for prob, done in episodes)
-            if best is None or cost < best[0]:
-                best = (cost, debounce, [float(threshold)])
-            elif cost == best[0] and debounce == best[1]:
-                best[2].append(float(threshold))
-    assert best is not None
-    return SuccessDetector(threshold=float(np.median(best[2])), debounce=best[1])
+    thresholds = np.round(np.arange(0.1, 0.97, 0.02), 2)
+    costs = np.array(
+        [
+            [sum(_mistakes(prob, done, float(at), debounce) for prob, done in episodes) for at in thresholds]
+            for debounce in range(1, _LONGEST_DEBOUNCE + 1)
+        ]
+    )
+    good = costs <= costs.min() + math.sqrt(costs.min() + 1)
+    room = good.sum(axis=1)
+    row = int(np.argmax(room >= _ROOM * room.max()))
+    return SuccessDetector(threshold=float(np.median(thresholds[good[row]])), debounce=row + 1)
 
 
 def _mistakes(

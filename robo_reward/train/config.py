@@ -70,6 +70,8 @@ class ReorderConfig:
     orders    how many are made of each episode
     share     of the windows that is drawn from them
     cameras   that see the scene from a fixed place; None: found
+
+    Stages then count pieces of work ("the third thing"), whatever their names say.
     """
 
     stages: int = 0

@@ -7,6 +7,9 @@ of the scene before and after it differ; what moves meanwhile (arm, hand, the th
 differs from the clean picture before. A frame of one piece then goes before any scene in which other pieces
 are done or not. Cameras that move cannot be composed: they show what they showed, so that they do not tell
 the order.
+
+Stages then count ("reaching for the third thing"), whatever their names say. The frames of cameras that stand
+still are kept in memory, at the model's image size, for as long as training goes on.
 """
 
 from __future__ import annotations
