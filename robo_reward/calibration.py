@@ -200,7 +200,7 @@ def fit_detector(
     false success ends an episode and teaches a policy the wrong thing, or a success that is never declared.
     Calibration episodes are few, so the very best setting is often best by luck, at the edge of much worse
     ones. What cannot be told from it (within one standard error of its count) is as good; of that, the
-    shortest debounce that leaves nearly as much room for the threshold as any other, and the middle of the room.
+    shortest debounce that leaves nearly as much room for the threshold as any other, and its middle.
     """
     if not episodes:
         return SuccessDetector()
