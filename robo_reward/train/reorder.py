@@ -49,6 +49,7 @@ def reordered(
     readers: Sequence[EpisodeReader],
     usable: Sequence[Bool[np.ndarray, " _t"]],
     config: ReorderConfig,
+    cameras: Sequence[str],
     image_size: tuple[int, int],
     seed: int,
 ) -> Beside:
@@ -58,6 +59,7 @@ def reordered(
         readers: successful episodes with boundaries; the others are left as they are.
         usable: the frames of each that training may see; nothing else goes into any picture.
         config: what to make.
+        cameras: those that the model looks through.
         image_size: (h, w) of the pictures made.
         seed: of the orders.
 
@@ -71,7 +73,7 @@ def reordered(
         if reader.info.boundaries is None or reader.info.outcome is not Outcome.SUCCESS or not seen.any():
             continue
         cuts = _cuts(reader.info, config.stages)
-        scenes = _scenes(reader, cuts, seen, config.cameras, image_size)
+        scenes = _scenes(reader, cuts, seen, config.cameras, cameras, image_size)
         for _ in range(config.orders):
             made = Reordered(reader, rng.permutation(len(cuts) - 1), config.stages, scenes, image_size)
             found.append(made)
@@ -194,20 +196,22 @@ def _scenes(
     reader: EpisodeReader,
     cuts: Int64[np.ndarray, " n"],
     usable: Bool[np.ndarray, " t"],
-    cameras: Sequence[str] | None,
+    chosen: Sequence[str] | None,
+    cameras: Sequence[str],
     size: tuple[int, int],
 ) -> dict[str, _Scene]:
     info = reader.info
-    if cameras is not None and (unknown := [camera for camera in cameras if camera not in info.cameras]):
+    views = [camera for camera in info.cameras if camera in cameras]
+    if unknown := [camera for camera in chosen or () if camera not in views]:
         raise ConfigError(
-            f"reorder.cameras: {info.name} has no camera '{unknown[0]}', but {', '.join(info.cameras)}"
+            f"reorder.cameras: {info.name} has no camera '{unknown[0]}', but {', '.join(views)}"
         )
     everything = np.arange(info.length)
     scenes = {
         camera: _scene(resize_frames(reader.read_frames(camera, everything), size), cuts, usable)
-        for camera in (info.cameras if cameras is None else cameras)
+        for camera in chosen or views
     }
-    if cameras is not None:
+    if chosen:
         return scenes
     still = {camera: scene for camera, scene in scenes.items() if scene.motion <= _STILL}
     if not still:

@@ -97,7 +97,8 @@ def train_from(config: TrainConfig, start: Start) -> None:
     split = make_split(infos, config.holdout, config.seed)
     beside = list(start.beside)
     if config.reorder.stages:
-        beside.append(reordered(readers, split.train, config.reorder, model_config.image_size, config.seed))
+        views, size = model_config.cameras, model_config.image_size
+        beside.append(reordered(readers, split.train, config.reorder, views, size, config.seed))
         practised.extend(beside[-1].readers)
         proprio.extend(reader.read_proprio() if config.proprio else None for reader in beside[-1].readers)
     known, everything = with_beside(split, start.beside), with_beside(split, beside)

@@ -152,6 +152,22 @@ def _grown(stores: dict[str, Path]) -> Any:
     return replace(config, tasks=merge_tasks(config.tasks, [new]), cameras=(*config.cameras, "top"))
 
 
+def test_a_demonstration_is_adapted_to_in_other_orders(stores: dict[str, Path], tmp_path: Path) -> None:
+    episode = emptied(0)
+    bounds = np.array([0, 9, episode.info.length], dtype=np.int64)
+    demo = replace(episode, info=replace(episode.info, truth=None, boundaries=bounds))
+    EpisodeStore.create(tmp_path / "demo").write(demo)
+    command = [f"model={stores['base']}", f"demos={tmp_path / 'demo'}", "steps=3", "threads=1", "seed=0"]
+    orders = ["reorder.stages=1", "reorder.orders=2", "reorder.cameras=[front]"]
+    run_command("adapt", [*command, f"out={tmp_path / 'plain'}"])
+    run_command("adapt", [*command, *orders, f"out={tmp_path / 'run'}"])
+    plain, run = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("plain", "run"))
+    assert any(not plain[name].equal(run[name]) for name in plain)
+    shares = [f"older={stores['old']}", "reorder.share=0.6"]
+    with pytest.raises(ConfigError, match=r"reorder\.share=0\.6: shares .* leave windows"):
+        run_command("adapt", [*command, *orders, *shares, f"out={tmp_path / 'no'}"])
+
+
 def test_growing_changes_nothing_that_was_known(stores: dict[str, Path]) -> None:
     base = load_checkpoint(stores["base"]).model
     torch.manual_seed(9)

@@ -14,6 +14,7 @@ from robo_reward.train.config import ReorderConfig
 from robo_reward.train.reorder import reordered
 
 SIZE = (48, 64)
+VIEWS = ("stand", "hand")
 LONG = 20  # frames of a piece of work
 PIECES = 3
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
@@ -52,7 +53,7 @@ class Reader:
             EpisodeInfo(
                 name="one",
                 uid="0" * 32,
-                cameras=("stand", "hand"),
+                cameras=VIEWS,
                 image_sizes={"stand": SIZE, "hand": SIZE},
                 stamp_ns=np.arange(length, dtype=np.int64) * 100_000_000,
                 instruction="clear the table",
@@ -82,7 +83,7 @@ def everything(reader: Reader) -> list[np.ndarray]:
 
 def test_composed_pictures_are_those_of_work_done_in_that_order() -> None:
     reader = Reader()
-    group = reordered([reader], everything(reader), ReorderConfig(stages=2, orders=6), SIZE, seed=0)
+    group = reordered([reader], everything(reader), ReorderConfig(stages=2, orders=6), VIEWS, SIZE, seed=0)
     orders = set()
     for made in group.readers:
         assert list(made.info.image_sizes) == ["stand", "hand"]
@@ -102,7 +103,7 @@ def test_composed_pictures_are_those_of_work_done_in_that_order() -> None:
 
 def test_progress_counts_the_work_done_and_a_stage_keeps_its_length() -> None:
     reader = Reader()
-    group = reordered([reader], everything(reader), ReorderConfig(stages=2, orders=4), SIZE, seed=1)
+    group = reordered([reader], everything(reader), ReorderConfig(stages=2, orders=4), VIEWS, SIZE, seed=1)
     made = next(r for r in group.readers if not r.info.name.endswith("1 2 3"))
     label = label_episode(made.info)
     original = label_episode(reader.info)
@@ -126,7 +127,7 @@ def test_nothing_of_held_out_frames_is_practised_or_painted() -> None:
     seen[24:34] = False
     reader.episode.frames["stand"][24:34] = 255
     config = ReorderConfig(stages=2, orders=4, cameras=("stand",))
-    group = reordered([reader], [seen], config, SIZE, seed=0)
+    group = reordered([reader], [seen], config, VIEWS, SIZE, seed=0)
     assert group.train is not None
     for made, mask in zip(group.readers, group.train, strict=True):
         np.testing.assert_array_equal(mask, seen[made.source])
@@ -137,14 +138,14 @@ def test_what_cannot_be_reordered_is_refused() -> None:
     reader = Reader()
     seen = everything(reader)
     with pytest.raises(ConfigError, match="6 stages, which are not two or more pieces of 4"):
-        reordered([reader], seen, ReorderConfig(stages=4), SIZE, seed=0)
+        reordered([reader], seen, ReorderConfig(stages=4), VIEWS, SIZE, seed=0)
     with pytest.raises(ConfigError, match=r"no camera 'top', but stand, hand"):
-        reordered([reader], seen, ReorderConfig(stages=2, cameras=("top",)), SIZE, seed=0)
+        reordered([reader], seen, ReorderConfig(stages=2, cameras=("top",)), VIEWS, SIZE, seed=0)
     reader.episode.frames["stand"][:] = reader.episode.frames["hand"]
     with pytest.raises(ConfigError, match=r"no camera of one seems to stand still .*stand: \d+%"):
-        reordered([reader], seen, ReorderConfig(stages=2), SIZE, seed=0)
+        reordered([reader], seen, ReorderConfig(stages=2), VIEWS, SIZE, seed=0)
     reader.info = replace(reader.info, boundaries=None)
     with pytest.raises(ConfigError, match="annotate one first"):
-        reordered([reader], seen, ReorderConfig(stages=2), SIZE, seed=0)
+        reordered([reader], seen, ReorderConfig(stages=2), VIEWS, SIZE, seed=0)
     with pytest.raises(ConfigError, match=r"reorder\.share=1\.0"):
         ReorderConfig(share=1.0)
