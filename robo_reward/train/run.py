@@ -37,6 +37,8 @@ __all__ = ["Start", "run", "train_from"]
 
 _RUN_FILE = "train.json"
 _ROOM_BYTES = 200e6
+_MANY = 6
+"""Stages of a task that may well be several pieces of work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,3 +353,12 @@ def _describe(
         f"{model.config.image_size[0]}x{model.config.image_size[1]}, {len(model.config.tasks)} task(s), "
         f"{model.config.max_stages} stages, {size / 1e6:.2f} M parameters, seed {config.seed}"
     )
+    if (
+        len(infos) < config.holdout.episodes
+        and model.config.max_stages >= _MANY
+        and not config.reorder.stages
+    ):
+        console.print(
+            "note: few episodes show few orders of the work. Where its pieces could come in any order, "
+            "reorder.stages=N (stages in a piece) composes others and practises them too"
+        )
