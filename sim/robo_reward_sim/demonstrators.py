@@ -6,6 +6,7 @@ truth, which whoever learns from their episodes does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,11 +39,13 @@ class EpisodePlan:
     act         the action f32[4] for a moment, or None to stop the episode there
     facts       the random choices made for it, JSON-able, for the record
     success     the outcome without which it is no episode of its kind, or None where any will do
+    furthest    the progress from which on it is none either
     """
 
     act: Callable[[Moment], Float32[np.ndarray, " 4"] | None]
     facts: Mapping[str, Any] = field(default_factory=dict)
     success: bool | None = None
+    furthest: float = math.inf
 
 
 class Demonstrator(Protocol):
@@ -274,7 +277,8 @@ def empty_handed_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
         action[:3] *= pace
         return action
 
-    return EpisodePlan(act, {"pace": pace, "how": how, "shift": shift.round(4).tolist()}, success=False)
+    facts = {"pace": pace, "how": how, "shift": shift.round(4).tolist()}
+    return EpisodePlan(act, facts, success=False, furthest=_TAKEN_ALONG)
 
 
 DEMONSTRATORS: Mapping[str, Demonstrator] = {
@@ -293,6 +297,7 @@ DEMONSTRATORS: Mapping[str, Demonstrator] = {
 
 
 _LEAVING = 0.4  # share of successes after which the hand leaves, where the task stays done
+_TAKEN_ALONG = 0.7  # no task gets so far but by its object: a hand that brushed it took it along
 _NOISY_DECISIONS = 60  # the noise can keep the expert from ever succeeding; images of that cost time
 
 

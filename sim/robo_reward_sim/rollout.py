@@ -91,7 +91,7 @@ def demonstrate(
 ) -> Episode:
     """Episode `index` of a series, by the demonstrator `kind`. Depends on nothing but the arguments.
 
-    Where a kind has to end in success or failure and an attempt does not, another is made; after the last
+    Where an attempt ends or gets where its kind must not, another is made; after the last
     attempt the episode is kept as it is, with the outcome that it had.
 
     Args:
@@ -131,7 +131,8 @@ def demonstrate(
             kind=kind,
             source=source,
         )
-        if plan.success is None or plan.success == _succeeded(episode, ever=not plan.success):
+        fits = plan.success is None or plan.success == _succeeded(episode, ever=not plan.success)
+        if fits and _furthest(episode) < plan.furthest:
             break
     assert episode is not None
     return episode
@@ -141,6 +142,12 @@ def episode_uid(facts: Mapping[str, Any]) -> str:
     """A stable identifier, 32 hexadecimal digits, from JSON-able facts that identify a recording."""
     text = json.dumps(dict(facts), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _furthest(episode: Episode) -> float:
+    truth = episode.info.truth
+    assert truth is not None
+    return float((truth.stage + truth.tau).max()) / len(episode.info.stage_names)
 
 
 def _succeeded(episode: Episode, *, ever: bool) -> bool:

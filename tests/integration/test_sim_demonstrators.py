@@ -146,7 +146,7 @@ def test_an_empty_hand_goes_the_whole_way_and_takes_nothing_along(task: str) -> 
         expert = demonstrate(made, "expert", seed=3, index=index)
         empty = demonstrate(made, "empty_handed", seed=3, index=index)
         assert empty.info.outcome is Outcome.FAILURE
-        assert curve(empty).max() < 0.75 * way.max()  # a nudge in passing may count for a little
+        assert curve(empty).max() < 0.7 * way.max()
         assert expert.proprio is not None
         assert empty.proprio is not None
         span = [np.ptp(episode.proprio[:, :3], axis=0).max() for episode in (expert, empty)]
