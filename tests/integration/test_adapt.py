@@ -121,7 +121,8 @@ def test_older_tasks_that_are_practised_beside_the_new_one_are_not_forgotten(
     assert [split[uid]["train"] for uid in old] == [[[0, 18]]] * len(old)
     with pytest.raises(CheckpointError, match="other data"):
         adapt(stores, tmp_path / "both", *steps)
-    with pytest.raises(ConfigError, match=r"older_share=1\.0, .*reorder\.share=0\.4: shares between 0 and 1"):
+    told = r"older_share=1\.0, misses_share=0\.25, reorder\.share=0\.4: shares between 0 and 1"
+    with pytest.raises(ConfigError, match=told):
         adapt(stores, tmp_path / "third", *steps, f"older={stores['old']}", "older_share=1.0")
 
 
