@@ -7,8 +7,9 @@ of the shaping must be the learner's.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,12 +261,9 @@ class _Watch:
         seen: str,
     ) -> None:
         told = {"maps": True} if seen == "map" else {}
-        try:
-            self._stream = model.batch_stream(streams, instruction, **told)
-        except TypeError as error:
-            if not told:
-                raise
-            raise ConfigError("maps=True needs a model that hands out its maps: this one does not") from error
+        if told and not _takes(model.batch_stream, "maps"):
+            raise ConfigError("maps=True needs a model that hands out its maps: this one does not")
+        self._stream = model.batch_stream(streams, instruction, **told)
         self._step_ns = step_ns
         self._stamps = [0] * streams
         self._seen = seen
@@ -513,3 +511,9 @@ def _estimate_facts(estimate: ProgressEstimate) -> dict[str, Any]:
 def _shaping_facts(shaped: ShapedReward) -> dict[str, Any]:
     """The fields of a shaped reward, as `info` carries them."""
     return {name: getattr(shaped, name) for name in ShapedReward.__slots__}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether it can be called with this keyword."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

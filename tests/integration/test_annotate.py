@@ -139,6 +139,17 @@ def test_a_few_marked_demonstrations_give_the_others_their_stages(
     assert store["episode_01"].info.boundaries.tolist() == marked.tolist()
     # What is there already is left alone: nothing is unmarked any more.
     assert main(command) == 1
+    # Names can be given where the marked have none; others than theirs are refused.
+    store.annotate("episode_00", (), None)
+    assert main([*command, "names=[a,b,c]"]) == 1
+    assert "named as the marked ones are" in capsys.readouterr().err
+    for episode in store.episodes[1:]:
+        store.annotate(episode.name, (), episode.info.boundaries)
+    assert main([*command, "names=[a,b]"]) == 1
+    assert "names has 2 stages, 3 are marked" in capsys.readouterr().err
+    assert main([*command, "names=[a,b,c]"]) == 0
+    assert store["episode_00"].info.stage_names == ("a", "b", "c")
+    store.annotate("episode_00", STAGES, store["episode_00"].info.boundaries)
     # Marks that disagree about the stages are refused before anything is written.
     store.annotate("episode_02", (), None)
     store.annotate("episode_03", ("a", "b"), np.array([0, 9, 30]))

@@ -306,3 +306,12 @@ def test_maps_take_the_place_of_the_images_in_one_environment_and_in_several(mod
             assert reward == pytest.approx(same, abs=1e-6)
     with pytest.raises(ConfigError, match="say keep_images=False too"):
         robo_reward.ShapedRewardEnv(make(), model, maps=True)
+
+    class Mapless:
+        def batch_stream(self, streams: int, instruction: str | None = None) -> Any:
+            raise TypeError("an error of its own")
+
+    with pytest.raises(ConfigError, match="a model that hands out its maps"):
+        robo_reward.ShapedRewardEnv(make(), Mapless(), keep_images=False, maps=True)
+    with pytest.raises(TypeError, match="an error of its own"):
+        robo_reward.ShapedRewardEnv(make(), Mapless(), keep_images=False)

@@ -186,7 +186,7 @@ def _spread(config: AnnotateConfig) -> None:
         if config.out is None:
             _refuse_truth(others)
         found = spread_marks(marked, others, model=model, proprio=config.proprio)
-        names = next((e.info.stage_names for e in marked if e.info.stage_names), ())
+        names = _spread_names(config.names, marked)
         stages |= {e.name: Stages(names, b) for e, b in zip(others, found.boundaries, strict=True)}
         told = "mark a second one to learn how well that goes"
         if np.isfinite(found.agreement):
@@ -200,6 +200,23 @@ def _spread(config: AnnotateConfig) -> None:
             "first (mode=web or mode=read)"
         )
     _write(config, stages)
+
+
+def _spread_names(given: Sequence[str] | None, marked: Sequence[EpisodeReader]) -> tuple[str, ...]:
+    """Those of the marked episodes; `given` ones where these have none."""
+    names = next((e.info.stage_names for e in marked if e.info.stage_names), ())
+    if given is None or tuple(given) == names:
+        return names
+    if names:
+        raise ConfigError(
+            f"names={list(given)}: stages that follow are named as the marked ones are, {list(names)}: "
+            "leave names out"
+        )
+    bounds = marked[0].info.boundaries
+    assert bounds is not None
+    if len(given) != len(bounds) - 1:
+        raise ConfigError(f"names has {len(given)} stages, {len(bounds) - 1} are marked")
+    return tuple(given)
 
 
 def _names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
