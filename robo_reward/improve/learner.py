@@ -93,11 +93,16 @@ class Learner:
 
     def clone(self, replay: Replay) -> float:
         """Start the actor from the demonstrations; returns the last mean squared error of actions."""
+        optimizer = torch.optim.Adam(self.policy.parameters(), self.config.clone_lr, fused=True)
+        error = self._imitate(replay, optimizer, self.config.clone_steps)
+        self.target_policy.load_state_dict(self.policy.state_dict())
+        return error
+
+    def _imitate(self, replay: Replay, optimizer: torch.optim.Optimizer, steps: int) -> float:
         observation, action = replay.demonstrations()
         x = self.policy.normalize(observation)
-        optimizer = torch.optim.Adam(self.policy.parameters(), self.config.clone_lr, fused=True)
         error = float("nan")
-        for _ in range(self.config.clone_steps):
+        for _ in range(steps):
             rows = torch.randint(len(x), (min(128, len(x)),), generator=self.generator)
             # Noise on the inputs: one demonstration is a thin line, and the policy leaves it at once.
             noisy = x[rows] + self.config.clone_noise * torch.randn(
@@ -108,12 +113,19 @@ class Learner:
             loss.backward()
             optimizer.step()
             error = float(loss.detach())
-        self.target_policy.load_state_dict(self.policy.state_dict())
         return error
 
     def learn(self, replay: Replay, decisions: int) -> dict[str, float]:
-        """The updates that `decisions` new decisions pay for; returns means over them."""
+        """The updates that `decisions` new decisions pay for; returns means over them.
+
+        With a `value_weight` of 0 nothing needs values: the actor goes on cloning demonstrations, what a
+        person did in rollouts, and successes where they are kept.
+        """
         count = decisions * self.config.updates_per_decision
+        if self.config.value_weight == 0.0:
+            steps = max(count // self.config.actor_every, 1)
+            self.updates += steps
+            return {"clone": self._imitate(replay, self.policy_optimizer, steps)}
         sums: dict[str, Tensor] = {}
         for batch in replay.batches(count, self.config.batch_size, self.config.demo_share, self.generator):
             for name, value in self.update(batch).items():

@@ -137,7 +137,8 @@ class Replay:
             shaping: turns what is stored into rewards.
             n_step: steps of a transition.
             priority: 0 samples moments evenly; above, episodes by how far they got, to this power.
-            keep_successes: the policy's own successes count as demonstrations from then on.
+            keep_successes: the policy's own successes count as demonstrations from then on, but for those
+                in which a person took over: of them what the person did does.
         """
         self.episodes: list[Rollout] = []
         self.observed: tuple[str, ...] = ()
@@ -274,7 +275,9 @@ class Replay:
             shaped_rewards(episode, self._shaping), discounts, np.zeros(count + 1), self._n
         )
         bootstrap = gamma**steps * ~((after == count) & episode.terminated)
-        kept = episode.demonstration or (self._keep_successes and episode.succeeded)
+        # Where a person had to take over, what the policy did by itself is nothing to imitate.
+        alone = self._keep_successes and episode.succeeded and not episode.intervened.any()
+        kept = episode.demonstration or alone
         demonstrated = episode.intervened | kept
         pad = ((0, 1),)
         furthest = np.nanmax(np.append(self._shaping.progress(episode)[0], 0.0))

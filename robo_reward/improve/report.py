@@ -95,8 +95,12 @@ def _notes(metrics: Mapping[str, Any]) -> tuple[str, ...]:
         notes.append(
             f"{count} rollouts started at a promising moment of an earlier one, not at the beginning"
         )
-    if any(metrics["rollout_intervened"]):
-        notes.append(f"a person took over in {sum(metrics['rollout_intervened'])} rollouts")
+    if helped := [count for count in metrics["rollout_intervened_decisions"] if count]:
+        total = sum(metrics["rollout_decisions"])
+        notes.append(
+            f"a person took over in {len(helped)} rollouts, for {sum(helped)} of {total} decisions; success "
+            "in those is partly theirs"
+        )
     return tuple(notes)
 
 

@@ -297,6 +297,7 @@ class _Session:
                 noise=0.0,
                 film=index < films,
                 estimates=index < films,
+                help=False,
             )
             for index in range(config.evaluate_episodes)
         ]
@@ -388,7 +389,8 @@ class _Session:
             "rollout_seconds": [round(rollout.seconds, 4) for rollout in rollouts],
             "rollout_aborted": [rollout.aborted for rollout in rollouts],
             "rollout_started_after": [rollout.source["started_after"] for rollout in rollouts],
-            "rollout_intervened": [bool(rollout.intervened.any()) for rollout in rollouts],
+            "rollout_decisions": [rollout.decisions for rollout in rollouts],
+            "rollout_intervened_decisions": [int(rollout.intervened.sum()) for rollout in rollouts],
             "evaluations": [[e.rollouts, list(e.success)] for e in self.evaluations],
             "robot_minutes": self.robot_minutes,
             "wall_seconds": round(self.seconds, 1),

@@ -19,7 +19,6 @@ from robo_reward.schema import ProgressEstimate
 
 __all__ = [
     "DetectedSuccess",
-    "Intervention",
     "LearnedProgress",
     "NoProgress",
     "PersonSuccess",
@@ -214,19 +213,3 @@ class PersonSuccess:
 def _typed(wait: bool) -> str:
     ready = wait or bool(select.select([sys.stdin], [], [], 0.0)[0])
     return sys.stdin.readline() if ready else ""
-
-
-# --- people --------------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class Intervention(Protocol):
-    """A person who may take over: a teleoperation device behind an import path."""
-
-    def begin(self) -> None:
-        """An episode starts."""
-        ...
-
-    def action(self, observation: Mapping[str, Any]) -> Float32[np.ndarray, " a"] | None:
-        """The person's action for this observation, in the environment's units, or None: the policy acts."""
-        ...

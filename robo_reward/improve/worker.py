@@ -19,6 +19,7 @@ from robo_reward.api import RewardModel, load
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object, instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
+from robo_reward.improve.help import Intervention
 from robo_reward.improve.observer import FROM_MODEL, MAP, Moment, Observer, joined
 from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.stream import Stream
@@ -47,7 +48,7 @@ class Order:
     """One rollout to run; nothing but this, the policy and the reward model decides what happens in it.
 
     With `estimates` False nobody will look at what the reward model says of it: where neither policy nor
-    success does, the model and its cameras are left out.
+    success does, the model and its cameras are left out. With `help` False nobody takes over.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Order:
     start: Start | None = None
     keep_states: bool = False
     estimates: bool = True
+    help: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ class Worker:
         self._parts = observed_parts(config)
         self._progress = instantiate(config.shaping.progress)
         self._success = instantiate(config.success)
-        self._person = instantiate(config.intervention) if config.intervention else None
+        self._person: Intervention | None = instantiate(config.intervention) if config.intervention else None
         seen = FROM_MODEL & set(self._parts)
-        uses_model = self._progress.needs_model or self._success.needs_model or bool(seen)
+        helped = self._person is not None and self._person.needs_model
+        uses_model = self._progress.needs_model or self._success.needs_model or helped or bool(seen)
         if uses_model and config.model is None:
             raise ConfigError("this arm or observation reads the reward model: give model=RUN")
         self.model: RewardModel | None = load(config.model) if uses_model and config.model else None
@@ -225,12 +228,13 @@ class Worker:
         observation, info = self._reset(order)
         tape = _Tape(self, order, observation)
         self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
-        if self._person is not None:
-            self._person.begin()
+        person = self._person if order.help else None
+        if person is not None:
+            person.begin(self.env.unwrapped)
         first = tape.see(observation, info, success=False)
         terminated, truncated, aborted, cut = False, False, False, ""
         while not (terminated or truncated or aborted):
-            action, intervened = self._act(tape.moments[-1], observation, order.noise, rng)
+            action, intervened = self._act(tape.moments[-1], observation, person, order.noise, rng)
             observation, _, ended, truncated, info = self.env.step(self._in_units(action))
             if info.get("physics_error") or info.get("reason"):
                 cut = str(info.get("reason", ""))
@@ -255,10 +259,15 @@ class Worker:
         return base.set_state(order.start.state)
 
     def _act(
-        self, moment: Moment, observation: Any, noise: float, rng: np.random.Generator
+        self,
+        moment: Moment,
+        observation: Any,
+        person: Intervention | None,
+        noise: float,
+        rng: np.random.Generator,
     ) -> tuple[Float32[np.ndarray, " a"], bool]:
-        if self._person is not None:
-            taken = self._person.action(observation)
+        if person is not None:
+            taken = person.action(observation, moment.estimate)
             if taken is not None:
                 return self.unit_actions(np.asarray(taken, np.float32)[None])[0], True
         if self._policy is None:

@@ -221,6 +221,23 @@ def test_an_evaluation_that_nobody_estimates_goes_as_one_that_the_model_watches(
     np.testing.assert_allclose(again.progress, watched.progress, atol=1e-6)
 
 
+def test_a_person_helps_where_the_policy_is_stuck_and_what_they_show_is_imitated(
+    reward_model: Path, tmp_path: Path
+) -> None:
+    options = ["arm=helped", "intervention.person._target_=improve_toy.Helper", "intervention.patience_s=0.3"]
+    options += ["intervention.rise=0.2", "rollouts=6", "evaluate_every=6", f"model={reward_model}"]
+    run_command("improve", [*WORLD, *options, f"out={tmp_path / 'run'}"])
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
+    helped = metrics["rollout_intervened_decisions"]
+    assert 0 < sum(helped) < sum(metrics["rollout_decisions"])
+    for index, count in enumerate(helped):
+        rollout = load_rollout(tmp_path / f"run/rollouts/{index:06d}.npz")
+        assert rollout.intervened.sum() == count
+        assert np.linalg.norm(rollout.actions[rollout.intervened], axis=1) == pytest.approx(0.5, abs=1e-3)
+    assert metrics["updates"] > 0
+    assert "a person took over in" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("arm", ["learned", "naive_dense", "absolute"])
 def test_every_arm_runs_from_pixels_and_reports(reward_model: Path, tmp_path: Path, arm: str) -> None:
     run = tmp_path / "run"

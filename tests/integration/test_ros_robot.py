@@ -28,6 +28,7 @@ from gymnasium.utils.env_checker import check_env
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from robo_reward_data.importers.base import Options
@@ -344,8 +345,17 @@ def test_override_emergency_stop_and_bad_commands(
 
     assert not intervened()
     human = listener.node.create_publisher(JointState, "override", 1)
-    # As a person's device does: command after command, for as long as it is held.
-    info = wait_for(intervened, lambda: human.publish(JointState(position=[0.0, -0.2, 0.0, 1.0])))
+    told: list[bool] = []
+    listener.node.create_subscription(Bool, "needs_help", lambda message: told.append(message.data), 10)
+
+    def ask() -> None:
+        """The environment tells them, and they do as a person's device does: command after command."""
+        env.ask_for_help(True)
+        if any(told):
+            human.publish(JointState(position=[0.0, -0.2, 0.0, 1.0]))
+
+    info = wait_for(intervened, ask)
+    wait_for(lambda: told[-1] is False, lambda: env.ask_for_help(False))
     np.testing.assert_allclose(info["applied_action"], [0.0, -0.2, 0.0, 1.0], atol=1e-7)
     wait_for(lambda: not intervened())  # it is let go: the policy is let in again
 

@@ -15,9 +15,11 @@ from gymnasium.utils.env_checker import check_env
 
 import robo_reward_sim
 from robo_reward.errors import ConfigError
+from robo_reward.improve.help import Person
 from robo_reward_data.store import EpisodeStore
 from robo_reward_sim.envs import ManipulationEnv
 from robo_reward_sim.gl import GraphicsError
+from robo_reward_sim.person import ScriptedPerson
 from robo_reward_sim.privileged import privileged_demonstration, relative_state
 from robo_reward_sim.record import RecordConfig, record
 from robo_reward_sim.rendering import FreeCamera
@@ -161,6 +163,22 @@ def test_success_is_held_then_rewarded_once_and_ends_the_episode() -> None:
     assert successes[-2:] == [True, True]
     assert not any(successes[:-2])
     assert sum(rewards) == rewards[-1] == 1.0
+    env.close()
+
+
+def test_a_scripted_person_does_the_task_when_asked_and_nothing_else() -> None:
+    env = gymnasium.make(PEG, cameras=())
+    person = ScriptedPerson()
+    assert isinstance(person, Person)
+    with pytest.raises(ConfigError, match="has no expert"):
+        person.begin(env)  # what wraps it knows no state
+    env.reset(seed=3)
+    person.begin(env.unwrapped)
+    assert person.answer({}, asked=False) is None
+    done = False
+    while not done:
+        _, _, done, truncated, _ = env.step(person.answer({}, asked=True))
+        assert not truncated
     env.close()
 
 

@@ -120,6 +120,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         reset_timeout_s: float = 30.0,
         reliable: bool = False,
         marker_topic: str = "",
+        help_topic: str = "needs_help",
         instruction: str = "",
         namespace: str = "",
         node_name: str = "robot_env",
@@ -152,6 +153,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             reset_timeout_s: how long a reset may take.
             reliable: ask for reliable delivery; best effort matches every publisher.
             marker_topic: std_msgs/String that tells a recorder where episodes start and end; "" for none.
+            help_topic: std_msgs/Bool, true while `ask_for_help` wants a person to take over; "" for none.
             instruction: of the task, for the start marker.
             namespace: before every relative topic.
             node_name: of the environment's node.
@@ -214,6 +216,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         sure = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
         self._command = self._node.create_publisher(JointState, command_topic, sure)
         self._markers = self._node.create_publisher(String, marker_topic, sure) if marker_topic else None
+        self._help = self._node.create_publisher(Bool, help_topic, sure) if help_topic else None
         self._instruction = instruction
         self._reset_client = self._client(Trigger, reset_service)
         self._success_client = self._client(Trigger, success_service)
@@ -302,6 +305,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if truncated:
             self._mark("end: truncated")
         return self._copy(), float(terminated), terminated, truncated, info
+
+    def ask_for_help(self, asked: bool) -> None:
+        """Tell whoever listens whether a person should take over now.
+
+        Raises:
+            ConfigError: there is no topic to tell them by.
+        """
+        if self._help is None:
+            raise ConfigError('help_topic is "": name a topic by which an operator can be told')
+        self._help.publish(Bool(data=asked))
 
     def close(self) -> None:
         """Disconnect."""
