@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from robo_reward.api import load as load
     from robo_reward.env import ShapedRewardEnv as ShapedRewardEnv
     from robo_reward.env import ShapedRewardVectorEnv as ShapedRewardVectorEnv
+    from robo_reward.improve.policy import load_policy as load_policy
 
 __version__ = "0.1.0.dev0"
-__all__ = ["ShapedRewardEnv", "ShapedRewardVectorEnv", "__version__", "load"]
+__all__ = ["ShapedRewardEnv", "ShapedRewardVectorEnv", "__version__", "load", "load_policy"]
 
 _LAZY = {
     "ShapedRewardEnv": "robo_reward.env",
     "ShapedRewardVectorEnv": "robo_reward.env",
     "load": "robo_reward.api",
+    "load_policy": "robo_reward.improve.policy",
 }
 
 

@@ -1,8 +1,9 @@
-"""`robo-reward run_policy`: rollouts of a LeRobot policy in an environment, and how many succeed.
+"""`robo-reward run_policy`: rollouts of a policy in an environment, and how many succeed.
 
-The policy comes with its own processors and sees what `to_lerobot` wrote of such an environment: the cameras
-that it was trained on, at their size, and proprioception. Rollout i depends on the policy, the options and
-`seed + i` alone, so policies that ran with one seed met the same scenes.
+A LeRobot policy comes with its own processors and sees what `to_lerobot` wrote of such an environment: the
+cameras that it was trained on, at their size, and proprioception. A policy of `robo-reward improve` sees what
+it saw there. Rollout i depends on the policy, the options and `seed + i` alone, so policies that ran with one
+seed met the same scenes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object
+from robo_reward.improve.policy import POLICY_FILE, load_policy
 from robo_reward.improve.report import wilson
 from robo_reward.improve.worker import open_environment
 from robo_reward.metrics import Metric
@@ -33,7 +35,7 @@ from robo_reward.schema import Episode, Outcome
 from robo_reward_data._files import encode_json, lock, replace_file
 from robo_reward_data.store import EpisodeStore
 
-__all__ = ["LeRobotPolicy", "RunPolicyConfig", "run"]
+__all__ = ["ImprovedPolicy", "LeRobotPolicy", "RunPolicyConfig", "run"]
 
 _IMAGES, _STATE, _ACTION = "observation.images.", "observation.state", "action"
 _METRICS, _ROLLOUTS = "metrics.json", "rollouts.jsonl"
@@ -48,6 +50,7 @@ class RunPolicyConfig:
     out: str
     episodes: int = 20
     seed: int = 1_000_000
+    model: str | None = None
     instruction: str | None = None
     store: str | None = None
     kind: str = "policy"
@@ -131,6 +134,25 @@ class LeRobotPolicy:
             else:
                 raise ConfigError(f"the policy wants '{key}': only {_IMAGES}<camera> and {_STATE} are given")
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that it was trained on."""
+        return tuple(self.image_sizes)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of their images in pixels; None where there are none.
+
+        Raises:
+            ConfigError: they have different ones.
+        """
+        sizes = sorted(set(self.image_sizes.values()))
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"the policy wants images of different sizes ({sizes}): environments here have one"
+            )
+        return sizes[0] if sizes else None
+
     def reset(self) -> None:
         """An episode begins: forget what was planned."""
         self._policy.reset()
@@ -150,6 +172,48 @@ class LeRobotPolicy:
         return action[0].float().cpu().numpy()
 
 
+class ImprovedPolicy:
+    """The policy in a run folder of `robo-reward improve`."""
+
+    def __init__(self, folder: Path, model: str | None, device: str) -> None:
+        """Load it; `model` is the reward model that it looks through, if not where it was.
+
+        Raises:
+            CheckpointError, ConfigError: see `load_policy`.
+        """
+        self.folder, self._policy = folder, load_policy(folder, model, device)
+        self.cameras, self.image_size = self._policy.cameras, None
+        self.action_size, self.state_size = self._policy.action_size, None
+        self._clock = 0
+
+    def reset(self) -> None:
+        """An episode begins."""
+        self._policy.reset()
+        self._clock = 0
+
+    def act(self, observation: Mapping[str, Any], instruction: str) -> Float32[np.ndarray, " a"]:
+        """The action for the next observation.
+
+        Raises:
+            ConfigError: another task than it has learned.
+        """
+        if instruction != self._policy.instruction:
+            raise ConfigError(f"the policy has learned '{self._policy.instruction}', not '{instruction}'")
+        stamp_ns, self._clock = self._clock, self._clock + self._policy.decision_ns
+        return self._policy.act(observation.get("images", {}), stamp_ns, observation["proprio"])
+
+
+def open_policy(config: RunPolicyConfig, folder: Path) -> ImprovedPolicy | LeRobotPolicy:
+    """The policy that lies in a folder."""
+    if _is_improved(folder):
+        return ImprovedPolicy(folder, config.model, config.device)
+    return LeRobotPolicy(folder, config.device, config.action_steps, config.policy_plugins)
+
+
+def _is_improved(folder: Path) -> bool:
+    return (folder / POLICY_FILE).is_file()
+
+
 def run(config: RunPolicyConfig) -> None:
     """Run what is missing of the rollouts, and write `metrics.json`.
 
@@ -164,6 +228,10 @@ def run(config: RunPolicyConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = policy_folder(Path(config.policy))
+    if _is_improved(folder) and config.action_steps is not None:
+        raise ConfigError("action_steps is for policies that predict chunks: leave it out")
+    if not _is_improved(folder) and config.model is not None:
+        raise ConfigError("model is for policies of robo-reward improve: leave it out")
     keys = ("env", "seed", "instruction", "action_steps", "env_args", "rollout")
     identity = {"policy_version": policy_version(folder), **{key: getattr(config, key) for key in keys}}
     out, seeds = Path(config.out), [config.seed + index for index in range(config.episodes)]
@@ -190,21 +258,26 @@ def run(config: RunPolicyConfig) -> None:
 
 
 def policy_folder(folder: Path) -> Path:
-    """Where the policy lies in what `lerobot-train` made, or `folder` itself.
+    """Where the policy lies in what `lerobot-train` or `robo-reward improve` made, or `folder` itself.
 
     Raises:
         DataError: nowhere.
     """
+    if _is_improved(folder):
+        return folder.resolve()
     for candidate in (folder, folder / "pretrained_model", folder / "checkpoints/last/pretrained_model"):
         if (candidate / "config.json").is_file():
             return candidate.resolve()
     raise DataError(
-        f"no LeRobot policy in {folder}: give the output_dir of lerobot-train, or a pretrained_model folder"
+        f"no policy in {folder}: give the output_dir of lerobot-train, a pretrained_model folder, or the out "
+        "of a finished robo-reward improve"
     )
 
 
 def policy_version(folder: Path) -> str:
     """16 hexadecimal digits of a digest of all that a policy in a folder is loaded from."""
+    if _is_improved(folder):
+        return hashlib.sha256((folder / POLICY_FILE).read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
     for name in names:
@@ -234,7 +307,7 @@ def _run_missing(
 ) -> None:
     """Run these rollouts, add them to `done`, and note each in the file as it ends."""
     console = Console(stderr=True)
-    policy = LeRobotPolicy(config.policy, config.device, config.action_steps, config.policy_plugins)
+    policy = open_policy(config, policy_folder(Path(config.policy)))
     source = {"env": config.env, "policy": str(policy.folder), "policy_version": version}
     with _environment(config, policy) as env, (Path(config.out) / _ROLLOUTS).open("a") as file:
         for seed in track(seeds, "rollouts", console=console, disable=not console.is_terminal):
@@ -256,7 +329,11 @@ def _is_kept(store: EpisodeStore | None, config: RunPolicyConfig, seed: int) -> 
 
 
 def _roll(
-    config: RunPolicyConfig, policy: LeRobotPolicy, env: _Watched, seed: int, source: Mapping[str, Any]
+    config: RunPolicyConfig,
+    policy: ImprovedPolicy | LeRobotPolicy,
+    env: _Watched,
+    seed: int,
+    source: Mapping[str, Any],
 ) -> Episode:
     """One rollout. Policies that draw lots draw them from torch's generator: it is seeded, and put back."""
     import torch
@@ -305,18 +382,17 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 @contextlib.contextmanager
-def _environment(config: RunPolicyConfig, policy: LeRobotPolicy) -> Generator[_Watched]:
+def _environment(config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy) -> Generator[_Watched]:
     """The environment with the policy's cameras at their size, closed in the end.
 
     Raises:
         ConfigError: a plug-in or environment that is not there, or one that the policy does not fit.
     """
-    sizes = sorted(set(policy.image_sizes.values()))
-    if len(sizes) > 1:
-        raise ConfigError(f"the policy wants images of different sizes ({sizes}): environments here have one")
-    arguments: dict[str, Any] = {"cameras": tuple(policy.image_sizes), **(config.env_args or {})}
-    if sizes:
-        arguments.setdefault("image_size", sizes[0])
+    arguments: dict[str, Any] = dict(config.env_args or {})
+    if policy.cameras:  # one that looks through none leaves the environment its own: an episode has some
+        arguments.setdefault("cameras", policy.cameras)
+    if policy.image_size is not None:
+        arguments.setdefault("image_size", policy.image_size)
     env = _Watched(open_environment(config.env, config.plugins, arguments))
     try:
         _check_fit(policy, env)
@@ -325,7 +401,7 @@ def _environment(config: RunPolicyConfig, policy: LeRobotPolicy) -> Generator[_W
         env.close()
 
 
-def _check_fit(policy: LeRobotPolicy, env: gymnasium.Env[Any, Any]) -> None:
+def _check_fit(policy: ImprovedPolicy | LeRobotPolicy, env: gymnasium.Env[Any, Any]) -> None:
     actions, proprio = env.action_space.shape, cast("Any", env.observation_space)["proprio"].shape
     if actions != (policy.action_size,):
         raise ConfigError(

@@ -31,6 +31,7 @@ from robo_reward.improve.demonstrations import (
 from robo_reward.improve.display import ImproveDisplay
 from robo_reward.improve.learner import Learner
 from robo_reward.improve.observer import MAP
+from robo_reward.improve.policy import save_policy
 from robo_reward.improve.refresh import refresh, relabel
 from robo_reward.improve.replay import Replay, Shaping
 from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
@@ -276,6 +277,12 @@ class _Session:
     def _model_path(self) -> Path:
         return self.folder / "models" / f"{self.refreshed:06d}"
 
+    def _model_place(self) -> str:
+        """Where the reward model lies: from the run's folder where it is in there."""
+        if self.refreshed:
+            return str(self._model_path().relative_to(self.folder))
+        return str(Path(self.config.model or "").resolve())
+
     def _use_refreshed(self) -> None:
         folder = str(self._model_path())
         self.worker.set_model(folder, self.instruction)
@@ -369,19 +376,24 @@ class _Session:
     def finish(self) -> dict[str, Any]:
         """Write the policy and the numbers; returns the numbers."""
         config, rollouts = self.config, self.rollouts
-        buffer = io.BytesIO()
-        torch.save(
-            {"policy": self.learner.policy.state_dict(), "observe": list(self.replay.observed)},
-            buffer,
+        model = self.worker.model
+        save_policy(
+            self.folder,
+            self.learner.policy,
+            self.replay.observed,
+            self.worker.action_bounds,
+            self.instruction,
+            self.demonstrations[0].proprio.shape[1],
+            self.worker.decision_ns,
+            (self._model_place(), model.version) if model else ("", ""),
         )
-        write_atomic(self.folder / "policy.pt", buffer.getvalue())
         metrics = {
             "arm": config.arm_name,
             "seed": config.seed,
             "privileged": config.privileged,
             "observe": list(self.replay.observed),
             "success_source": str(config.success.get("_target_", "")),
-            "model_version": self.worker.model.version if self.worker.model else "",
+            "model_version": model.version if model else "",
             "refreshed_after": self.refreshed,
             "potential_trust": round(self.trust, 4),
             "rollouts": len(rollouts),

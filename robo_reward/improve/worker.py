@@ -12,7 +12,7 @@ import cv2
 import gymnasium
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
@@ -172,6 +172,16 @@ class Worker:
         return None if self._state is None else np.asarray(self._state(base), np.float32)
 
     @property
+    def action_bounds(self) -> tuple[Float64[np.ndarray, " a"], Float64[np.ndarray, " a"]]:
+        """The least and the largest action of the environment."""
+        return self._low, self._high
+
+    @property
+    def decision_ns(self) -> int:
+        """Time between two decisions, in nanoseconds."""
+        return int(getattr(self.env.unwrapped, "decision_ns", 100_000_000))
+
+    @property
     def action_size(self) -> int:
         """Numbers in an action."""
         return len(self._low)
@@ -303,7 +313,7 @@ class _Tape:
         self._base, self._order = base, order
         self._observer, self._know = worker.observer, worker.privileged
         self._action_size = worker.action_size
-        self._decision_ns = int(getattr(base, "decision_ns", 100_000_000))
+        self._decision_ns = worker.decision_ns
         self._version = worker.model.version if worker.model is not None else ""
         self._clock = 0
         self._stamps: list[int] = []

@@ -1,0 +1,117 @@
+"""What an improvement run leaves: a policy that acts as it did there, in a control loop and by a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import robo_reward
+from robo_reward.cli.main import main, run_command
+from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.improve.rollouts import load_rollout
+
+HERE = Path(__file__).parent
+TOY = ["env={_target_: improve_toy.Dot}", "plugins=[]", "reader={_target_: improve_toy.Demos}"]
+SMALL = ["demos=memory", "demonstrations=1", "learner.width=32", "learner.clone_steps=100"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run whose policy looks through a hardly trained reward model; films say what it did in the end."""
+    from robo_reward_data.store import EpisodeStore
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        import improve_toy
+
+        folder = tmp_path_factory.mktemp("policy")
+        store = EpisodeStore.create(folder / "store")
+        for index in range(4):
+            store.write(improve_toy.demonstration(20 + index, aim=index < 3))
+        network = ["network.encoder.channels=[4,4,8,8]", "network.encoder.bottleneck=4", "network.width=16"]
+        options = ["network.heads=2", "windows.frames=4", "batch_size=4", "threads=1", "accelerator=cpu"]
+        where = [f"data={folder / 'store'}", f"out={folder / 'model'}", "augment=sim", "steps=3"]
+        run_command("train", [*where, *network, *options, "precision=32-true"])
+        seen = [
+            "observe=[proprio,motion,map,estimate,embedding]",
+            f"model={folder / 'model'}",
+            "film_every=1",
+        ]
+        rollouts = ["arm=sparse", "rollouts=2", "evaluate_every=2", "evaluate_episodes=2"]
+        run_command("improve", [*TOY, *SMALL, *seen, *rollouts, f"out={folder / 'run'}"])
+        yield folder / "run"
+
+
+def test_it_acts_as_it_did_in_the_run(run: Path) -> None:
+    import improve_toy
+
+    policy = robo_reward.load_policy(run)
+    assert policy.instruction == "go to the mark"
+    assert policy.cameras == ("top",)
+    files = sorted((run / "evaluations").glob("after_000002_*.npz"))
+    assert len(files) == 2
+    for file in files:  # one policy, one episode after the other
+        was = load_rollout(file)
+        env = improve_toy.Dot()
+        observation, _ = env.reset(seed=was.source["seed"])
+        policy.reset()
+        taken = []
+        for step in range(was.decisions):
+            action = policy.act(observation["images"], step * policy.decision_ns, observation["proprio"])
+            taken.append(action)
+            observation, *_ = env.step(action)
+        np.testing.assert_allclose(np.stack(taken) / 2, was.actions, atol=1e-4)  # the dot's units are doubled
+    with pytest.raises(DataError, match="proprioception of 2 finite numbers"):
+        policy.act(observation["images"], 10**12, np.zeros(3, np.float32))
+
+
+def test_what_it_looks_through_is_checked(run: Path, tmp_path: Path) -> None:
+    moved = run.parent / "elsewhere"
+    (run.parent / "model").rename(moved)
+    try:
+        with pytest.raises(CheckpointError, match="say where, model=RUN"):
+            robo_reward.load_policy(run)
+        assert robo_reward.load_policy(run, model=moved).model is not None
+    finally:
+        moved.rename(run.parent / "model")
+    other = torch.load(run / "policy.pt", weights_only=True) | {"model_version": "another"}
+    other["model"] = str(run.parent / "model")
+    torch.save(other, tmp_path / "policy.pt")
+    with pytest.raises(CheckpointError, match="looks through another"):
+        robo_reward.load_policy(tmp_path)
+    (tmp_path / "policy.pt").unlink()
+    with pytest.raises(CheckpointError, match="finished robo-reward improve"):
+        robo_reward.load_policy(tmp_path)
+    (tmp_path / "policy.pt").write_bytes(b"no policy")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        robo_reward.load_policy(tmp_path)
+    sim = ["arm=sparse", "privileged=true", "privileged_state=improve_toy.state", "rollouts=0"]
+    sim += ["privileged_demos=improve_toy.privileged", "evaluate_every=0", f"out={tmp_path / 'sim'}"]
+    run_command("improve", [*TOY, *SMALL, *sim])
+    with pytest.raises(ConfigError, match="privileged=false"):
+        robo_reward.load_policy(tmp_path / "sim")
+
+
+def test_a_command_counts_its_successes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("robo_reward_sim")
+    env = "env=robo_reward/PegInsertSide-v0"
+    run_command("record", [env, f"out={tmp_path / 'demos'}", "episodes=1", "workers=1", "mix={expert: 1}"])
+    limits = ["rollouts=0", "evaluate_every=0", "learner.clone_steps=20", "observe=[proprio,motion]"]
+    run_command(
+        "improve", [env, f"demos={tmp_path / 'demos'}", f"out={tmp_path / 'run'}", "arm=sparse", *limits]
+    )
+    rolled = [*("run_policy", env, f"policy={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "episodes=2")]
+    rolled += ["env_args={max_episode_steps: 4}", f"store={tmp_path / 'rolled'}"]
+    assert main([*rolled, "action_steps=2"]) == 1
+    assert "action_steps is for policies that predict chunks" in capsys.readouterr().err
+    assert main(rolled) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert found["success"]["n"] == 2
+    assert [row["decisions"] for row in found["rollouts"]] == [4, 4]
+    assert main([*rolled[:2], f"policy={tmp_path}", f"out={tmp_path / 'x'}"]) == 1
+    assert "the out of a finished robo-reward improve" in capsys.readouterr().err
