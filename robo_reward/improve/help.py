@@ -93,7 +93,7 @@ class StuckWatch:
 
 
 class HelpWhenStuck:
-    """Asks a person while the policy is stuck, for a turn at a time."""
+    """Asks a person once the policy is stuck, for a turn or to the end."""
 
     needs_model = True
 
@@ -103,25 +103,27 @@ class HelpWhenStuck:
         patience_s: float = 0.6,
         rise: float = 0.03,
         fall: float = 0.15,
-        turn_s: float = 0.5,
+        turn_s: float | None = None,
     ) -> None:
-        """Ask for `turn_s` seconds whenever `StuckWatch(patience_s, rise, fall)` says so.
+        """Ask once `StuckWatch(patience_s, rise, fall)` says so.
 
         Args:
             person: who, or the component `{_target_: ...}` that makes them.
             patience_s: see `StuckWatch`;  rise, fall: too.
-            turn_s: seconds for which they are asked at a time.
+            turn_s: seconds for which they are asked at a time; None: to the end of the episode. Who finishes
+                what they begin shows the rest of the task, too.
         """
-        if not turn_s > 0:
-            raise ConfigError(f"turn_s={turn_s}: must be more than 0 seconds")
+        if turn_s is not None and not turn_s > 0:
+            raise ConfigError(f"turn_s={turn_s}: must be more than 0 seconds, or null")
         self._person: Person = instantiate(person) if isinstance(person, Mapping) else person
         self._watch = StuckWatch(patience_s, rise, fall)
-        self._turn_ns, self._until_ns = round(turn_s * 1e9), 0
+        self._turn_ns = None if turn_s is None else round(turn_s * 1e9)
+        self._until_ns = 0.0
 
     def begin(self, env: Any) -> None:
         """See `Intervention`."""
         self._watch.begin()
-        self._until_ns = 0
+        self._until_ns = 0.0
         self._person.begin(env)
 
     def action(
@@ -132,7 +134,7 @@ class HelpWhenStuck:
             raise ConfigError("help when stuck reads the reward model: give model=RUN")
         now = estimate.stamp_ns
         if now >= self._until_ns and self._watch.stuck(estimate):
-            self._until_ns = now + self._turn_ns
+            self._until_ns = np.inf if self._turn_ns is None else now + self._turn_ns
             self._watch.begin()  # what the person reaches or loses is where the policy begins again
         return self._person.answer(observation, asked=now < self._until_ns)
 

@@ -3,8 +3,8 @@
 For each of `--seeds` a policy is cloned from `--demonstrations` expert demonstrations (other ones for each
 seed: they begin `--stride` episodes further on) and then makes `--rollouts` of its own, in arms:
 
-- stuck   a person, the scripted expert, takes over for half a second when the model sees the policy stuck
-- random  the same person takes over at random moments, for the same share of the decisions
+- stuck   a person, the scripted expert, takes over once the model sees the policy stuck, and finishes
+- random  the same person takes over in as many rollouts, at a random moment of them, and finishes
 - alone   nobody does; it goes on cloning with its own successes
 - more    no rollouts: instead as many more demonstrations as the person acted for in the arm `stuck`
 
@@ -39,21 +39,19 @@ class HelpAtRandom:
 
     needs_model = False
 
-    def __init__(self, person: Mapping[str, Any], share: float, turn: int, seed: int) -> None:
-        """Ask `person` for `turn` decisions at a time, and for a `share` of all."""
-        self._person, self._turn = instantiate(person), turn
-        self._chance = share / (turn * (1 - share) + share)  # of a turn that begins where none is going on
-        self._rng, self._left = np.random.default_rng(seed), 0
+    def __init__(self, person: Mapping[str, Any], share: float, within: int, seed: int) -> None:
+        """Ask `person` in a `share` of episodes, from one of the first `within` decisions to the end."""
+        self._person, self._share, self._within = instantiate(person), share, within
+        self._rng = np.random.default_rng(seed)
 
     def begin(self, env: Any) -> None:
-        self._left = 0
+        self._left = int(self._rng.integers(self._within)) if self._rng.random() < self._share else None
         self._person.begin(env)
 
     def action(self, observation: Mapping[str, Any], estimate: ProgressEstimate | None) -> Any:
-        if self._left == 0 and self._rng.random() < self._chance:
-            self._left = self._turn
-        asked = self._left > 0
-        self._left = max(self._left - 1, 0)
+        asked = self._left == 0
+        if self._left:
+            self._left -= 1
         return self._person.answer(observation, asked=asked)
 
 
@@ -79,8 +77,9 @@ def run(options: argparse.Namespace, arm: str, seed: int, helped: Mapping[str, A
     person = "{_target_: robo_reward_sim.person.ScriptedPerson}"
     if arm == "random":
         assert helped is not None
-        share = sum(helped["rollout_intervened_decisions"]) / sum(helped["rollout_decisions"])
-        settings = f"person: {person}, share: {share}, turn: 8, seed: {seed}"
+        asked = np.array(helped["rollout_intervened_decisions"])
+        whole = int(np.mean(np.array(helped["rollout_decisions"])[asked == 0]))
+        settings = f"person: {person}, share: {(asked > 0).mean()}, within: {whole}, seed: {seed}"
         keys |= {
             "~intervention": "",
             "+intervention": f"{{_target_: bench_help.HelpAtRandom, {settings}}}",
@@ -114,11 +113,11 @@ def main() -> None:
     parser.add_argument("--demos", required=True, help="store with expert demonstrations of the task")
     parser.add_argument("--task", default="PegInsertSide", help="robo_reward/<task>-v0")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_help"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--demonstrations", type=int, default=12)
-    parser.add_argument("--stride", type=int, default=7)
-    parser.add_argument("--rollouts", type=int, default=60)
+    parser.add_argument("--stride", type=int, default=4)
+    parser.add_argument("--rollouts", type=int, default=30)
     parser.add_argument("--scenes", type=int, default=40)
     options = parser.parse_args()
     rows: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in ARMS}

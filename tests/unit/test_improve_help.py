@@ -75,6 +75,16 @@ def test_a_person_is_asked_for_a_turn_and_then_the_policy_gets_its_patience_anew
     assert hand.asked == [False] * 3 + [True] * 2 + [False] * 5
 
 
+def test_a_person_finishes_what_they_were_asked_to_begin() -> None:
+    hand = Hand()
+    help_ = HelpWhenStuck(hand, patience_s=0.3)
+    for _ in range(2):
+        help_.begin(None)
+        for estimate in estimates([0.5, 0.5, 0.5, 0.5, 0.6, 0.7, NAN, 0.9]):
+            help_.action({}, estimate)
+        assert hand.asked == [False] * 3 + [True] * 5
+
+
 def test_an_operator_is_told_by_the_environment() -> None:
     class Robot:
         told: list[bool]
