@@ -97,30 +97,38 @@ def _notes(metrics: Mapping[str, Any]) -> tuple[str, ...]:
         )
     if helped := [count for count in metrics["rollout_intervened_decisions"] if count]:
         total = sum(metrics["rollout_decisions"])
-        notes.append(
-            f"a person took over in {len(helped)} rollouts, for {sum(helped)} of {total} decisions; success "
-            "in those is partly theirs"
-        )
+        notes.append(f"a person took over in {len(helped)} rollouts, for {sum(helped)} of {total} decisions")
     return tuple(notes)
 
 
 def _charts(metrics: Mapping[str, Any]) -> tuple[Chart, ...]:
     minutes = np.cumsum(metrics["rollout_seconds"]) / 60
-    rate = outcome_curve(metrics["rollout_success"])
+    helped = [count > 0 for count in metrics["rollout_intervened_decisions"]]
+    alone = [done and not aid for done, aid in zip(metrics["rollout_success"], helped, strict=True)]
+    rate = outcome_curve(alone)
     count = np.arange(1, len(rate) + 1, dtype=np.float64)
-    curves = [Curve(f"rollouts, with exploration (last {_WINDOW})", count, rate)]
+    title = f"rollouts, with exploration (last {_WINDOW})"
+    curves = [Curve(title, count, rate)]
     if metrics["evaluations"]:
         after = np.array([rollouts for rollouts, _ in metrics["evaluations"]], np.float64)
         bands = np.array([wilson(sum(done), len(done)) for _, done in metrics["evaluations"]])
         judged = np.array([np.mean(done) for _, done in metrics["evaluations"]])
         curves.insert(0, Curve("evaluations, without noise", after, judged, bands[:, 0], bands[:, 1]))
-    spent = Curve(f"rollouts, with exploration (last {_WINDOW})", minutes, rate)
-    return (
+    note = "Bands: 95 % intervals." + (" A success with help is none of the policy's." if any(helped) else "")
+    charts = [
+        Chart("Success over rollouts", note, "rollouts", "share of successes", tuple(curves)),
         Chart(
-            "Success over rollouts", "Bands: 95 % intervals.", "rollouts", "share of successes", tuple(curves)
+            "Success over robot time",
+            "",
+            "minutes of robot time",
+            "share of successes",
+            (Curve(title, minutes, rate),),
         ),
-        Chart("Success over robot time", "", "minutes of robot time", "share of successes", (spent,)),
-    )
+    ]
+    if any(helped):
+        calls = Curve(f"rollouts with help (last {_WINDOW})", count, outcome_curve(helped))
+        charts.append(Chart("Calls for a person", "", "rollouts", "share of rollouts", (calls,)))
+    return tuple(charts)
 
 
 def _wrong(rollouts: Sequence[Rollout]) -> TextTable:

@@ -336,8 +336,9 @@ class _Session:
         return sum(rollout.seconds for rollout in self.rollouts) / 60
 
     def _recent(self) -> float:
+        """Share of successes that were the policy's own, of the last rollouts."""
         last = self.rollouts[-20:]
-        return float(np.mean([rollout.succeeded for rollout in last])) if last else 0.0
+        return float(np.mean([r.succeeded and not r.intervened.any() for r in last])) if last else 0.0
 
     def _save(self) -> None:
         buffer = io.BytesIO()

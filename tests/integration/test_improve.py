@@ -235,7 +235,9 @@ def test_a_person_helps_where_the_policy_is_stuck_and_what_they_show_is_imitated
         assert rollout.intervened.sum() == count
         assert np.linalg.norm(rollout.actions[rollout.intervened], axis=1) == pytest.approx(0.5, abs=1e-3)
     assert metrics["updates"] > 0
-    assert "a person took over in" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "a person took over in" in page
+    assert "Calls for a person" in page
 
 
 @pytest.mark.parametrize("arm", ["learned", "naive_dense", "absolute"])
