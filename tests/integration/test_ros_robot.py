@@ -363,9 +363,11 @@ def test_override_emergency_stop_and_bad_commands(
     hasty = robot_env(observation_timeout_s=8.0, node_name="hasty")
     hasty.reset(seed=1)
     assert listener.call("safety/estop").success
+    wait_for(lambda: told[-1], lambda: hasty.ask_for_help(True))
     _, _, terminated, truncated, info = hasty.step(np.full(4, 0.1, np.float32))
     assert (terminated, truncated) == (False, True)
     assert "emergency stop (service call)" in info["reason"]
+    wait_for(lambda: not told[-1])  # an episode that has ended wants no help
     assert listener.call("safety/reset").success
     env.reset(seed=1)
     assert not intervened()

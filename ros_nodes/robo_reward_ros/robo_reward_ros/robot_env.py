@@ -216,6 +216,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         sure = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
         self._command = self._node.create_publisher(JointState, command_topic, sure)
         self._markers = self._node.create_publisher(String, marker_topic, sure) if marker_topic else None
+        self._asked = False
         self._help = self._node.create_publisher(Bool, help_topic, sure) if help_topic else None
         self._instruction = instruction
         self._reset_client = self._client(Trigger, reset_service)
@@ -283,7 +284,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         again = (lambda: self._command.publish(message)) if self._lock_step else None
         found = self._wait(target_ns, self._timeout_s, again)
         if found is None:
-            self._mark("end: truncated")
+            self._end("truncated")
             return (
                 self._copy(),
                 0.0,
@@ -298,12 +299,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._held = self._held + 1 if success else 0
         terminated = self._held >= self._hold
         if terminated:
-            self._mark("end: success")
+            self._end("success")
         self._decisions += 1
         info = self._facts(command)
         truncated = not terminated and (self._decisions == self._max_decisions or "reason" in info)
         if truncated:
-            self._mark("end: truncated")
+            self._end("truncated")
         return self._copy(), float(terminated), terminated, truncated, info
 
     def ask_for_help(self, asked: bool) -> None:
@@ -315,6 +316,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self._help is None:
             raise ConfigError('help_topic is "": name a topic by which an operator can be told')
         self._help.publish(Bool(data=asked))
+        self._asked = asked
 
     def close(self) -> None:
         """Disconnect."""
@@ -332,6 +334,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _client(self, kind: Any, name: str) -> Any | None:
         return self._node.create_client(kind, name) if name else None
+
+    def _end(self, how: str) -> None:
+        """An episode has ended, and with it any wish for help."""
+        self._mark(f"end: {how}")
+        if self._asked:
+            self.ask_for_help(False)
 
     def _mark(self, text: str) -> None:
         if self._markers is not None:
