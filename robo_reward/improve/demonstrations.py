@@ -29,7 +29,8 @@ def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
     readers, _ = open_sources(config.reader, config.demos)
     kinds = config.demo_kinds
     good = [r for r in readers if r.info.outcome is Outcome.SUCCESS and (not kinds or r.info.kind in kinds)]
-    count = len(good) if config.demonstrations is None else config.demonstrations
+    left = max(len(good) - config.demo_offset, 0)
+    count = left if config.demonstrations is None else config.demonstrations
     chosen = good[config.demo_offset : config.demo_offset + count]
     if count < 1 or len(chosen) < count:
         raise DataError(

@@ -78,7 +78,8 @@ def run(options: argparse.Namespace, arm: str, seed: int, helped: Mapping[str, A
     if arm == "random":
         assert helped is not None
         asked = np.array(helped["rollout_intervened_decisions"])
-        whole = int(np.mean(np.array(helped["rollout_decisions"])[asked == 0]))
+        alone = asked == 0 if (asked == 0).any() else asked > 0
+        whole = int(np.mean(np.array(helped["rollout_decisions"])[alone]))
         settings = f"person: {person}, share: {(asked > 0).mean()}, within: {whole}, seed: {seed}"
         keys |= {
             "~intervention": "",
@@ -99,11 +100,16 @@ def run(options: argparse.Namespace, arm: str, seed: int, helped: Mapping[str, A
 
 
 def worth(options: argparse.Namespace, offset: int, helped: Mapping[str, Any]) -> int:
-    """How many more demonstrations take a person as long as helping did."""
+    """How many more demonstrations take a person as long as helping did, as far as the store has so many."""
     keys = [f"demos={options.demos}", "demo_kinds=[expert]", f"demo_offset={offset}", "env=none", "out=none"]
     _, config = load_config("improve", [*keys, f"demonstrations={options.demonstrations}"])
     lengths = [reader.info.length for reader in choose_demonstrations(config)]
-    return math.ceil(sum(helped["rollout_intervened_decisions"]) / float(np.mean(lengths)))
+    wanted = math.ceil(sum(helped["rollout_intervened_decisions"]) / float(np.mean(lengths)))
+    _, config = load_config("improve", keys)
+    there = len(choose_demonstrations(config)) - options.demonstrations
+    if there < wanted:
+        sys.stdout.write(f"{options.demos} has {there} more demonstrations, not {wanted}\n")
+    return min(wanted, there)
 
 
 def main() -> None:

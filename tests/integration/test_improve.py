@@ -205,6 +205,18 @@ def test_a_demonstration_is_over_where_a_rollout_would_be(tmp_path: Path) -> Non
     assert len(rollout.truth) == len(rollout.stamp_ns) == rollout.decisions + 1
 
 
+def test_demonstrations_are_counted_from_the_offset(tmp_path: Path) -> None:
+    def chosen(*overrides: str) -> list[str]:
+        _, config = load_config("improve", [*WORLD, f"out={tmp_path}", *overrides])
+        return [reader.info.name for reader in choose_demonstrations(config)]
+
+    assert chosen("demonstrations=2", "demo_offset=1") == ["dot_001", "dot_002"]
+    assert chosen("demonstrations=null", "demo_offset=1") == ["dot_001", "dot_002", "dot_003"]
+    for overrides in (["demonstrations=2", "demo_offset=3"], ["demonstrations=null", "demo_offset=4"]):
+        with pytest.raises(DataError, match="are not there"):
+            chosen(*overrides)
+
+
 def test_an_evaluation_that_nobody_estimates_goes_as_one_that_the_model_watches(
     reward_model: Path, tmp_path: Path
 ) -> None:
