@@ -162,6 +162,9 @@ _NEAR = 0.02  # the fingers are around the peg within this distance
 _STANDOFF = 0.08  # the head stands this far before the mouth of the hole when insertion begins
 _MOUTH = 0.066  # the mouth is this far before the target
 _SUCCESS = 0.07  # the simulator's own radius, with the lateral offset counted twice
+_STAYS_IN = 0.080  # a peg that is let go with its head this far before the target stays in the hole,
+_FALLS_OUT = 0.092  # one this far before it falls out
+_SAG = 0.020  # in the hole it lies this far beside the axis, at most
 _LATERAL = 0.012  # the head is on the axis of the hole within this distance
 
 
@@ -171,7 +174,8 @@ def peg_potential(scene: PegScene, first: PegScene) -> float:
     reach   the fingers come to the peg (any grasp within 3 cm along it will do)
     grasp   the fingers close on it, then it leaves the table
     align   its head comes to the line of the hole, a hand's breadth before the mouth
-    insert  its head moves along that line to where the simulator calls it inserted
+    insert  its head moves along that line to where the simulator calls it inserted; in the hole it stays
+            where it is when the hand goes
 
     Args:
         scene: the scene now.
@@ -192,10 +196,15 @@ def peg_potential(scene: PegScene, first: PegScene) -> float:
     insert = ramp(_depth_distance(scene), _MOUTH + _STANDOFF, _SUCCESS)
     on_axis = ramp(_lateral(scene.head, scene), 0.035, 0.015)
 
-    return chain(
+    held = chain(
         (max(reach, 0.0), grasp, max(align, 0.0), insert),
         (around, ramp(grasp, 0.8, 1.0), on_axis),
     )
+    # What is in the hole stays there when the hand lets go, a little lower: it needs a push and no new grasp.
+    in_hole = ramp(float((scene.head - scene.target)[0]), _FALLS_OUT, _STAYS_IN) * ramp(
+        _lateral(scene.head, scene), 0.034, _SAG
+    )
+    return max(held, in_hole * (3.0 + insert))
 
 
 class PegOracle:

@@ -82,6 +82,19 @@ def test_a_head_beside_the_hole_does_not_insert() -> None:
     assert 2.0 < potential(beside, (beside[0], 0.66, 0.12), 0.30) < 3.0
 
 
+def test_a_peg_that_is_let_go_in_the_hole_stays_where_it_is() -> None:
+    away = (-0.05, 0.60, 0.40)
+
+    def left(before: float, sag: float) -> float:
+        return potential((-0.25 + before + 0.13, 0.60, 0.14 - sag), away, 1.0)
+
+    # .075 before the target and .016 too low: .0816 by the simulator's distance, of the way from .146 to .07.
+    assert left(0.075, 0.016) == pytest.approx(3.0 + (0.146 - np.hypot(0.075, 0.032)) / 0.076)
+    assert left(0.075, 0.115) < 1.0, "on the table before the hole"
+    assert left(0.095, 0.016) < 1.0, "hardly in: it falls"
+    assert 0.0 < left(0.086, 0.0) < 3.0
+
+
 def test_any_grasp_along_the_peg_will_do() -> None:
     done = scene((-0.05, 0.60, 0.14), (-0.05, 0.60, 0.12), 0.30)
     slipped = replace(done, fingers=done.fingers + np.array((0.03, 0.0, 0.0)))
