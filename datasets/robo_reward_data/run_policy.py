@@ -183,7 +183,7 @@ class ImprovedPolicy:
         """
         self.folder, self._policy = folder, load_policy(folder, model, device)
         self.cameras, self.image_size = self._policy.cameras, None
-        self.action_size, self.state_size = self._policy.action_size, None
+        self.action_size, self.state_size = self._policy.action_size, self._policy.proprio_size
         self._clock = 0
 
     def reset(self) -> None:
@@ -203,7 +203,7 @@ class ImprovedPolicy:
         return self._policy.act(observation.get("images", {}), stamp_ns, observation["proprio"])
 
 
-def open_policy(config: RunPolicyConfig, folder: Path) -> ImprovedPolicy | LeRobotPolicy:
+def _open_policy(config: RunPolicyConfig, folder: Path) -> ImprovedPolicy | LeRobotPolicy:
     """The policy that lies in a folder."""
     if _is_improved(folder):
         return ImprovedPolicy(folder, config.model, config.device)
@@ -307,7 +307,7 @@ def _run_missing(
 ) -> None:
     """Run these rollouts, add them to `done`, and note each in the file as it ends."""
     console = Console(stderr=True)
-    policy = open_policy(config, policy_folder(Path(config.policy)))
+    policy = _open_policy(config, policy_folder(Path(config.policy)))
     source = {"env": config.env, "policy": str(policy.folder), "policy_version": version}
     with _environment(config, policy) as env, (Path(config.out) / _ROLLOUTS).open("a") as file:
         for seed in track(seeds, "rollouts", console=console, disable=not console.is_terminal):

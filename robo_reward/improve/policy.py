@@ -126,7 +126,7 @@ class LearnedPolicy:
         self._low, self._high = np.array(facts["low"]), np.array(facts["high"])
         self.instruction: str = facts["instruction"]
         self.decision_ns: int = facts["decision_ns"]
-        self._proprio: int = facts["proprio"]
+        self.proprio_size: int = facts["proprio"]
         self.model = model
         stream, stages = None, 0
         if model is not None:
@@ -165,9 +165,9 @@ class LearnedPolicy:
         Raises:
             DataError: images that do not fit, or proprioception of another length or that is not finite.
         """
-        if np.shape(proprio) != (self._proprio,) or not np.isfinite(proprio).all():
+        if np.shape(proprio) != (self.proprio_size,) or not np.isfinite(proprio).all():
             raise DataError(
-                f"the policy takes proprioception of {self._proprio} finite numbers, this is {proprio}"
+                f"the policy takes proprioception of {self.proprio_size} finite numbers, this is {proprio}"
             )
         moment = self._observer.see({"images": images, "proprio": proprio}, stamp_ns, None)
         seen = joined(moment.parts)

@@ -130,6 +130,21 @@ def demonstration(index: int, aim: bool = True) -> Episode:
     )
 
 
+def hardly_trained(folder: Path, steps: int) -> Path:
+    """A reward model of this world after `steps` steps, in a new folder: its store is beside it."""
+    from robo_reward.cli.main import run_command
+    from robo_reward_data.store import EpisodeStore
+
+    store = EpisodeStore.create(folder / "store")
+    for index in range(6):
+        store.write(demonstration(20 + index, aim=index < 5))
+    network = ["network.encoder.channels=[4,4,8,8]", "network.encoder.bottleneck=4", "network.width=16"]
+    options = ["network.heads=2", "windows.frames=4", "batch_size=4", "threads=1", "accelerator=cpu"]
+    where = [f"data={folder / 'store'}", f"out={folder / 'model'}", "augment=sim", f"steps={steps}"]
+    run_command("train", [*where, *network, *options, "precision=32-true"])
+    return folder / "model"
+
+
 class Demos:
     """Episodes in memory: the last one fails."""
 

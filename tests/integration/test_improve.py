@@ -69,20 +69,10 @@ def policy_of(out: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hardly trained reward model of the small world."""
-    from robo_reward_data.store import EpisodeStore
-
     sys.path.insert(0, str(HERE))
     import improve_toy
 
-    folder = tmp_path_factory.mktemp("improve")
-    store = EpisodeStore.create(folder / "store")
-    for index in range(6):
-        store.write(improve_toy.demonstration(20 + index, aim=index < 5))
-    network = ["network.encoder.channels=[4,4,8,8]", "network.encoder.bottleneck=4", "network.width=16"]
-    options = ["network.heads=2", "windows.frames=4", "batch_size=4", "threads=1", "accelerator=cpu"]
-    where = [f"data={folder / 'store'}", f"out={folder / 'run'}", "augment=sim", "steps=5"]
-    run_command("train", [*where, *network, *options, "precision=32-true"])
-    return folder / "run"
+    return improve_toy.hardly_trained(tmp_path_factory.mktemp("improve"), steps=5)
 
 
 def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -> None:

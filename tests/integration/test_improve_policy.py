@@ -23,20 +23,12 @@ SMALL = ["demos=memory", "demonstrations=1", "learner.width=32", "learner.clone_
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run whose policy looks through a hardly trained reward model; films say what it did in the end."""
-    from robo_reward_data.store import EpisodeStore
-
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(HERE))
         import improve_toy
 
         folder = tmp_path_factory.mktemp("policy")
-        store = EpisodeStore.create(folder / "store")
-        for index in range(4):
-            store.write(improve_toy.demonstration(20 + index, aim=index < 3))
-        network = ["network.encoder.channels=[4,4,8,8]", "network.encoder.bottleneck=4", "network.width=16"]
-        options = ["network.heads=2", "windows.frames=4", "batch_size=4", "threads=1", "accelerator=cpu"]
-        where = [f"data={folder / 'store'}", f"out={folder / 'model'}", "augment=sim", "steps=3"]
-        run_command("train", [*where, *network, *options, "precision=32-true"])
+        improve_toy.hardly_trained(folder, steps=3)
         seen = [
             "observe=[proprio,motion,map,estimate,embedding]",
             f"model={folder / 'model'}",
