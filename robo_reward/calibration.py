@@ -23,11 +23,13 @@ from jaxtyping import Bool, Float, Float64, Int64
 from robo_reward.errors import CheckpointError
 from robo_reward.fusion import FusionParameters
 from robo_reward.metrics import detect_success, false_positive
+from robo_reward.schema import ProgressEstimate
 
 __all__ = [
     "LEVELS",
     "Calibration",
     "SuccessDetector",
+    "SuccessWatch",
     "fit_detector",
     "fit_platt",
     "fit_quantiles",
@@ -44,10 +46,43 @@ STD_FLOOR = 0.004
 
 @dataclass(frozen=True)
 class SuccessDetector:
-    """Success is declared once `success_prob > threshold` for `debounce` moments in a row."""
+    """Success is declared once it has been sure for `debounce` moments in a row.
+
+    It is sure of a moment where `success_prob > threshold` and `progress >= least_progress`: the two come
+    from different heads and histories, and of a thing that was just lost one often still says "done" when
+    the other does not.
+    """
 
     threshold: float = 0.5
     debounce: int = 1
+    least_progress: float = 0.0
+
+    def detect(self, success_prob: Float[np.ndarray, " t"], progress: Float[np.ndarray, " t"]) -> int | None:
+        """The frame of an episode at which success is declared, or None; NaN (invalid) is not sure."""
+        complete = np.where(np.asarray(progress) >= self.least_progress, success_prob, np.nan)
+        return detect_success(complete, self.threshold, self.debounce)
+
+
+class SuccessWatch:
+    """A detector on a stream: the same call at the same moment as `SuccessDetector.detect`."""
+
+    def __init__(self, detector: SuccessDetector) -> None:
+        self._detector = detector
+        self._held = 0
+
+    def push(self, estimate: ProgressEstimate) -> bool:
+        """One moment; whether the task counts as done now. An invalid estimate is not sure."""
+        sure = (
+            estimate.valid
+            and estimate.success_prob > self._detector.threshold
+            and estimate.progress >= self._detector.least_progress
+        )
+        self._held = self._held + 1 if sure else 0
+        return self._held >= self._detector.debounce
+
+    def reset(self) -> None:
+        """The stream began anew: nothing is held."""
+        self._held = 0
 
 
 @dataclass(frozen=True)
@@ -187,40 +222,58 @@ def fit_platt(
 _LONGEST_DEBOUNCE = 5
 """Moments. Noise of the success head comes and goes within a few of them; more would cost delay."""
 
+_LEAST_PROGRESS = (0.9, 0.0)
+"""The more careful first. What is not nine tenths done is not done, unless a model never claims as much."""
+
 _ROOM = 0.8
 """Share of the widest room for the threshold that is nearly as wide."""
 
 
 def fit_detector(
-    episodes: list[tuple[Float[np.ndarray, " _t"], Bool[np.ndarray, " _t"]]],
+    episodes: list[tuple[Float[np.ndarray, " _t"], Float[np.ndarray, " _t"], Bool[np.ndarray, " _t"]]],
 ) -> SuccessDetector:
-    """Threshold and debounce that make few mistakes over calibration episodes (success_prob, truly done).
+    """The detector that makes few mistakes over calibration episodes (success_prob, progress, truly done).
 
     A mistake is an episode declared a success before it is one (or that never is), counted twice because a
     false success ends an episode and teaches a policy the wrong thing, or a success that is never declared.
     Calibration episodes are few, so the very best setting is often best by luck, at the edge of much worse
-    ones. What cannot be told from it (within one standard error of its count) is as good; of that, the
-    shortest debounce that leaves nearly as much room for the threshold as any other, and its middle.
+    ones. What cannot be told from it (within one standard error of its count) is as good; of that, the more
+    careful: with a least progress, the longest debounce that leaves nearly as much room for the threshold
+    as any other, and the middle of that room.
     """
     if not episodes:
         return SuccessDetector()
     thresholds = np.round(np.arange(0.1, 0.97, 0.02), 2)
     costs = np.array(
         [
-            [sum(_mistakes(prob, done, float(at), debounce) for prob, done in episodes) for at in thresholds]
-            for debounce in range(1, _LONGEST_DEBOUNCE + 1)
+            [
+                [
+                    sum(_mistakes(SuccessDetector(float(at), debounce, least), *e) for e in episodes)
+                    for at in thresholds
+                ]
+                for debounce in range(1, _LONGEST_DEBOUNCE + 1)
+            ]
+            for least in _LEAST_PROGRESS
         ]
     )
     good = costs <= costs.min() + math.sqrt(costs.min() + 1)
-    room = good.sum(axis=1)
-    row = int(np.argmax(room >= _ROOM * room.max()))
-    return SuccessDetector(threshold=float(np.median(thresholds[good[row]])), debounce=row + 1)
+    at = int(np.argmax(good.any(axis=(1, 2))))
+    room = good[at].sum(axis=1)
+    row = int(np.flatnonzero(room >= _ROOM * room.max())[-1])
+    return SuccessDetector(
+        threshold=float(np.median(thresholds[good[at, row]])),
+        debounce=row + 1,
+        least_progress=_LEAST_PROGRESS[at],
+    )
 
 
 def _mistakes(
-    prob: Float[np.ndarray, " t"], done: Bool[np.ndarray, " t"], threshold: float, debounce: int
+    detector: SuccessDetector,
+    prob: Float[np.ndarray, " t"],
+    progress: Float[np.ndarray, " t"],
+    done: Bool[np.ndarray, " t"],
 ) -> int:
-    found = detect_success(prob, threshold, debounce)
+    found = detector.detect(prob, progress)
     if found is None:
         return int(done.any())
     return 2 if false_positive(found, done) else 0

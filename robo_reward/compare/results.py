@@ -77,7 +77,7 @@ def fit_calibration(
         fitted=True, success_scale=scale, success_bias=bias, std_scale=std_scale, quantiles=quantiles
     )
     detections = [
-        (_success(one.forward, fitted), done)
+        (_success(one.forward, fitted), one.forward.progress, done)
         for one, reader in zip(judged, readers, strict=True)
         for done, known in [label_success(reader.info)]
         if one.forward.success_prob is not None and known.all()

@@ -407,9 +407,7 @@ def _success(results: Sequence[EpisodeResult], detector: SuccessDetector) -> Map
     if not any(np.isfinite(r.forward.success_prob).any() for r, _ in judged):
         # A method that says nothing about success is not one that never sees any.
         return dict.fromkeys(names, Mean(np.full(len(judged), np.nan)))
-    found = [
-        m.detect_success(r.forward.success_prob, detector.threshold, detector.debounce) for r, _ in judged
-    ]
+    found = [detector.detect(r.forward.success_prob, r.forward.progress) for r, _ in judged]
     predicted = np.array([f is not None for f in found])
     actual = np.array([bool(done.any()) for _, done in judged])
     false = np.array([m.false_positive(f, done) for f, (_, done) in zip(found, judged, strict=True)])

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from robo_reward.calibration import SuccessDetector
+from robo_reward.calibration import SuccessDetector, SuccessWatch
 from robo_reward.errors import ConfigError
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.schema import ProgressEstimate
@@ -156,27 +156,27 @@ class SimulatorSuccess:
 
 
 class DetectedSuccess:
-    """The reward model's calibrated detector, at its fitted threshold and debounce."""
+    """The reward model's calibrated detector."""
 
     needs_model = True
 
     def __init__(self) -> None:
-        self._detector = SuccessDetector()
-        self._held = 0
+        self._watch = SuccessWatch(SuccessDetector())
 
     def begin(self, detector: SuccessDetector | None) -> None:
         """Take the model's detector."""
         if detector is None:
             raise ConfigError("success=detector needs a reward model: give model=RUN")
-        self._detector, self._held = detector, 0
+        self._watch = SuccessWatch(detector)
 
     def judge(
         self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
     ) -> Verdict:
         """Success once its probability has been high for long enough; invalid is no success."""
-        sure = estimate is not None and estimate.valid and estimate.success_prob > self._detector.threshold
-        self._held = self._held + 1 if sure else 0
-        done = self._held >= self._detector.debounce
+        if estimate is None:
+            self._watch.reset()
+            return Verdict(False, False)
+        done = self._watch.push(estimate)
         return Verdict(done, done)
 
 

@@ -95,7 +95,7 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     calibration = _bands(warm, kept, found, {id(k): h for k, h in zip(whole, held_out, strict=True)})
     calibration = calibration if apart else half_trusted(calibration)
     detections = [
-        (f.success_prob, done)
+        (f.success_prob, f.progress, done)
         for k, f in zip(kept, found, strict=True)
         for done, known in [label_success(k.reader.info)]
         if known.all() and k.mask.all()

@@ -6,17 +6,22 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from robo_reward.calibration import (
     LEVELS,
     Calibration,
     SuccessDetector,
+    SuccessWatch,
     fit_detector,
     fit_platt,
     fit_quantiles,
     half_trusted,
 )
 from robo_reward.fusion import FusionParameters
+from robo_reward.schema import ProgressEstimate
 
 
 def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
@@ -90,24 +95,60 @@ def test_the_detector_prefers_late_over_false() -> None:
     done = np.array([False] * 6 + [True] * 4)
     spike = np.array([0, 0, 0.9, 0, 0, 0, 0.8, 0.8, 0.8, 0.8])
     quiet = np.where(done, 0.85, 0.1)
-    detector = fit_detector([(spike, done), (quiet, done), (np.full(10, 0.2), np.zeros(10, dtype=np.bool_))])
-    assert detector.debounce == 2
+    never = np.zeros(10, dtype=np.bool_)
+    detector = fit_detector(
+        [(spike, done * 1.0, done), (quiet, done * 1.0, done), (np.full(10, 0.2), never * 1.0, never)]
+    )
+    assert detector.debounce == 4, "success lasts four moments: more would miss it"
     assert 0.2 < detector.threshold < 0.8
     assert fit_detector([]) == SuccessDetector()
 
 
 def test_the_detector_keeps_away_from_the_edge_of_mistakes() -> None:
-    """No frame above .76 is false here, but many are nearly so: two in a row leave room on all sides."""
+    """No frame above .76 is false here, but many are nearly so: several in a row leave room on all sides."""
     rng = np.random.default_rng(0)
     episodes = []
     for _ in range(20):
         done = np.arange(40) >= 34
         prob = np.where(done, 0.97, 0.01)
         prob[rng.choice(np.arange(2, 32, 2), 5, replace=False)] = 0.75
-        episodes.append((prob, done))
+        episodes.append((prob, np.ones(40), done))
     detector = fit_detector(episodes)
-    assert detector.debounce == 2
+    assert detector.debounce == 5, "success lasts six moments, and five is the most"
     assert 0.4 < detector.threshold < 0.65
+
+
+def test_what_is_not_nearly_complete_is_not_done_unless_the_model_never_claims_as_much() -> None:
+    done = np.arange(20) >= 12
+    prob = np.where(done, 0.9, 0.1)
+    lost = np.where(np.arange(20) >= 12, 0.9, 0.1), np.full(20, 0.4), np.zeros(20, dtype=np.bool_)
+    detector = fit_detector([(prob, np.where(done, 1.0, 0.5), done), lost] * 5)
+    assert detector.least_progress == 0.9
+    assert detector.detect(*lost[:2]) is None
+    assert detector.detect(prob, np.where(done, 1.0, 0.5)) == 12 + detector.debounce - 1
+    shy = fit_detector([(prob, np.where(done, 0.8, 0.5), done)] * 5)
+    assert shy.least_progress == 0.0
+    assert shy.detect(prob, np.where(done, 0.8, 0.5)) is not None
+
+
+@given(st.data())
+def test_on_a_stream_the_detector_calls_at_the_same_moment(data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, 12))
+    unit = arrays(np.float64, length, elements=st.sampled_from([np.nan, 0.2, 0.6, 0.9, 1.0]))
+    prob, progress = data.draw(unit), data.draw(unit)
+    detector = SuccessDetector(
+        data.draw(st.sampled_from([0.2, 0.5, 0.9])),
+        data.draw(st.integers(1, 4)),
+        data.draw(st.sampled_from([0.0, 0.6, 0.9])),
+    )
+    watch, called = SuccessWatch(detector), []
+    for p, g in zip(prob, progress, strict=True):
+        valid = bool(np.isfinite(p) and np.isfinite(g))
+        said = ProgressEstimate(
+            np.ones(1, np.float32), 0.0, g, 0.0, (g, g), p, {}, valid, "" if valid else "blind", 0, "v"
+        )
+        called.append(watch.push(said))
+    assert (called.index(True) if True in called else None) == detector.detect(prob, progress)
 
 
 def test_json_round_trip() -> None:

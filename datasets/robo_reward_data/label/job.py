@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from robo_reward.checkpoint import Checkpoint, load_checkpoint
 from robo_reward.errors import DataError
-from robo_reward.metrics import detect_success
 from robo_reward.offline import resolve_task
 from robo_reward_data._files import read_json, replace_file
 from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode, success_column
@@ -195,8 +194,7 @@ def _part(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode, watched: Wa
     """One row a frame: between decisions the last estimate holds, as it would for a robot."""
     length, kept = int(episode.row["length"]), _decisions(job, checkpoint, episode)
     held = np.searchsorted(kept, np.arange(length), side="right") - 1
-    detector = checkpoint.calibration.detector
-    at = detect_success(watched.success_prob, detector.threshold, detector.debounce)
+    at = checkpoint.calibration.detector.detect(watched.success_prob, watched.progress)
     done = episode.said_success
     first = int(episode.row["dataset_from_index"])
     columns: dict[str, Any] = {

@@ -23,7 +23,7 @@ from robo_reward.checkpoint import Checkpoint, load_checkpoint, write_atomic
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.evaluate.predict import seen_frames, true_labels
 from robo_reward.evaluate.quantities import end_level
-from robo_reward.metrics import Metric, detect_success
+from robo_reward.metrics import Metric
 from robo_reward.offline import encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
@@ -164,8 +164,7 @@ def judge_rollout(checkpoint: Checkpoint, reader: EpisodeReader, config: RankCon
     """What the model says of one rollout, and what the truth says where it is known."""
     info, model = reader.info, checkpoint.model
     found = estimate_episode(model, encode_episode(model, reader), checkpoint.calibration)
-    detector = checkpoint.calibration.detector
-    at = detect_success(found.success_prob, detector.threshold, detector.debounce)
+    at = checkpoint.calibration.detector.detect(found.success_prob, found.progress)
     truth = true_labels(model.config.tasks[resolve_task(model, info.instruction)], info)
     fall, rise = config.failure.fall, config.failure.rise
     failed = truth.progress is not None and truth.success is not None and not truth.success.any()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from robo_reward.calibration import SuccessWatch
 from robo_reward.errors import ConfigError, RoboRewardError
 from robo_reward.schema import ProgressEstimate, ShapedReward
 from robo_reward.shaping import Shaper, ShapingConfig
@@ -237,7 +238,8 @@ class EpisodeJudge:
             fresh, self._generation = generation > self._generation, generation
             if fresh:
                 self._stream.reset()
-                self._run_length = 0
+                if self._watch is not None:
+                    self._watch.reset()
             estimate = self._stream.push(images, stamp_ns)
             if problems and not images:
                 estimate = replace(estimate, reason=problems)
@@ -299,20 +301,15 @@ class EpisodeJudge:
         self._shaper = self._make_shaper()
         self._goal: dict[str, np.ndarray] | None = None
         self._last_ns: int | None = None
-        self._run_length = 0
+        checkpoint = getattr(self._model, "checkpoint", None)
+        self._watch = None if checkpoint is None else SuccessWatch(checkpoint.calibration.detector)
 
     def _stage_name(self, estimate: ProgressEstimate) -> str:
         return self._stages[estimate.stage] if 0 <= estimate.stage < len(self._stages) else ""
 
     def _detect(self, estimate: ProgressEstimate) -> bool:
-        """The calibrated detector: sure for as many moments in a row as it was fitted with."""
-        checkpoint = getattr(self._model, "checkpoint", None)
-        if checkpoint is None:
-            return False
-        detector = checkpoint.calibration.detector
-        sure = estimate.valid and estimate.success_prob > detector.threshold
-        self._run_length = self._run_length + 1 if sure else 0
-        return self._run_length >= detector.debounce
+        """The calibrated detector's word; a model without one never says that it is done."""
+        return self._watch is not None and self._watch.push(estimate)
 
     def _pay(
         self, estimate: ProgressEstimate, stamp_ns: int, reset: str, ending: Ending | None
