@@ -105,6 +105,7 @@ def diagnose() -> list[Finding]:
         lambda: _package("rosbags", "rosbags", "demonstrations from ROS bags", extra="data"),
         _ffmpeg,
         lambda: ros_finding(RosFacts.of_this_machine()),
+        lambda: messages_finding(has_ros=util.find_spec("rclpy") is not None),
         lambda: fastdds_finding(os.environ, has_ros=util.find_spec("rclpy") is not None),
     ]
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -323,6 +324,28 @@ def ros_finding(facts: RosFacts) -> Finding:
     return Finding(
         "ROS 2", Status.MISSING, "not installed", purpose, _install("ros") if facts.has_wheels else guide
     )
+
+
+def messages_finding(*, has_ros: bool) -> Finding:
+    """Whether the nodes have the messages that they speak in: wheels cannot hold them, they are compiled."""
+    part, purpose = "messages", "the nodes: estimates and shaped rewards on topics"
+    if not has_ros:
+        return Finding(part, Status.MISSING, "need ROS 2 first", purpose)
+    trouble = probe("import json, robo_reward_msgs.msg; print(json.dumps({}))")
+    if not isinstance(trouble, str):
+        return Finding(part, Status.OK, "robo_reward_msgs", purpose)
+    if os.environ.get("AMENT_PREFIX_PATH"):
+        mend = "colcon build --packages-select robo_reward_msgs && . install/setup.sh"
+    else:
+        mend = f"{_pip('install')} {_message_sources()}   # needs a C++ compiler"
+    return Finding(part, Status.MISSING, "not built", purpose, mend)
+
+
+def _message_sources() -> Path:
+    """They come with the installed nodes; else they are in the sources."""
+    nodes = util.find_spec("robo_reward_ros")
+    shipped = Path(nodes.origin).parent / "_messages" if nodes and nodes.origin else None
+    return shipped if shipped and shipped.is_dir() else _checkout() / "ros_nodes/robo_reward_msgs"
 
 
 def fastdds_finding(environment: Mapping[str, str], *, has_ros: bool) -> Finding:

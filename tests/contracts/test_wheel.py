@@ -34,6 +34,17 @@ def test_every_config_is_inside(contents: list[str], repo: Path) -> None:
     assert tree <= shipped
 
 
+def test_nodes_find_their_parameters_and_their_messages_can_be_built(contents: list[str], repo: Path) -> None:
+    for sources, shipped in (("launch/params", "_params"), ("ros_nodes/robo_reward_msgs", "_messages")):
+        tree = {
+            f"robo_reward_ros/{shipped}/{path.relative_to(repo / sources)}"
+            for path in (repo / sources).rglob("*.*")
+            if "__pycache__" not in path.parts
+        }
+        assert tree, sources
+        assert tree <= set(contents)
+
+
 def test_every_file_of_the_packages_is_inside_and_no_test(contents: list[str], repo: Path) -> None:
     for root in (repo, repo / "sim", repo / "datasets", repo / "ros_nodes" / "robo_reward_ros"):
         files = {

@@ -81,6 +81,18 @@ def test_two_opencv_wheels_clash(versions: dict[str, str], status: str, required
     assert words in finding.mend
 
 
+def test_messages_that_were_not_built_say_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clinic, "probe", lambda _: "No module named 'robo_reward_msgs'")
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    finding = clinic.messages_finding(has_ros=True)
+    assert finding.status == "missing"
+    sources = Path(finding.mend.split("   #")[0].split()[-1])
+    assert (sources / "msg" / "ProgressEstimate.msg").is_file()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", "/opt/ros/jazzy")
+    assert "colcon build" in clinic.messages_finding(has_ros=True).mend
+    assert clinic.messages_finding(has_ros=False).mend == ""
+
+
 @pytest.mark.parametrize(
     ("facts", "status", "words"),
     [

@@ -42,8 +42,8 @@ def run(config: RewardCommand) -> None:
         from robo_reward_ros.reward_node import main
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"no {error.name} here: source a ROS 2 installation with robo_reward_msgs, or install "
-            "the extra ros and run make setup (the messages need a C++ compiler)"
+            f"no {error.name} here: source a ROS 2 workspace with robo_reward_msgs, or install the extra ros "
+            "and build the messages (robo-reward doctor says how)"
         ) from error
     if main(arguments):
         raise ConfigError("the reward node did not start: its reason is above")

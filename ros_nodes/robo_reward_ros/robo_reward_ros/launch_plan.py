@@ -75,16 +75,17 @@ class Plan:
 
 
 def params_file(name: str) -> Path:
-    """A parameter file of robo_reward_bringup: installed, or in the checkout.
+    """A parameter file of robo_reward_bringup: in a sourced workspace, in our wheel, or in the checkout.
 
     Raises:
-        ConfigError: it is in neither.
+        ConfigError: it is in none of them.
     """
     prefixes = [
         Path(prefix) for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix
     ]
     folders = [prefix / "share/robo_reward_bringup/params" for prefix in prefixes]
-    folders.append(Path(__file__).resolve().parents[3] / "launch" / "params")
+    here = Path(__file__).resolve()
+    folders += [here.parent / "_params", here.parents[3] / "launch" / "params"]
     for folder in folders:
         if (folder / name).exists():
             return folder / name
