@@ -23,6 +23,8 @@ __all__ = ["demonstrate", "episode_uid", "rollout"]
 
 Act = Callable[[Moment], Float32[np.ndarray, " 4"] | None]
 
+_ATTEMPTS_AT_A_SPEED = 10
+
 
 def rollout(
     env: gymnasium.Env[Any, Any],
@@ -87,12 +89,14 @@ def demonstrate(
     *,
     uid: str = "",
     max_steps: int | None = None,
-    attempts: int = 10,
+    attempts: int = 40,
 ) -> Episode:
     """Episode `index` of a series, by the demonstrator `kind`. Depends on nothing but the arguments.
 
-    Where an attempt ends or gets where its kind must not, another is made; after the last
-    attempt the episode is kept as it is, with the outcome that it had.
+    Where an attempt ends or gets where its kind must not, another is made: ten at most for a kind that must
+    succeed. One that must not goes on, after every ten more gently: what coasts on by itself, as a sliding
+    window does, cannot be stopped short of success at full speed. After the last attempt the episode is kept
+    as it is, with the outcome that it had.
 
     Args:
         env: an environment of this package.
@@ -120,10 +124,16 @@ def demonstrate(
             "attempt": attempt,
             "plan": dict(plan.facts),
         }
+        act = plan.act
+        if gently := attempt // _ATTEMPTS_AT_A_SPEED:
+            if plan.success is not False:
+                break
+            source["speed"] = speed = 0.6**gently
+            act = _slowed(act, speed)
         scene = int(rng.integers(2**31))
         episode = rollout(
             env,
-            plan.act,
+            act,
             seed=scene,
             max_steps=max_steps,
             name=f"episode_{index:06d}",
@@ -136,6 +146,16 @@ def demonstrate(
             break
     assert episode is not None
     return episode
+
+
+def _slowed(act: Act, speed: float) -> Act:
+    """The same hand with shorter steps."""
+
+    def gentle(moment: Moment) -> Float32[np.ndarray, " 4"] | None:
+        action = act(moment)
+        return None if action is None else np.append(speed * action[:3], action[3]).astype(np.float32)
+
+    return gentle
 
 
 def episode_uid(facts: Mapping[str, Any]) -> str:

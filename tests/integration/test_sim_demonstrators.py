@@ -166,6 +166,17 @@ def test_near_misses_come_close(env: gymnasium.Env[Any, Any]) -> None:
     assert max(highest) < 4.0
 
 
+def test_a_window_that_coasts_is_pushed_gently_enough_to_stop_short_of_success() -> None:
+    made = gymnasium.make("robo_reward/WindowOpen-v0", cameras=())
+    for index in (2, 25):  # ten attempts at full speed open it all the same
+        miss = demonstrate(made, "near_miss", seed=0, index=index)
+        assert miss.info.source["speed"] < 1
+        assert miss.info.success is not None
+        assert not miss.info.success.any()
+        assert curve(miss).max() > 0.7 * len(miss.info.stage_names)
+    made.close()
+
+
 def test_a_hand_that_leaves_too_early_leaves_the_task_undone(env: gymnasium.Env[Any, Any]) -> None:
     misses = [demonstrate(env, "near_miss", seed=2, index=index) for index in range(12)]
     left = [miss for miss in misses if miss.info.source["plan"]["how"] == "leave"]
