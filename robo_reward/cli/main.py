@@ -105,7 +105,7 @@ def _as_typed(override: str, schema: type, defaults: Any) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
 
-    key, equals, value = override.partition("=")
+    typed, (key, equals, value) = override, override.partition("=")
     if not equals:
         if key.startswith("~"):
             return override
@@ -129,7 +129,7 @@ def _as_typed(override: str, schema: type, defaults: Any) -> str:
     except HydraException as error:
         if value[:1] in ("[", "{"):
             raise UsageError(
-                f"cannot read {override}: put texts with signs in quotes, [\"it's\",'a, b']"
+                f"cannot read {typed}: put texts with signs in quotes, [\"it's\",'a, b']"
             ) from error
         understood = False
     return override if understood else f"{key}={quoted(value)}"

@@ -110,6 +110,7 @@ def test_status_and_output(
         (["stub", "path=a", "names=b"], 2, "names is a list: write names=[A,B]"),
         (["stub", "path=a", "cameras=b"], 2, "cameras is a mapping: write cameras='{NAME: VALUE}'"),
         (["stub", "path=a", "data=[b, {c: '}]"], 2, "cannot read data=[b, {c: '}]"),
+        (["stub", "path=a", "cameras.x=["], 2, ": cannot read cameras.x=["),
         (["stub", "path=a", "size=big"], 2, "'size'"),
         (["gone", "path=a"], 1, "has no 'nothing_here'"),
         (["wrong", "path=a"], 1, "must take one dataclass"),
