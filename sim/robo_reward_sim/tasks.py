@@ -171,6 +171,11 @@ _ROWS = (
             WrongTask("close the window", motions.close_window),
             WrongTask("hold the gripper above the handle", motions.hover_over),
         ),
+        # From the usual places the last twentieth of the way is less than a pixel of the usual 84.
+        cameras={
+            "left": FreeCamera(lookat=(0.0, 0.74, 0.15), distance=0.85, azimuth=42.0),
+            "right": FreeCamera(lookat=(0.05, 0.72, 0.15), distance=0.8, azimuth=120.0),
+        },
     ),
     SimTask(
         name="push",
