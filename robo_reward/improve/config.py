@@ -8,7 +8,7 @@ from typing import Any
 from robo_reward.errors import ConfigError
 from robo_reward.improve.learner import LearnerConfig
 
-__all__ = ["ImproveConfig", "SavingsConfig", "ShapingConfig", "check_config", "observed_parts"]
+__all__ = ["ImproveConfig", "LooksConfig", "SavingsConfig", "ShapingConfig", "check_config", "observed_parts"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class SavingsConfig:
     reset_s: float = 0.0
     priority: float = 0.0
     promising_resets: float = 0.0
+
+
+@dataclass(frozen=True)
+class LooksConfig:
+    """Other looks of what is imitated: how many of each episode, and the pixel transforms that make one."""
+
+    copies: int = 0
+    pixels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class ImproveConfig:
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     savings: SavingsConfig = field(default_factory=SavingsConfig)
+    looks: LooksConfig = field(default_factory=LooksConfig)
     refresh_every: int = 0
     refresh_steps: int = 200
     evaluate_every: int = 25
@@ -96,6 +105,8 @@ def check_config(config: ImproveConfig) -> None:
         )
     if config.savings.reset_s < 0:
         raise ConfigError(f"savings.reset_s={config.savings.reset_s}: must be 0 or more")
+    if config.looks.copies < 0:
+        raise ConfigError(f"looks.copies={config.looks.copies}: must be 0 or more")
     if config.demo_hold < 1:
         raise ConfigError(f"demo_hold={config.demo_hold}: must be 1 or more")
     learner = config.learner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     reward = np.zeros(length - 1, np.float32)
     reward[-1] = 1.0
     estimates = [moment.estimate for moment in moments]
-    return Rollout(
+    rollout = Rollout(
         parts=stacked([moment.parts for moment in moments]),
         actions=worker.unit_actions(actions[:-1]),
         task_reward=reward,
@@ -100,6 +101,8 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
         model_version=worker.model.version if worker.model else "",
         source={"name": info.name, "uid": info.uid},
     )
+    rng = np.random.default_rng((config.seed, zlib.crc32(info.uid.encode())))
+    return worker.looks.added(rollout, [moment.images for moment in moments], worker.observer, rng)
 
 
 def _length(info: EpisodeInfo, hold: int) -> int:

@@ -7,7 +7,7 @@ baseline by the same path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,11 @@ def value_bounds(
     return -taken, 1.0 - taken
 
 
+def _looks(episode: Rollout) -> list[Mapping[str, np.ndarray]]:
+    """Its observations as they were, and under its other looks."""
+    return [episode.parts, *({**episode.parts, **look} for look in episode.looks)]
+
+
 class Replay:
     """Episodes as rows of moments, ready to sample n-step transitions from."""
 
@@ -144,7 +149,7 @@ class Replay:
         self.observed: tuple[str, ...] = ()
         self._shaping, self._n, self._priority = shaping, n_step, priority
         self._keep_successes = keep_successes
-        self._rows: list[tuple[np.ndarray, ...]] = []
+        self._rows: list[list[tuple[np.ndarray, ...]]] = []  # by episode, then by look
         self._fresh = False
 
     def add(self, rollout: Rollout) -> None:
@@ -240,15 +245,18 @@ class Replay:
             return
         if not self.episodes:
             raise DataError("the replay is empty: it needs a demonstration or a rollout")
-        self._rows += [self._lay_out(episode) for episode in self.episodes[len(self._rows) :]]
-        columns = self._rows
-        starts = np.cumsum([0, *(episode.decisions + 1 for episode in self.episodes)])
+        self._rows += [
+            [self._lay_out(episode, parts) for parts in _looks(episode)]
+            for episode in self.episodes[len(self._rows) :]
+        ]
+        columns = [block for blocks in self._rows for block in blocks]
+        starts = np.cumsum([0, *(len(column[3]) for column in columns)])
         after = [column[3] + start for column, start in zip(columns, starts[:-1], strict=True)]
 
         def columned(index: int) -> np.ndarray:
             return np.concatenate([column[index] for column in columns])
 
-        maps = [episode.parts[MAP] for episode in self.episodes if MAP in episode.parts]
+        maps = [parts[MAP] for episode in self.episodes for parts in _looks(episode) if MAP in parts]
         self._map = torch.from_numpy(np.concatenate(maps)) if maps else None
         self._observation = torch.from_numpy(columned(0).astype(np.float32))
         self._action = torch.from_numpy(columned(1).astype(np.float32))
@@ -261,12 +269,12 @@ class Replay:
         self._least, self._most = (torch.from_numpy(columned(index).astype(np.float32)) for index in (9, 10))
         self._fresh = True
 
-    def _lay_out(self, episode: Rollout) -> tuple[np.ndarray, ...]:
+    def _lay_out(self, episode: Rollout, parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """Observation, action, n-step reward, row after, discount, demonstrated, starts one, weight, Phi,
         least and most value.
         """
         count, gamma = episode.decisions, self._shaping.discount
-        small = {name: values for name, values in episode.parts.items() if name != MAP}
+        small = {name: values for name, values in parts.items() if name != MAP}
         observation = joined(small) if small else np.empty((count + 1, 0), np.float32)
         steps = np.minimum(self._n, count - np.arange(count))
         after = np.arange(count) + steps

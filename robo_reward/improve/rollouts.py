@@ -38,6 +38,7 @@ class Rollout:
     stamp_ns       i64[t + 1]
     source         JSON-able facts: seed, noise, who acted, where it started
     images         JPEG bytes per moment by camera; {} unless it was chosen for the report
+    looks          the parts that depend on it, under other looks of the same moments: see `looks`
     """
 
     parts: Mapping[str, Float[np.ndarray, "t1 _d"]]
@@ -58,6 +59,7 @@ class Rollout:
     model_version: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    looks: Sequence[Mapping[str, Float[np.ndarray, "t1 _d"]]] = ()
 
     @property
     def decisions(self) -> int:
@@ -100,6 +102,8 @@ def save_rollout(path: Path, rollout: Rollout) -> None:
     """Write a rollout as one `.npz`, whole or not at all."""
     arrays: dict[str, Any] = {name: getattr(rollout, name) for name in _ARRAYS}
     arrays |= {f"part {name}": values for name, values in rollout.parts.items()}
+    for number, look in enumerate(rollout.looks):
+        arrays |= {f"look {number} {name}": values for name, values in look.items()}
     for camera, frames in rollout.images.items():
         arrays[f"image {camera}"] = np.frombuffer(b"".join(frames), np.uint8)
         arrays[f"sizes {camera}"] = np.array([len(frame) for frame in frames], np.int64)
@@ -126,11 +130,20 @@ def load_rollout(path: Path) -> Rollout:
             **facts,
             parts={name[5:]: arrays[name] for name in arrays if name.startswith("part ")},
             images={name[6:]: _split(arrays, name[6:]) for name in arrays if name.startswith("image ")},
+            looks=_looks(arrays),
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise CheckpointError(
             f"rollout '{path}' is damaged, or of another version ({error}): choose another out="
         ) from error
+
+
+def _looks(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], ...]:
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for key in (key for key in arrays if key.startswith("look ")):
+        _, number, name = key.split(" ", 2)
+        found.setdefault(int(number), {})[name] = arrays[key]
+    return tuple(found[number] for number in sorted(found))
 
 
 def _split(arrays: Mapping[str, np.ndarray], camera: str) -> list[bytes]:

@@ -305,6 +305,7 @@ class _Session:
                 film=index < films,
                 estimates=index < films,
                 help=False,
+                looks=False,
             )
             for index in range(config.evaluate_episodes)
         ]

@@ -20,6 +20,7 @@ from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object, instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.help import Intervention
+from robo_reward.improve.looks import Looks
 from robo_reward.improve.observer import FROM_MODEL, MAP, Moment, Observer, joined
 from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.stream import Stream
@@ -48,7 +49,8 @@ class Order:
     """One rollout to run; nothing but this, the policy and the reward model decides what happens in it.
 
     With `estimates` False nobody will look at what the reward model says of it: where neither policy nor
-    success does, the model and its cameras are left out. With `help` False nobody takes over.
+    success does, the model and its cameras are left out. With `help` False nobody takes over; with `looks`
+    False no other looks are made of it.
     """
 
     index: int
@@ -60,6 +62,7 @@ class Order:
     keep_states: bool = False
     estimates: bool = True
     help: bool = True
+    looks: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Worker:
         if self.model is not None:
             stream, stages = self._stream(self.model, instruction), len(self.model.stage_names(instruction))
         self.observer = Observer(self._parts, stream, stages)
+        self.looks = Looks(config.looks)
         self._policy: torch.nn.Module | None = None
         self._config = config
         self._needs_estimates = self._success.needs_model or bool(seen)
@@ -258,6 +262,10 @@ class Worker:
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
             aborted = not terminated and self._hopeless(order, tape)
         rollout = tape.rollout(terminated=terminated, aborted=aborted, cut=cut)
+        imitated = rollout.succeeded or bool(rollout.intervened.any())
+        if order.looks and imitated and order.start is None:
+            images = [moment.images for moment in tape.moments]
+            rollout = self.looks.added(rollout, images, self.observer, rng)
         return RolloutResult(rollout, tuple(tape.states), first.images if order.keep_states else {})
 
     def _reset(self, order: Order) -> tuple[Any, dict[str, Any]]:
