@@ -99,16 +99,16 @@ class Learner:
         return error
 
     def _imitate(self, replay: Replay, optimizer: torch.optim.Optimizer, steps: int) -> float:
-        observation, action = replay.demonstrations()
-        x = self.policy.normalize(observation)
+        demonstrated = replay.demonstrated()
         error = float("nan")
         for _ in range(steps):
-            rows = torch.randint(len(x), (min(128, len(x)),), generator=self.generator)
+            count = len(demonstrated)
+            chosen = torch.randint(count, (min(128, count),), generator=self.generator)
+            observation, action = replay.decisions(demonstrated[chosen])
+            x = self.policy.normalize(observation)
             # Noise on the inputs: one demonstration is a thin line, and the policy leaves it at once.
-            noisy = x[rows] + self.config.clone_noise * torch.randn(
-                len(rows), x.shape[1], generator=self.generator
-            )
-            loss = ((self.policy.act(noisy) - action[rows]) ** 2).mean()
+            noisy = x + self.config.clone_noise * torch.randn(x.shape, generator=self.generator)
+            loss = ((self.policy.act(noisy) - action) ** 2).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

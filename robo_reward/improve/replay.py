@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from robo_reward.errors import DataError
@@ -178,10 +178,14 @@ class Replay:
         """How rewards are made now."""
         return self._shaping
 
-    def demonstrations(self) -> tuple[Tensor, Tensor]:
-        """Observations and actions of every decision that a demonstration or a person made."""
+    def demonstrated(self) -> Int64[Tensor, " n"]:
+        """The rows of every decision that a demonstration or a person made, in every look."""
         self._refresh()
-        rows = torch.nonzero(self._is_demo & self._is_start)[:, 0]
+        return torch.nonzero(self._is_demo & self._is_start)[:, 0]
+
+    def decisions(self, rows: Int64[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b a"]]:
+        """Observations and actions of these rows. Maps are large: ask for a batch, not for all."""
+        self._refresh()
         return self._observed(rows), self._action[rows]
 
     @property

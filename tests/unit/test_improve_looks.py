@@ -121,7 +121,7 @@ def test_transitions_stay_within_a_look() -> None:
         rollout, images = lived(4, actions=action)
         rng = np.random.default_rng(seed)
         replay.add(Looks(LooksConfig(1, SHIFT)).added(rollout, images, Watcher(), rng))
-    observed, actions = replay.demonstrations()
+    observed, actions = replay.decisions(replay.demonstrated())
     assert len(observed) == 2 * 2 * 3
     assert sorted(actions[:, 0].tolist()) == [-0.5] * 6 + [0.25] * 6
     assert len(replay.observations()) == 2 * 2 * 4

@@ -130,7 +130,7 @@ def test_half_of_a_batch_is_demonstrated_and_interventions_count_as_that() -> No
     replay.add(rollout([0.0, 0.1, 0.2, 0.3], intervened=by_hand))
     (batch,) = replay.batches(1, 400, 0.5, torch.Generator().manual_seed(0))
     assert float(batch.demonstrated.sum()) == 200
-    rows, actions = replay.demonstrations()
+    rows, actions = replay.decisions(replay.demonstrated())
     assert rows[:, 0].tolist() == [0.0, 1.0, 0.0]
     assert actions[2, 0] == -1.0
 
