@@ -1,4 +1,4 @@
-"""Other looks of what is imitated: the same moments under slightly other cameras and light.
+"""Other looks of what is learned from: the same moments under slightly other cameras and light.
 
 A policy that is cloned from a dozen demonstrations remembers their pictures. Shown each of them through
 cameras that are shifted, turned and lit a little otherwise, it has to find where things are from the hand:

@@ -262,11 +262,15 @@ class Worker:
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
             aborted = not terminated and self._hopeless(order, tape)
         rollout = tape.rollout(terminated=terminated, aborted=aborted, cut=cut)
-        imitated = rollout.succeeded or bool(rollout.intervened.any())
-        if order.looks and imitated and order.start is None:
+        if order.looks and self._learned_from(rollout) and order.start is None:
             images = [moment.images for moment in tape.moments]
             rollout = self.looks.added(rollout, images, self.observer, rng)
         return RolloutResult(rollout, tuple(tape.states), first.images if order.keep_states else {})
+
+    def _learned_from(self, rollout: Rollout) -> bool:
+        """Whether pictures of it will be. Values are of failures too: a look must not tell how it ended."""
+        values = self._config.learner.value_weight > 0
+        return values or rollout.succeeded or bool(rollout.intervened.any())
 
     def _reset(self, order: Order) -> tuple[Any, dict[str, Any]]:
         self.observer.begin()
