@@ -343,9 +343,8 @@ def messages_finding(*, has_ros: bool) -> Finding:
 
 def _message_sources() -> Path:
     """They come with the installed nodes; else they are in the sources."""
-    nodes = util.find_spec("robo_reward_ros")
-    shipped = Path(nodes.origin).parent / "_messages" if nodes and nodes.origin else None
-    return shipped if shipped and shipped.is_dir() else _checkout() / "ros_nodes/robo_reward_msgs"
+    shipped = _nodes() / "_messages"
+    return shipped if shipped.is_dir() else _checkout() / "ros_nodes/robo_reward_msgs"
 
 
 def fastdds_finding(environment: Mapping[str, str], *, has_ros: bool) -> Finding:
@@ -363,16 +362,17 @@ def fastdds_finding(environment: Mapping[str, str], *, has_ros: bool) -> Finding
     if profile and Path(profile).is_file():
         return Finding(part, Status.OK, f"profile {profile}", purpose)
     found = f"profile {profile} does not exist" if profile else "default profile: large images get lost"
-    return Finding(part, Status.PROBLEM, found, purpose, f"export {variable}={_shipped_profile()}")
-
-
-def _shipped_profile() -> str:
-    """It lies among the nodes; where they are not installed, in the sources."""
-    nodes = util.find_spec("robo_reward_ros")
-    sources = _checkout() / "ros_nodes/robo_reward_ros/robo_reward_ros"
-    return str(
-        (Path(nodes.origin).parent if nodes and nodes.origin else sources) / "fastdds_large_images.xml"
+    return Finding(
+        part, Status.PROBLEM, found, purpose, f"export {variable}={_nodes() / 'fastdds_large_images.xml'}"
     )
+
+
+def _nodes() -> Path:
+    """Where the package of the nodes lies; where it is not installed, in the sources."""
+    found = util.find_spec("robo_reward_ros")
+    if found and found.origin:
+        return Path(found.origin).parent
+    return _checkout() / "ros_nodes/robo_reward_ros/robo_reward_ros"
 
 
 def _package(

@@ -304,8 +304,7 @@ class _Session:
                 noise=0.0,
                 film=index < films,
                 estimates=index < films,
-                help=False,
-                looks=False,
+                learned_from=False,
             )
             for index in range(config.evaluate_episodes)
         ]

@@ -49,8 +49,8 @@ class Order:
     """One rollout to run; nothing but this, the policy and the reward model decides what happens in it.
 
     With `estimates` False nobody will look at what the reward model says of it: where neither policy nor
-    success does, the model and its cameras are left out. With `help` False nobody takes over; with `looks`
-    False no other looks are made of it.
+    success does, the model and its cameras are left out. With `learned_from` False, in evaluations, nobody
+    takes over and no other looks are made of it.
     """
 
     index: int
@@ -61,8 +61,7 @@ class Order:
     start: Start | None = None
     keep_states: bool = False
     estimates: bool = True
-    help: bool = True
-    looks: bool = True
+    learned_from: bool = True
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ class Worker:
         observation, info = self._reset(order)
         tape = _Tape(self, order, observation)
         self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
-        person = self._person if order.help else None
+        person = self._person if order.learned_from else None
         if person is not None:
             person.begin(self.env.unwrapped)
         first = tape.see(observation, info, success=False)
@@ -262,13 +261,13 @@ class Worker:
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
             aborted = not terminated and self._hopeless(order, tape)
         rollout = tape.rollout(terminated=terminated, aborted=aborted, cut=cut)
-        if order.looks and self._learned_from(rollout) and order.start is None:
+        if order.learned_from and order.start is None and self._wants_looks(rollout):
             images = [moment.images for moment in tape.moments]
             rollout = self.looks.added(rollout, images, self.observer, rng)
         return RolloutResult(rollout, tuple(tape.states), first.images if order.keep_states else {})
 
-    def _learned_from(self, rollout: Rollout) -> bool:
-        """Whether pictures of it will be. Values are of failures too: a look must not tell how it ended."""
+    def _wants_looks(self, rollout: Rollout) -> bool:
+        """What is imitated does; with values all do, since a look must not tell how an episode ended."""
         values = self._config.learner.value_weight > 0
         return values or rollout.succeeded or bool(rollout.intervened.any())
 

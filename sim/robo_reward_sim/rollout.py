@@ -24,6 +24,7 @@ __all__ = ["demonstrate", "episode_uid", "rollout"]
 Act = Callable[[Moment], Float32[np.ndarray, " 4"] | None]
 
 _ATTEMPTS_AT_A_SPEED = 10
+_SLOWER = 0.6
 
 
 def rollout(
@@ -125,10 +126,10 @@ def demonstrate(
             "plan": dict(plan.facts),
         }
         act = plan.act
-        if gently := attempt // _ATTEMPTS_AT_A_SPEED:
+        if attempt >= _ATTEMPTS_AT_A_SPEED:
             if plan.success is not False:
                 break
-            source["speed"] = speed = 0.6**gently
+            source["speed"] = speed = _SLOWER ** (attempt // _ATTEMPTS_AT_A_SPEED)
             act = _slowed(act, speed)
         scene = int(rng.integers(2**31))
         episode = rollout(

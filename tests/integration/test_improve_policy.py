@@ -62,6 +62,16 @@ def test_it_acts_as_it_did_in_the_run(run: Path) -> None:
         policy.act(observation["images"], 10**12, np.zeros(3, np.float32))
 
 
+def test_what_it_learned_from_has_other_looks_and_what_judged_it_has_none(run: Path) -> None:
+    learned = [load_rollout(file) for file in sorted((run / "rollouts").glob("*.npz"))]
+    assert [len(rollout.looks) for rollout in learned] == [7, 7]
+    for rollout in learned:
+        assert {name for look in rollout.looks for name in look} == {"map", "embedding"}
+        assert all(look["map"].shape == rollout.parts["map"].shape for look in rollout.looks)
+        assert not any(np.array_equal(look["map"], rollout.parts["map"]) for look in rollout.looks)
+    assert not any(load_rollout(file).looks for file in (run / "evaluations").glob("*.npz"))
+
+
 def test_what_it_looks_through_is_checked(run: Path, tmp_path: Path) -> None:
     moved = run.parent / "elsewhere"
     (run.parent / "model").rename(moved)
