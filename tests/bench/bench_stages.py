@@ -4,9 +4,10 @@ Run with: python tests/bench/bench_stages.py STORE [STORE ...] [--tuned STORE ..
 Record the stores with `robo-reward record ... action_repeat=2 max_decisions=200`. F1 is over inner
 boundaries, matched within 5 % of the episode, in the successful episodes whose oracle passes every stage
 once, in order; the number of stages is the oracle's ("given") or found ("chosen"), or all boundaries follow
-one or three episodes marked by the oracle ("spread"; F1 over the others, mean over four draws of the marked).
-Stores named by --tuned are those on which the method was developed. Prints one JSON object a line, then a
-table.
+one or three episodes marked by the oracle ("spread"; F1 over the others, mean over four draws of the marked),
+or, with the number of stages given or chosen, what the other stores, tasks that are marked by the oracle, say
+of where stages end ("like"; mean over `--seeds` of what learns it). Stores named by --tuned are those on
+which the method was developed. Prints one JSON object a line, then a table.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.table import Table
 from robo_reward.schema import EpisodeInfo
 from robo_reward.stages import boundary_matches
 from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
+from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
 from robo_reward_data.annotate.spread import SpreadMarks, spread_marks
 from robo_reward_data.store import EpisodeStore
 
@@ -59,7 +61,14 @@ def spread_f1(readers: list[Any], marked: int, proprio: bool, draws: int = 4) ->
     return float(np.mean(scores))
 
 
-def measure(path: Path, tuned: bool, proprio: bool) -> dict[str, Any]:
+def like_f1(readers: list[Any], others: list[Any], stages: int | None, seeds: int) -> list[float]:
+    """F1 by seed, with so many stages or as many as are found."""
+    infos = [reader.info for reader in readers]
+    settings = [StageSettings(stages=stages, seed=seed) for seed in range(seeds)]
+    return [round(f1(infos, find_stages_like(readers, others, (0, 1, 2), s))[0], 3) for s in settings]
+
+
+def measure(path: Path, tuned: bool, proprio: bool, others: list[Any], seeds: int) -> dict[str, Any]:
     store = EpisodeStore.open(path)
     readers = [episode for episode in store.episodes if episode.info.outcome == "success"]
     infos = [reader.info for reader in readers]
@@ -69,11 +78,16 @@ def measure(path: Path, tuned: bool, proprio: bool) -> dict[str, Any]:
     chosen = find_stages(readers, StageSettings(proprio=proprio))
     median, spread = offsets(infos, given)
     whole = [reader for reader in readers if reader.info.boundaries is not None]
+    stages = len(infos[0].stage_names)
+    like = {
+        name: like_f1(readers, others, count, seeds) if others and proprio else [float("nan")]
+        for name, count in (("f1_like_given", stages), ("f1_like_chosen", None))
+    }
     return {
         "store": path.name,
         "tuned_on": tuned,
         "episodes": judged,
-        "stages": len(infos[0].stage_names),
+        "stages": stages,
         "f1_given": round(score, 3),
         "offset_median": median,
         "offset_std": spread,
@@ -82,6 +96,7 @@ def measure(path: Path, tuned: bool, proprio: bool) -> dict[str, Any]:
         "f1_chosen": round(f1(infos, chosen)[0], 3),
         "f1_spread_1": round(spread_f1(whole, 1, proprio), 3),
         "f1_spread_3": round(spread_f1(whole, 3, proprio), 3),
+        **like,
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -91,10 +106,14 @@ def main() -> None:
     parser.add_argument("stores", nargs="*", type=Path)
     parser.add_argument("--tuned", nargs="*", type=Path, default=[])
     parser.add_argument("--images-only", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3, help="of what learns from the other stores")
     options = parser.parse_args()
+    paths = [*options.tuned, *options.stores]
+    marked = {path: marked_demonstrations(EpisodeStore.open(path).episodes) for path in paths}
     rows = []
-    for path in [*options.tuned, *options.stores]:
-        rows.append(measure(path, path in options.tuned, not options.images_only))
+    for path in paths:
+        others = [reader for other in paths if other != path for reader in marked[other]]
+        rows.append(measure(path, path in options.tuned, not options.images_only, others, options.seeds))
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
         sys.stdout.flush()
     table = Table(title="boundary F1 at 5 % of the episode (* method developed on it)")
@@ -109,6 +128,8 @@ def main() -> None:
         "F1, chosen",
         "one marked",
         "three",
+        "like the others",
+        "chosen",
     ):
         table.add_column(name)
     for row in rows:
@@ -123,6 +144,8 @@ def main() -> None:
             f"{row['f1_chosen']:.2f}",
             f"{row['f1_spread_1']:.2f}",
             f"{row['f1_spread_3']:.2f}",
+            f"{np.mean(row['f1_like_given']):.2f}",
+            f"{np.mean(row['f1_like_chosen']):.2f}",
         )
     Console().print(table)
 

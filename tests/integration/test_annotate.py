@@ -159,6 +159,31 @@ def test_a_few_marked_demonstrations_give_the_others_their_stages(
     assert store.fingerprint == before
 
 
+def test_stages_end_where_those_of_other_tasks_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, store = EpisodeStore.create(tmp_path / "other"), make_store(tmp_path / "store", count=5)
+    for index in range(12):
+        episode = demonstration(40 + index, (14 + index, 12 + index % 4, 26 - index))
+        # Whoever marked this task marks two frames late, and does not tell the second step from the third.
+        marks = np.array(episode.info.source["boundaries"])[[0, 1, 3]] + [0, 2, 0]
+        named = {"instruction": "put it there", "stage_names": ("reach", "take"), "boundaries": marks}
+        other.write(dataclasses.replace(episode, info=dataclasses.replace(episode.info, **named)))
+    command = ["annotate", f"data={store.path}", f"like=[{other.path}]"]
+    assert main([*command, "stages=2", "names=[reach,take]"]) == 0
+    assert "'carry it': 2 stages in 5 episodes" in capsys.readouterr().out
+    for episode in store.episodes:
+        wanted = episode.info.source["boundaries"][1] + 2
+        assert abs(episode.info.boundaries[1] - wanted) <= 2
+    # Left to choose, it finds no more stages than there are signs of.
+    assert main([*command, "overwrite=true"]) == 0
+    assert "'carry it': 2 stages in 5 episodes" in capsys.readouterr().out
+    before = store.fingerprint
+    assert main([*command, "hand=[0,1]"]) == 1
+    assert "hand=[0, 1]: three of the 3 columns of proprioception, or none" in capsys.readouterr().err
+    assert main(["annotate", f"data={store.path}", f"like=[{make_store(tmp_path / 'bare').path}]"]) == 1
+    assert "like has no successful episode with stage boundaries" in capsys.readouterr().err
+    assert store.fingerprint == before
+
+
 def test_pictures_alone_will_do_where_they_show_the_stages(tmp_path: Path) -> None:
     store = EpisodeStore.create(tmp_path / "store")
     for index, lengths in enumerate([(12, 20, 16), (22, 10, 18), (15, 15, 15), (20, 24, 12)]):

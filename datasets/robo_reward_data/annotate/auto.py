@@ -30,6 +30,7 @@ class StageSettings:
     most_stages: int = 6
     least_gain: float = 0.1
     least_stability: float = 0.6
+    least_chance: float = 0.2
     lead: float = 0.045
     resamples: int = 6
     fit_episodes: int = 20

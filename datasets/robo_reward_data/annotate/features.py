@@ -23,9 +23,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
+from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
-__all__ = ["Moments", "stage_features"]
+__all__ = ["Moments", "motion_features", "stage_features"]
 
 _SIDE = 16  # pixels: small enough that noise and texture average out, large enough to see an object move
 _FASTEST = 0.98  # quantile of a column's speed that counts as 1: the very fastest moments are collisions
@@ -65,6 +66,51 @@ def stage_features(
     return [
         Moments(frames[i], np.concatenate([part[i] for part in parts], axis=1)) for i in range(len(readers))
     ]
+
+
+def motion_features(
+    readers: Sequence[EpisodeReader], hand: Sequence[int], most_frames: int = 120
+) -> list[Moments]:
+    """How the body moves, in terms that tasks of one robot share, for episodes of all of them.
+
+    Of a hand: how fast it goes up, aside and altogether, relative to its own pace in the episode; where it
+    is, and to which side it goes, differ from task to task. Of every other column: its velocity and value.
+
+    Args:
+        readers: The episodes; their proprioception has the same columns.
+        hand: Columns of x, y and z (up) of the hand's position, or none where there are no such columns.
+        most_frames: Longer episodes are thinned evenly to at most so many.
+
+    Raises:
+        DataError: an episode without proprioception or with other columns, or a column that is not there.
+    """
+    frames = [_thinned(_worked(reader.info), most_frames) for reader in readers]
+    body = _proprioception(readers, frames)
+    if body is None:
+        raise DataError(
+            "to learn from other tasks where stages end, every episode needs proprioception with the same "
+            "columns: leave like out, or mark a few episodes and say mode=spread"
+        )
+    columns = body[0].shape[1]
+    if len(hand) not in (0, 3) or any(not 0 <= c < columns for c in hand):
+        raise DataError(f"hand={list(hand)}: three of the {columns} columns of proprioception, or none")
+    others = np.setdiff1d(np.arange(columns), hand)
+    moves = [np.gradient(_smooth(x), axis=0) if len(x) > 1 else np.zeros_like(x) for x in body]
+    fastest = np.quantile(np.abs(np.concatenate(moves)), _FASTEST, axis=0)
+    low, high = np.quantile(np.concatenate(body), (1 - _FASTEST, _FASTEST), axis=0)
+    found: list[Moments] = []
+    for at, x, move in zip(frames, body, moves, strict=True):
+        parts = [move[:, others] / np.maximum(fastest[others], _STILL)]
+        parts.append((x[:, others] - low[others]) / np.maximum(high - low, _STILL)[others])
+        if len(hand):
+            aside, up = move[:, list(hand[:2])], move[:, hand[2:]]
+            speeds = [
+                np.linalg.norm(v, axis=1, keepdims=True) for v in (aside, np.concatenate([aside, up], 1))
+            ]
+            pace = max(float(np.quantile(speeds[1], _PACE)), _STILL)
+            parts += [v / pace for v in (up, *speeds)]
+        found.append(Moments(at, np.concatenate(parts, axis=1)))
+    return found
 
 
 def _worked(info: EpisodeInfo) -> int:

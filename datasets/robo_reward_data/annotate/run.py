@@ -18,6 +18,7 @@ from robo_reward.errors import ConfigError, DataError
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
 from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, write_lerobot
+from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
@@ -38,9 +39,12 @@ class AnnotateConfig:
     overwrite: bool = False
     model: str | None = None
     proprio: bool = True
+    like: tuple[str, ...] = ()
+    hand: tuple[int, ...] = ()
     most_stages: int = 6
     least_gain: float = 0.1
     least_stability: float = 0.6
+    least_chance: float = 0.2
     lead: float = 0.045
     fit_episodes: int = 20
     resamples: int = 6
@@ -164,9 +168,13 @@ def _find(config: AnnotateConfig) -> None:
             if hasattr(config, f.name)
         }
     )
+    others = [r for path in config.like for r in marked_demonstrations(EpisodeStore.open(path).episodes)]
     stages: dict[str, Stages] = {}
     for instruction, readers in tasks.items():
-        found = find_stages(readers, settings, model)
+        if config.like:
+            found = find_stages_like(readers, others, config.hand, settings)
+        else:
+            found = find_stages(readers, settings, model)
         names = _names(config.names, len(found.stability) + 1)
         stages |= {r.name: Stages(names, b) for r, b in zip(readers, found.boundaries, strict=True)}
         _report(instruction, readers, found)

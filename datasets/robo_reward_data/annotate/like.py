@@ -1,0 +1,91 @@
+"""Stages of a task, bounded as those of other tasks of the same robot are, in which they are marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from robo_reward.boundaries import StageEnds
+from robo_reward.errors import DataError
+from robo_reward.schema import EpisodeReader, Outcome
+from robo_reward_data.annotate.auto import FoundStages, StageSettings
+from robo_reward_data.annotate.features import Moments, motion_features
+
+__all__ = ["find_stages_like", "marked_demonstrations"]
+
+_TOLERANCE = 0.05  # share of an episode within which two boundaries are the same
+
+
+def marked_demonstrations(readers: Sequence[EpisodeReader]) -> list[EpisodeReader]:
+    """Those that did not fail and have stage boundaries, by a person or a simulator."""
+    return [r for r in readers if r.info.boundaries is not None and r.info.outcome is not Outcome.FAILURE]
+
+
+def find_stages_like(
+    readers: Sequence[EpisodeReader],
+    others: Sequence[EpisodeReader],
+    hand: Sequence[int],
+    settings: StageSettings,
+) -> FoundStages:
+    """The stages that demonstrations of one task share, bounded as those of other tasks are.
+
+    Args:
+        readers: The demonstrations, from start to success.
+        others: Demonstrations of other tasks, with boundaries; the same columns of proprioception.
+        hand: See `motion_features`.
+        settings: `stages`, `most_stages`, `least_chance`, `most_frames` and `seed` are used.
+
+    Returns:
+        The boundaries; as stability, the share of episodes that put each of them, looked at alone, within 5 %
+        of where all of them together do; and by number of stages, how likely the least likely boundary is.
+
+    Raises:
+        DataError: nothing marked, other proprioception, or episodes too short for the stages asked for.
+    """
+    if not others:
+        raise DataError(
+            "like has no successful episode with stage boundaries: there is nothing to learn from"
+        )
+    moments = motion_features([*others, *readers], hand, settings.most_frames)
+    known, own = moments[: len(others)], moments[len(others) :]
+    marks = [_places(reader, m) for reader, m in zip(others, known, strict=True)]
+    ends = StageEnds.learn([m.features for m in known], marks, settings.seed)
+    sequences = [m.features for m in own]
+    counts = [settings.stages] if settings.stages else range(1, settings.most_stages + 1)
+    found = {count: ends.find(sequences, count) for count in counts if _fits(sequences, count, settings)}
+    chances = {count: _least_chance(ends, sequences, places) for count, places in found.items()}
+    count = max((c for c in found if chances[c] >= settings.least_chance), default=min(found))
+    boundaries = [
+        np.concatenate([[0], m.frames[places], [reader.info.length]]).astype(np.int64)
+        for reader, m, places in zip(readers, own, found[count], strict=True)
+    ]
+    alone = [ends.find([x], count)[0] for x in sequences]
+    same = [
+        np.abs(a - b) <= _TOLERANCE * len(x) for a, b, x in zip(alone, found[count], sequences, strict=True)
+    ]
+    return FoundStages(tuple(boundaries), np.mean(same, axis=0), chances)
+
+
+def _fits(sequences: Sequence[Float64[np.ndarray, "_t d"]], count: int, settings: StageSettings) -> bool:
+    """Whether so many stages may be looked for; what was asked for is always tried, and refused by name."""
+    return count == settings.stages or min(len(x) for x in sequences) >= 3 * count
+
+
+def _places(reader: EpisodeReader, moments: Moments) -> Int64[np.ndarray, " k"]:
+    """The inner boundaries of an episode as places among the frames that are looked at."""
+    bounds = reader.info.boundaries
+    assert bounds is not None
+    places = np.searchsorted(moments.frames, bounds[1:-1]).astype(np.int64)
+    return np.unique(places[(places > 0) & (places < len(moments.frames))])
+
+
+def _least_chance(
+    ends: StageEnds,
+    sequences: Sequence[Float64[np.ndarray, "_t d"]],
+    found: Sequence[Int64[np.ndarray, " q"]],
+) -> float:
+    """Of the boundary that is the least likely one in most episodes; 1 where there is none."""
+    each = [ends.log_probability(x)[places] for x, places in zip(sequences, found, strict=True)]
+    return float(np.exp(np.median(each, axis=0)).min(initial=1.0))
