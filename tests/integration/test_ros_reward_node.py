@@ -33,7 +33,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64
 
 import robo_reward
@@ -53,6 +53,10 @@ StartProcess = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "run")
+
+
+def save_model(path: Path, proprio_dim: int = 0) -> Path:
     torch.manual_seed(0)
     config = ModelConfig(
         encoder={
@@ -65,8 +69,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=(32, 48),
         period_s=0.1,
         width=16,
+        proprio_dim=proprio_dim,
     )
-    path = tmp_path_factory.mktemp("model") / "run"
     save_checkpoint(path, ProgressModel(config), Calibration(), {})
     return path
 
@@ -294,6 +298,54 @@ def test_pixels_become_the_same_estimates_and_rewards_as_offline(
     assert paid == pytest.approx(-expected[0].progress, abs=1e-5)
     assert (ended.success, ended.rewards) == (True, len(frames))
     assert ended.total_value == pytest.approx(sum(r.value for r in bench.shaped), abs=1e-5)
+
+
+def test_a_model_that_knows_the_body_gets_the_positions_that_were_there_at_an_images_stamp(
+    bench: Bench, make_node: Callable[..., Any], model_path: Path, tmp_path: Path
+) -> None:
+    knows_body = save_model(tmp_path / "run", proprio_dim=3)
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(model=str(knows_body), proprio_topic="joint_states", proprio_timeout_s=0.12)
+    connected(bench, node)
+    joints = bench.node.create_publisher(JointState, "joint_states", 10)
+
+    def publish(stamp: int, *values: float) -> None:
+        message = JointState(position=list(values))
+        message.header.stamp = stamp_msg(stamp)
+        joints.publish(message)
+
+    def known(stamp: int) -> list[float] | None:
+        found = node._body_at(stamp)
+        return None if found is None else found.tolist()
+
+    start, frames = time.time_ns(), pictures(4)
+    until(lambda: known(start) == [1.0, 2.0, 3.0], "positions", again=lambda: publish(start, 1, 2, 3))
+    publish(start + STEP // 2, 4, 5, 6)
+    until(lambda: known(start + STEP) == [4.0, 5.0, 6.0], "the next positions")
+    # At the first image the first positions hold, at the next the second; then they are too old.
+    bodies = [np.array(p, np.float32) for p in ([1, 2, 3], [4, 5, 6])] + [None, None]
+    stamps = play(bench, frames, start)
+    stream = robo_reward.load(knows_body).stream("pull")
+    expected = [stream.push(*moment) for moment in zip(frames, stamps, bodies, strict=True)]
+    assert [e.progress for e in bench.judged] == pytest.approx([e.progress for e in expected], abs=1e-6)
+    unaware = robo_reward.load(knows_body).stream("pull")
+    without = [unaware.push(views, stamp) for views, stamp in zip(frames, stamps, strict=True)]
+    assert abs(without[0].progress - expected[0].progress) > 1e-5, "the positions matter"
+    # Positions that are not the model's are named, and do not count.
+    late = start + 20 * STEP
+    until(
+        lambda: (
+            "has 2 positions, the model was trained with 3"
+            in bench.values("proprioception").get("message", "")
+        ),
+        "the diagnosis",
+        again=lambda: publish(late, 1, 2),
+    )
+    assert known(late) is None
+    # Another model, which takes images alone, is not given any.
+    assert bench.call(SetModel, "set_model", path=str(model_path)).success
+    assert known(start) is None
 
 
 def test_rewards_exist_only_inside_an_episode_and_truncation_keeps_the_potential(

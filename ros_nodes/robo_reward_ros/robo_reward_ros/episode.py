@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from robo_reward.calibration import SuccessWatch
 from robo_reward.errors import ConfigError, RoboRewardError
@@ -217,6 +218,7 @@ class EpisodeJudge:
         reset: str = "",
         robot_success: bool = False,
         problems: str = "",
+        proprio: Float32[np.ndarray, " p"] | None = None,
     ) -> Moment | None:
         """Judge one moment.
 
@@ -228,6 +230,7 @@ class EpisodeJudge:
             reset: why this generation of stamps began.
             robot_success: the robot says that the task is done at this moment, which ends the episode.
             problems: what was wrong with images that are not here; the reason where none is left.
+            proprio: the robot's state, for a model that takes it.
 
         Returns:
             What to publish; None for a moment from before the episode's start or before the last reset.
@@ -240,7 +243,9 @@ class EpisodeJudge:
                 self._stream.reset()
                 if self._watch is not None:
                     self._watch.reset()
-            estimate = self._stream.push(images, stamp_ns)
+            # Models of other systems may take images alone.
+            body = () if proprio is None else (proprio,)
+            estimate = self._stream.push(images, stamp_ns, *body)
             if problems and not images:
                 estimate = replace(estimate, reason=problems)
             if self._goal is not None and estimate.valid:

@@ -41,6 +41,14 @@ _ALL: dict[str, _Parameter] = {
         "", "what is judged where an episode names nothing; empty: the model's only task"
     ),
     "cameras": _Parameter([""], "names of the cameras; the first living one is the reference"),
+    "proprio_topic": _Parameter(
+        "",
+        "sensor_msgs/JointState, whose positions are the proprioception that the model was trained with; "
+        "empty: the model gets none",
+    ),
+    "proprio_timeout_s": _Parameter(
+        0.2, "positions older than this at an image's stamp do not count", 0.001, 60.0, live=True
+    ),
     "autostart": _Parameter(True, "configure and activate without a lifecycle manager"),
     "success_source": _Parameter(
         "service",

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from jaxtyping import Float32
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -38,6 +39,7 @@ from robo_reward_ros.cameras import Camera
 from robo_reward_ros.episode import Ending, EpisodeJudge, Moment, Pacer, Payment
 from robo_reward_ros.health import Timings
 from robo_reward_ros.overlay import Overlay
+from robo_reward_ros.proprio import Proprioception
 from robo_reward_ros.running import run_node
 from robo_reward_ros.to_msg import (
     estimate_msg,
@@ -163,6 +165,7 @@ class RewardNode(LifecycleNode):
         self._cameras = {
             camera.name: Camera(self, camera, self._now, self._on_image) for camera in settings.cameras
         }
+        self._proprio = self._listen_to_body()
         self._success = (
             self.create_subscription(Bool, "success", self._on_success, _SURE)
             if settings.success_source == "topic"
@@ -195,6 +198,7 @@ class RewardNode(LifecycleNode):
             self.destroy_timer(timer)
         for camera in self._cameras.values():
             camera.close()
+        self._stop_listening_to_body()
         if self._success is not None:
             self.destroy_subscription(self._success)
 
@@ -240,6 +244,27 @@ class RewardNode(LifecycleNode):
             )
         self._model, self._device = model, device
         return judge
+
+    def _listen_to_body(self) -> Proprioception | None:
+        """The proprioception that model and parameters agree on."""
+        topic = self._settings.proprio_topic
+        checkpoint = getattr(self._model, "checkpoint", None)
+        size = 0 if checkpoint is None else checkpoint.model.config.proprio_dim
+        if topic and size:
+            return Proprioception(self, topic, size)
+        if topic:
+            self.get_logger().info(f"proprio_topic '{topic}' is not read: the model takes images alone")
+        elif size:
+            self.get_logger().warning(
+                f"the model was trained with {size} numbers of proprioception and gets none: say where they "
+                "are with proprio_topic"
+            )
+        return None
+
+    def _stop_listening_to_body(self) -> None:
+        if self._proprio is not None:
+            self._proprio.close()
+            self._proprio = None
 
     # --- parameters --------------------------------------------------------------------------------------
 
@@ -313,6 +338,7 @@ class RewardNode(LifecycleNode):
             reset=images.reset,
             robot_success=reported is not None and images.arrived_ns >= reported,
             problems="; ".join(problems),
+            proprio=self._body_at(images.stamp_ns),
         )
         if moment is None:
             return
@@ -322,6 +348,11 @@ class RewardNode(LifecycleNode):
         self._decisions += 1
         self._invalid += not moment.estimate.valid
         self._draw(moment, pixels, images)
+
+    def _body_at(self, stamp: int) -> Float32[np.ndarray, " p"] | None:
+        if self._proprio is None:
+            return None
+        return self._proprio.at(stamp, round(self._settings.proprio_timeout_s * 1e9))
 
     def _work_failed(self, error: Exception) -> None:
         self.get_logger().error(f"a decision failed: {type(error).__name__}: {error}")
@@ -415,6 +446,9 @@ class RewardNode(LifecycleNode):
             if self._judge.episode_id:
                 raise ConfigError(f"episode '{self._judge.episode_id}' is running: end it first")
             self._judge = self._load(str(request.path))
+            if self._running:
+                self._stop_listening_to_body()
+                self._proprio = self._listen_to_body()
         except RoboRewardError as error:
             response.success, response.message = False, str(error)
             response.model_version = str(self._model.version)
@@ -453,6 +487,11 @@ class RewardNode(LifecycleNode):
             level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
             label = f"{name}: camera {camera.settings.name}"
             statuses.append(status_msg(label, level, text, self._camera_values(camera)))
+        if self._proprio is not None:
+            text = self._proprio.problem
+            worst = worst or text
+            level = DiagnosticStatus.WARN if text else DiagnosticStatus.OK
+            statuses.append(status_msg(f"{name}: proprioception", level, text or "ok", {}))
         level = DiagnosticStatus.WARN if worst else DiagnosticStatus.OK
         statuses.insert(0, status_msg(f"{name}: rewards", level, worst or "ok", self._values()))
         now = stamp_msg(self.get_clock().now().nanoseconds)

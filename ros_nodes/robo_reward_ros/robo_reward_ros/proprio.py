@@ -1,0 +1,72 @@
+"""The robot's own state beside the images: the newest positions that were there at an image's stamp."""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import JointState
+
+from robo_reward_ros.to_msg import stamp_ns
+
+__all__ = ["Proprioception"]
+
+_KEPT = 500  # messages: half a second of the fastest robots
+
+
+class Proprioception:
+    """Listens to a topic of joint states. `at` may be called from another thread."""
+
+    def __init__(self, node: Node, topic: str, size: int) -> None:
+        """Take the positions of `topic`, of which the model wants `size`."""
+        self.topic, self.size = topic, size
+        self.problem = ""
+        self._node = node
+        self._seen: deque[tuple[int, Float32[np.ndarray, " p"]]] = deque(maxlen=_KEPT)
+        self._lock = Lock()
+        # Best effort is what every publisher of joint states can serve.
+        policy = QoSProfile(depth=50, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+        self._subscription = node.create_subscription(JointState, topic, self._take, policy)
+
+    def at(self, moment_ns: int, timeout_ns: int) -> Float32[np.ndarray, " p"] | None:
+        """The newest positions, f32[p], that are not after this moment nor older than `timeout_ns` then.
+
+        None where there are none: the model then does without.
+        """
+        with self._lock:
+            for stamp, values in reversed(self._seen):
+                if stamp <= moment_ns:
+                    return values if moment_ns - stamp <= timeout_ns else None
+        return None
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._node.destroy_subscription(self._subscription)
+
+    def _take(self, message: Any) -> None:
+        values = np.asarray(message.position, np.float32)
+        stamp = stamp_ns(message.header.stamp)
+        self.problem = self._why_not(values, stamp)
+        if self.problem:
+            return
+        with self._lock:
+            if self._seen and stamp < self._seen[-1][0]:
+                self._seen.clear()  # its clock went back: what came before is of another time
+            self._seen.append((stamp, values))
+
+    def _why_not(self, values: np.ndarray, stamp: int) -> str:
+        if stamp <= 0:
+            return f"proprio_topic '{self.topic}': its messages have no stamp: set header.stamp"
+        if len(values) != self.size:
+            return (
+                f"proprio_topic '{self.topic}' has {len(values)} positions, the model was trained with "
+                f"{self.size}: publish those that it was trained with, in their order"
+            )
+        if not np.isfinite(values).all():
+            return f"proprio_topic '{self.topic}' has positions that are not finite"
+        return ""
