@@ -73,6 +73,7 @@ class ImproveConfig:
     refresh_steps: int = 200
     evaluate_every: int = 25
     evaluate_episodes: int = 20
+    keep_best: bool = True
     film_every: int = 25
     reader: dict[str, Any] = field(default_factory=dict)
     workers: int = 0

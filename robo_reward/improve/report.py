@@ -98,6 +98,13 @@ def _notes(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     if helped := [count for count in metrics["rollout_intervened_decisions"] if count]:
         total = sum(metrics["rollout_decisions"])
         notes.append(f"a person took over in {len(helped)} rollouts, for {sum(helped)} of {total} decisions")
+    if metrics["policy_success"]:
+        success = metrics["policy_success"]
+        low, high = wilson(sum(success), len(success))
+        notes.append(
+            f"left is the policy after {metrics['policy_after']} rollouts, whose evaluation was the best; "
+            f"in other scenes it succeeds in {np.mean(success):.2f} [{low:.2f}, {high:.2f}] of {len(success)}"
+        )
     return tuple(notes)
 
 

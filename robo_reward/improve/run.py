@@ -11,7 +11,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,15 @@ class Evaluation:
         return float(np.mean(self.success))
 
 
+@dataclass(frozen=True)
+class _Best:
+    """The policy that did best in an evaluation, after so many rollouts."""
+
+    rollouts: int
+    rate: float
+    weights: Mapping[str, torch.Tensor]
+
+
 def run(config: ImproveConfig) -> None:
     """Improve, then write `policy.pt`, `metrics.json` and `report.html` into `out`.
 
@@ -82,6 +91,12 @@ def print_summary(metrics: dict[str, Any], report: Path) -> None:
     for rollouts, success in metrics["evaluations"]:
         console.print(f"after {rollouts:4d} rollouts: success {np.mean(success):.2f} of {len(success)}")
     minutes = metrics["robot_minutes"]
+    if metrics["policy_success"]:
+        success = metrics["policy_success"]
+        console.print(
+            f"left is the policy after {metrics['policy_after']} rollouts: success {np.mean(success):.2f} of "
+            f"{len(success)} in other scenes"
+        )
     console.print(f"{metrics['rollouts']} rollouts, {minutes:.1f} robot minutes, report: {report}")
 
 
@@ -128,6 +143,7 @@ class _Session:
     clone_error: float = float("nan")
     refreshed: int = 0
     trust: float = 1.0  # in the potential, by outcomes
+    best: _Best | None = None
 
     def __post_init__(self) -> None:
         config = self.config
@@ -269,6 +285,7 @@ class _Session:
         config, model = self.config, self.worker.model
         assert model is not None
         self.refreshed = self.done
+        self.best = None  # policies before looked through another model
         folder = self._model_path()
         steps, seed = config.refresh_steps, _seed(config.seed, 2, self.done)
         refresh(model, self.replay.episodes, self.instruction, steps, folder, seed)
@@ -297,28 +314,46 @@ class _Session:
         if not (config.evaluate_every and config.evaluate_episodes):
             return
         films = 3 if config.film_every and self.done in (0, config.rollouts) else 0
-        orders = [
-            Order(
-                index=index,
-                seed=_seed(config.seed, 1, index, 0),
-                noise=0.0,
-                film=index < films,
-                estimates=index < films,
-                learned_from=False,
-            )
-            for index in range(config.evaluate_episodes)
-        ]
-        results = self.runner.finish(self.runner.start(orders, self.learner.policy))
-        found = [result.rollout for result in results]
+        found = self._judged(1, films)
         for index, rollout in enumerate(found):
             if rollout.images and rollout.decisions:
                 path = self.folder / "evaluations" / f"after_{self.done:06d}_{index:03d}.npz"
                 path.parent.mkdir(exist_ok=True)
                 save_rollout(path, rollout)
-        self.evaluations.append(
-            Evaluation(self.done, tuple(r.succeeded for r in found), tuple(r.decisions for r in found))
+        evaluation = Evaluation(
+            self.done, tuple(r.succeeded for r in found), tuple(r.decisions for r in found)
         )
-        display.evaluation(self.done, self.evaluations[-1].rate)
+        self.evaluations.append(evaluation)
+        if self.best is None or evaluation.rate >= self.best.rate:
+            weights = {name: value.clone() for name, value in self.learner.policy.state_dict().items()}
+            self.best = _Best(self.done, evaluation.rate, weights)
+        display.evaluation(self.done, evaluation.rate)
+
+    def _judged(self, series: int, films: int) -> list[Rollout]:
+        """Rollouts without noise from the scenes of a series, the first `films` of them filmed."""
+        orders = [
+            Order(
+                index=index,
+                seed=_seed(self.config.seed, series, index, 0),
+                noise=0.0,
+                film=index < films,
+                estimates=index < films,
+                learned_from=False,
+            )
+            for index in range(self.config.evaluate_episodes)
+        ]
+        results = self.runner.finish(self.runner.start(orders, self.learner.policy))
+        return [result.rollout for result in results]
+
+    def _choose(self) -> tuple[int, tuple[bool, ...]]:
+        """Make the best policy the one that is left; after how many rollouts, and its success in new scenes.
+
+        Evaluations that choose are no measure of what they have chosen: the best of several is lucky, too.
+        """
+        if not self.config.keep_best or self.best is None:
+            return self.done, ()
+        self.learner.policy.load_state_dict(self.best.weights)
+        return self.best.rollouts, tuple(rollout.succeeded for rollout in self._judged(3, 0))
 
     # --- what is kept ---
 
@@ -350,6 +385,7 @@ class _Session:
                 "seconds": self.seconds,
                 "clone_error": self.clone_error,
                 "refreshed": self.refreshed,
+                "best": None if self.best is None else dataclasses.asdict(self.best),
             },
             buffer,
         )
@@ -365,6 +401,7 @@ class _Session:
         self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
         self.done, self.seconds = state["done"], state["seconds"]
         self.clone_error = state["clone_error"]
+        self.best = None if state["best"] is None else _Best(**state["best"])
         for index in range(self.done):
             self.replay.add(load_rollout(self._rollout_path(index)))
         self.refreshed = state["refreshed"]
@@ -378,6 +415,7 @@ class _Session:
         """Write the policy and the numbers; returns the numbers."""
         config, rollouts = self.config, self.rollouts
         model = self.worker.model
+        after, success = self._choose()
         save_policy(
             self.folder,
             self.learner.policy,
@@ -405,6 +443,8 @@ class _Session:
             "rollout_decisions": [rollout.decisions for rollout in rollouts],
             "rollout_intervened_decisions": [int(rollout.intervened.sum()) for rollout in rollouts],
             "evaluations": [[e.rollouts, list(e.success)] for e in self.evaluations],
+            "policy_after": after,
+            "policy_success": list(success),
             "robot_minutes": self.robot_minutes,
             "wall_seconds": round(self.seconds, 1),
             "updates": self.learner.updates,

@@ -2,9 +2,10 @@
 
 Run with: python tests/bench/bench_found_stages.py --train STORE [...] --test STORE [...] --out DIR
 (a test store for each training store, of other seeds). Of each training store the successes that pass every
-stage once and in order are kept, without the simulator's truth, and given stages in four ways: the oracle's
-boundaries, those that follow one or three marked demonstrations (`annotate mode=spread`), and automatic ones
-(`mode=auto` with the number of stages given). A model is trained on each and judged against the simulator's
+stage once and in order are kept, without the simulator's truth, and given stages in five ways: the oracle's
+boundaries, those that follow one or three marked demonstrations (`annotate mode=spread`), automatic ones
+(`mode=auto` with the number of stages given), and automatic ones that end as the stages of `--like` do, stores
+of other tasks with the oracle's (`annotate like=`). A model is trained on each and judged against the simulator's
 truth on the successes of the test store. Prints one JSON object for each task; goes on where it was stopped.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from robo_reward.cli.main import run_command
 from robo_reward_data.annotate.auto import StageSettings, find_stages
+from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
@@ -73,6 +75,18 @@ def automatic(episodes: list[StoredEpisode], seed: int) -> Boundaries:
     return {e.name: b for e, b in zip(episodes, found.boundaries, strict=True)}
 
 
+def like(others: Sequence[Path]) -> Callable[[list[StoredEpisode], int], Boundaries]:
+    """Boundaries that end as the stages of other tasks do, learned from their stores."""
+
+    def find(episodes: list[StoredEpisode], seed: int) -> Boundaries:
+        marked = [r for path in others for r in marked_demonstrations(EpisodeStore.open(path).episodes)]
+        settings = StageSettings(stages=len(episodes[0].info.stage_names), seed=seed)
+        found = find_stages_like(episodes, marked, (0, 1, 2), settings)
+        return {e.name: b for e, b in zip(episodes, found.boundaries, strict=True)}
+
+    return find
+
+
 WAYS = {"oracle": oracle, "spread_1": followed(1), "spread_3": followed(3), "auto": automatic}
 
 
@@ -80,11 +94,12 @@ def measure(train: Path, test: Path, out: Path, options: argparse.Namespace) -> 
     """Progress error of the models, by how their stages were had."""
     episodes = whole(train)
     judged = copy(whole(test), out / "test", None)
+    ways = {**WAYS, "like": like([path for path in options.like if path.resolve() != train.resolve()])}
     row: dict[str, Any] = {"task": train.name, "train_episodes": len(episodes)}
     for name in options.ways:
         for seed in options.seeds:
             folder = out / f"{name}_{seed}"
-            store = copy(episodes, folder / "store", WAYS[name](episodes, seed))
+            store = copy(episodes, folder / "store", ways[name](episodes, seed))
             if not (folder / "evaluation" / "metrics.json").is_file():
                 steps = [f"steps={options.steps}", f"seed={seed}", f"threads={options.threads}"]
                 run_command("train", [f"data={store}", f"out={folder / 'model'}", "augment=sim", *steps])
@@ -102,7 +117,10 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", type=Path, required=True)
     parser.add_argument("--test", nargs="+", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=[*WAYS, "like"])
+    parser.add_argument(
+        "--like", nargs="+", type=Path, default=[], help="stores of other tasks, for the way like"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=2)

@@ -86,6 +86,23 @@ def test_it_learns_what_the_demonstration_alone_does_not_teach(tmp_path: Path) -
     assert metrics["observe"] == ["privileged"]
 
 
+def test_what_is_left_is_the_best_policy_and_it_is_judged_in_other_scenes(tmp_path: Path) -> None:
+    options = [*BLIND, *FAST, "demonstrations=null", "learner.clone_steps=400", "evaluate_episodes=10"]
+    ruinous = ["learner.actor_lr=1.0", "learner.clone_weight=0"]
+    metrics = go(tmp_path / "best", *options, *ruinous)
+    rates = [np.mean(success) for _, success in metrics["evaluations"]]
+    assert rates[0] > max(rates[1:])
+    assert metrics["policy_after"] == 0
+    assert len(metrics["policy_success"]) == 10
+    assert np.mean(metrics["policy_success"]) > max(rates[1:])
+    (tmp_path / "best" / "metrics.json").unlink()
+    assert go(tmp_path / "best", *options, *ruinous) == metrics  # a run that is gone on with knows the best
+    last = go(tmp_path / "last", *options, *ruinous, "keep_best=false")
+    assert (last["policy_after"], last["policy_success"]) == (4, [])
+    kept, ruined = policy_of(tmp_path / "best"), policy_of(tmp_path / "last")
+    assert not torch.equal(kept["weight3"], ruined["weight3"])
+
+
 def test_a_potential_that_lies_is_trusted_less_with_every_rollout(tmp_path: Path) -> None:
     options = [
         *BLIND,
