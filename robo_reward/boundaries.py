@@ -2,11 +2,11 @@
 
 Change points can be found in motion alone (`robo_reward.stages`), but which of them bound a stage is a matter
 of definition, and whoever has marked other tasks of the robot has said it. A small net learns from them the
-probability p_t that a stage ends at frame t, from the features around it; with the shares of an episode that
-their stages take, log-normal, the boundaries b of k + 1 stages of an episode of n frames are those with the
-least
+probability p_t that a stage ends at frame t, from the features around it: that the first one does (a hand has
+arrived), and that a later one does. With the shares of an episode that their stages take, log-normal, the
+boundaries b of k + 1 stages of an episode of n frames are those with the least
 
-    sum_q -log p_{b_q} + sum_i ((log((b_{i+1} - b_i) / n) - m) / d)^2 / 2
+    sum_q -log p_q(b_q) + sum_i ((log((b_{i+1} - b_i) / n) - m) / d)^2 / 2
 
 (exact, by dynamic programming). Demonstrations of one task share their steps: in a few more rounds a boundary
 is also drawn to where it lies in the others, and to moments that look as it does there.
@@ -43,7 +43,8 @@ Sequences = Sequence[Float64[np.ndarray, "_t d"]]
 class StageEnds:
     """What is known of stages from other tasks.
 
-    nets                       features around a frame, f32[n, w d], to the log-odds of a boundary, f32[n, 1]
+    nets                       features around a frame, f32[n, w d], to the log-odds of the first boundary and
+                               of a later one, f32[n, 2]
     mean, spread               f64[w d]: of those features
     share_mean, share_spread   of the log share of an episode that a stage takes
     """
@@ -64,7 +65,12 @@ class StageEnds:
         if not sum(len(mark) for mark in marks):
             raise DataError("no stage boundary is marked in the other tasks: there is nothing to learn from")
         x = np.concatenate([_windows(sequence) for sequence in sequences])
-        y = np.concatenate([_near(len(x), mark) for x, mark in zip(sequences, marks, strict=True)])
+        y = np.concatenate(
+            [
+                np.stack([_near(len(x), mark[:1]), _near(len(x), mark[1:])], axis=1)
+                for x, mark in zip(sequences, marks, strict=True)
+            ]
+        )
         mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
         inputs, targets = torch.from_numpy((x - mean) / spread).float(), torch.from_numpy(y).float()
         generator = torch.Generator().manual_seed(seed)
@@ -87,7 +93,8 @@ class StageEnds:
         count = stages - 1
         if not count:
             return [np.empty(0, np.int64) for _ in sequences]
-        plain = [np.tile(self.log_probability(sequence), (count, 1)) for sequence in sequences]
+        kinds = np.minimum(np.arange(count), 1)
+        plain = [self.log_probability(sequence)[kinds] for sequence in sequences]
         around = [_windows(sequence) for sequence in sequences]
         found = [self._placed(scores) for scores in plain]
         for _ in range(_ROUNDS if len(sequences) > 1 else 0):
@@ -98,11 +105,11 @@ class StageEnds:
             found = again
         return found
 
-    def log_probability(self, sequence: Float64[np.ndarray, "t d"]) -> Float64[np.ndarray, " t"]:
-        """Of a boundary at each frame."""
+    def log_probability(self, sequence: Float64[np.ndarray, "t d"]) -> Float64[np.ndarray, "2 t"]:
+        """Of the first boundary at each frame, and of a later one."""
         x = torch.from_numpy((_windows(sequence) - self.mean) / self.spread).float()
         with torch.inference_mode(), _one_thread():
-            odds = torch.stack([net(x)[:, 0] for net in self.nets])
+            odds = torch.stack([net(x).T for net in self.nets])
         return nn.functional.logsigmoid(odds).mean(dim=0).double().numpy()
 
     def _placed(self, scores: Float64[np.ndarray, "q t"]) -> Int64[np.ndarray, " q"]:
@@ -177,7 +184,7 @@ def _one_thread() -> Generator[None]:
 def _train(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        layers = [nn.Linear(x.shape[1], _WIDTH), nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, 1)]
+        layers = [nn.Linear(x.shape[1], _WIDTH), nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, 2)]
         net = nn.Sequential(
             layers[0],
             nn.ReLU(),
@@ -191,7 +198,7 @@ def _train(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> nn.M
         for _ in range(_STEPS):
             rows = torch.randint(len(x), (_BATCH,))
             noisy = x[rows] + _NOISE * torch.randn(_BATCH, x.shape[1])
-            loss = nn.functional.binary_cross_entropy_with_logits(net(noisy)[:, 0], y[rows])
+            loss = nn.functional.binary_cross_entropy_with_logits(net(noisy), y[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

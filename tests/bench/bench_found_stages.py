@@ -4,9 +4,10 @@ Run with: python tests/bench/bench_found_stages.py --train STORE [...] --test ST
 (a test store for each training store, of other seeds). Of each training store the successes that pass every
 stage once and in order are kept, without the simulator's truth, and given stages in five ways: the oracle's
 boundaries, those that follow one or three marked demonstrations (`annotate mode=spread`), automatic ones
-(`mode=auto` with the number of stages given), and automatic ones that end as the stages of `--like` do, stores
-of other tasks with the oracle's (`annotate like=`). A model is trained on each and judged against the simulator's
-truth on the successes of the test store. Prints one JSON object for each task; goes on where it was stopped.
+(`mode=auto` with the number of stages given), and automatic ones that end as the stages of `--like` do,
+stores of other tasks with the oracle's (`annotate like=`). A model is trained on each and judged against the
+simulator's truth on the successes of the test store. Prints one JSON object for each task; goes on where it
+was stopped.
 """
 
 from __future__ import annotations

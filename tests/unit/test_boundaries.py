@@ -10,11 +10,14 @@ from robo_reward.boundaries import StageEnds
 from robo_reward.errors import DataError
 
 
-def ends(share: float, spread: float) -> StageEnds:
-    """Knows boundaries by the one feature itself: its log-odds are 20 times the feature less 10."""
-    net = torch.nn.Linear(9, 1)
+def ends(share: float, spread: float, later: float = 20.0) -> StageEnds:
+    """Knows boundaries by the one feature itself: its log-odds are 20 times the feature less 10.
+
+    Of a later boundary they are `later` times the feature less 10.
+    """
+    net = torch.nn.Linear(9, 2)
     with torch.no_grad():
-        net.weight.zero_()[0, 4] = 20.0
+        net.weight.zero_()[:, 4] = torch.tensor([20.0, later])
         net.bias.fill_(-10.0)
     return StageEnds((net,), np.zeros(9), np.ones(9), np.log(share), spread)
 
@@ -34,7 +37,14 @@ def test_boundaries_lie_where_they_are_likely_and_stages_last_as_long_as_elsewhe
     assert ends(1 / 3, 100.0).find([x], 3)[0].tolist() == [10, 12]
     assert ends(1 / 3, 0.5).find([x], 1)[0].tolist() == []
     # -log p is log(1 + e^-odds): of odds 10 next to nothing, of odds -10 about 10.
-    assert ends(0.5, 1.0).log_probability(x)[[10, 30]] == pytest.approx([-4.54e-5, -10.0000454], rel=1e-3)
+    first = ends(0.5, 1.0).log_probability(x)[0]
+    assert first[[10, 30]] == pytest.approx([-4.54e-5, -10.0000454], rel=1e-3)
+
+
+def test_the_first_boundary_is_told_by_other_signs_than_later_ones() -> None:
+    x = pulses(40, 10, 30) - pulses(40, 20)
+    assert ends(1 / 3, 0.5, later=-20.0).find([x], 3)[0].tolist() == [10, 20]
+    assert ends(1 / 3, 0.5).find([x], 3)[0].tolist() == [10, 30]
 
 
 def test_what_one_demonstration_leaves_open_the_others_decide() -> None:

@@ -87,5 +87,8 @@ def _least_chance(
     found: Sequence[Int64[np.ndarray, " q"]],
 ) -> float:
     """Of the boundary that is the least likely one in most episodes; 1 where there is none."""
-    each = [ends.log_probability(x)[places] for x, places in zip(sequences, found, strict=True)]
+    each = [
+        ends.log_probability(x)[np.minimum(np.arange(len(places)), 1), places]
+        for x, places in zip(sequences, found, strict=True)
+    ]
     return float(np.exp(np.median(each, axis=0)).min(initial=1.0))
