@@ -316,6 +316,10 @@ def test_an_empty_store_is_called_empty(tmp_path: Path, mode: str) -> None:
         (["lead=0.5"], "lead=0.5"),
         (["mode=read"], "mode=read needs files=FOLDER"),
         (["names=[a,a]"], "name each stage once"),
+        (["like=[other]", "mode=spread"], "like goes with mode=auto"),
+        (["like=[other]", "proprio=false"], "like looks at proprioception alone"),
+        (["like=[other]", "model=run"], "like looks at proprioception alone"),
+        (["hand=[0,1,2]"], "hand says what like looks at"),
         (["lerobot=fine"], "lerobot=fine: choose language, sparse or dense"),
     ],
 )

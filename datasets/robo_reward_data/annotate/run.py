@@ -123,6 +123,12 @@ def _check(config: AnnotateConfig) -> None:
         raise ConfigError(f"lead={config.lead}: must be a share of the episode, 0 or more and below 0.5")
     if not 0 <= config.port < 2**16:
         raise ConfigError(f"port={config.port}: must be 0 to 65535")
+    if config.like and config.mode != "auto":
+        raise ConfigError(f"mode={config.mode}: like goes with mode=auto")
+    if config.like and (config.model is not None or not config.proprio):
+        raise ConfigError("like looks at proprioception alone: leave model and proprio=false out")
+    if config.hand and not config.like:
+        raise ConfigError(f"hand={list(config.hand)}: hand says what like looks at, name its stores too")
     if config.names is not None and len(set(config.names)) != len(config.names):
         raise ConfigError(f"names={config.names}: name each stage once")
     if config.lerobot not in (None, "language", "sparse", "dense"):
