@@ -53,8 +53,10 @@ def find_stages_like(
     marks = [_places(reader, m) for reader, m in zip(others, known, strict=True)]
     ends = StageEnds.learn([m.features for m in known], marks, settings.seed)
     sequences = [m.features for m in own]
-    counts = [settings.stages] if settings.stages else range(1, settings.most_stages + 1)
-    found = {count: ends.find(sequences, count) for count in counts if _fits(sequences, count, settings)}
+    # Two at least: who marks other tasks by steps does not look for a task of one.
+    counts = [settings.stages] if settings.stages else range(2, max(settings.most_stages, 2) + 1)
+    shortest = min(len(x) for x in sequences)
+    found = {c: ends.find(sequences, c) for c in counts if c == counts[0] or shortest >= 3 * c}
     chances = {count: _least_chance(ends, sequences, places) for count, places in found.items()}
     count = max((c for c in found if chances[c] >= settings.least_chance), default=min(found))
     boundaries = [
@@ -66,11 +68,6 @@ def find_stages_like(
         np.abs(a - b) <= _TOLERANCE * len(x) for a, b, x in zip(alone, found[count], sequences, strict=True)
     ]
     return FoundStages(tuple(boundaries), np.mean(same, axis=0), chances)
-
-
-def _fits(sequences: Sequence[Float64[np.ndarray, "_t d"]], count: int, settings: StageSettings) -> bool:
-    """Whether so many stages may be looked for; what was asked for is always tried, and refused by name."""
-    return count == settings.stages or min(len(x) for x in sequences) >= 3 * count
 
 
 def _places(reader: EpisodeReader, moments: Moments) -> Int64[np.ndarray, " k"]:
