@@ -84,7 +84,7 @@ def adapt(stores: dict[str, Path], out: Path, *overrides: str) -> None:
 
 @pytest.mark.slow
 def test_one_demonstration_teaches_a_new_task(stores: dict[str, Path], tmp_path: Path) -> None:
-    adapt(stores, tmp_path / "out", "steps=120", "lr=2e-3")
+    adapt(stores, tmp_path / "out", "steps=300", "lr=2e-3")
     model = robo_reward.load(tmp_path / "out")
     assert model.instructions == ("fill the bar", NEW)
     assert model.cameras == ("front", "wrist", "top")
