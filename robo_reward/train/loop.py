@@ -108,8 +108,8 @@ def make_fabric(config: TrainConfig) -> Any:
     precision = config.precision
     if precision == "auto":
         gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        # A training step in bfloat16 took 0.6 of the time on one CPU, and 1.3 times as long on another, which has
-        # AVX-512's dot products of bfloat16 but no matrix tiles (AMX): those alone do not pay for conversions.
+        # A step in bfloat16 took 0.6 of the time on one CPU, and 1.3 times as long on another, which has
+        # AVX-512's dot products of bfloat16 but no matrix tiles (AMX): those alone do not pay.
         fast = gpu or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
         precision = "bf16-mixed" if fast else "32-true"
     return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)  # pyright: ignore[reportArgumentType]
