@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from robo_reward.compare.method import Budget, TrainingData
 from robo_reward.compare.views import blinded
 from robo_reward.imports import instantiate
 from robo_reward.schema import EpisodeInfo, EpisodeReader
+from robo_reward.workers import worker_pool
 
 __all__ = ["Cost", "GrowingEpisode", "measure_cost"]
 
@@ -76,7 +75,7 @@ def measure_cost(
     threads: int | None,
 ) -> Cost:
     """Measure a fitted method in a process of its own, so that no other method's memory counts."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(
             _measure, dict(spec), data, budget, seed, workdir, reader, frames, threads
         ).result()

@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from robo_reward.improve.config import ImproveConfig, ShapingConfig
 from robo_reward.improve.demonstrations import choose_demonstrations
 from robo_reward.improve.run import improve
 from robo_reward.improve.summary import Cell, area_under, cell_of, paired, reached_at, t_interval
+from robo_reward.workers import worker_pool
 
 __all__ = ["ExperimentConfig", "run", "summarize"]
 
@@ -247,8 +246,7 @@ def _run_cells(
         for task, config in planned:
             yield task, improve(config)
         return
-    # Fresh processes: an OpenGL context does not survive a fork.
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with worker_pool(jobs) as pool:
         runs = [(task, pool.submit(improve, config)) for task, config in planned]
         for task, future in runs:
             yield task, future.result()

@@ -345,10 +345,10 @@ class _Clock:
 def _may_leave(
     task: SimTask, rng: np.random.Generator, work: Callable[[Moment], Float32[np.ndarray, " 4"]]
 ) -> tuple[Callable[[Moment], Float32[np.ndarray, " 4"]], bool]:
-    """`work`, after which the hand in some episodes lets go and leaves, as people's demonstrations end.
+    """`work`, after which the hand holds still, or in some episodes lets go and leaves: so people's end.
 
-    Only where the task stays done then. Whoever has never seen it takes a hand that goes away for progress
-    that is lost.
+    It leaves only where the task stays done then. Whoever has never seen it takes a hand that goes away for
+    progress that is lost. A hand that worked on would undo what is done: it would pull a door on and on.
     """
     leaves = bool(rng.random() < _LEAVING) and task.lasting
     away = _way_off(rng)
@@ -357,9 +357,11 @@ def _may_leave(
     def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
         nonlocal done
         done += moment.truth.success
-        if not (leaves and done):
-            return work(moment)
-        return _let_go(away if done > 1 else np.zeros(3))
+        if leaves and done:
+            return _let_go(away if done > 1 else np.zeros(3))
+        if done > 1 and moment.truth.success:
+            return np.append(np.zeros(3), moment.last[3]).astype(np.float32)
+        return work(moment)
 
     return act, leaves
 

@@ -1,9 +1,15 @@
 """What RA-BC weights gain: one LeRobot policy cloned from mixed demonstrations with and without them.
 
-The whole road, by the commands that a user types, for each task of `--tasks`: record demonstrations good and
-bad, train a reward model on them, write them as a LeRobot dataset, label it, then for each of `--seeds` train
-a small ACT with `lerobot-train`, once on every frame alike (plain) and once with our weights (weighted), and
-run both in the environment, in the same scenes. Both arms have the same steps, batches and initial weights.
+The whole road, by the commands that a user types, for each task of `--tasks`: demonstrations good and bad as
+a LeRobot dataset, import them, find their stages, train a reward model, label the dataset, then for each of
+`--seeds` train a small ACT with `lerobot-train`, once on every frame alike (plain) and once with our weights
+(weighted), and run both in the environment, in the same scenes. Both arms have the same steps, batches and
+initial weights.
+
+Stages are bounded as those of other tasks are that are marked (`--like`, stores of `robo-reward record`, of
+which that of the task itself is left out; the number of stages is chosen). Of its own task the reward model
+knows what a dataset says: pictures, states, and when each episode succeeded. `--stages oracle` trains it on
+the simulator's stages of all frames, those of failures included, instead.
 
 Everything is kept in `--out`: started again, it goes on where it was. Prints what weight each kind of
 demonstration got, success with 95 % Wilson intervals by training seed and over all of them, the difference
@@ -31,7 +37,10 @@ from robo_reward.metrics import paired_difference
 from robo_reward_data.store import EpisodeStore
 
 ARMS = ("plain", "weighted")
-MIX = "{expert: 5, suboptimal: 2, near_miss: 5, wrong_task: 5, random_tail: 3}"
+MIXES = {
+    "mixed": "{expert: 5, suboptimal: 2, near_miss: 5, wrong_task: 5, random_tail: 3}",
+    "poor": "{expert: 3, noisy: 1, suboptimal: 1, random_tail: 5, astray: 5, empty_handed: 5}",
+}
 UNSEEN = 1_000_000  # seed of the first scene that policies are judged in
 POLICY = {
     "type": "weighted_act",  # LeRobot's ACT: without weights its loss is ACT's own
@@ -71,19 +80,32 @@ class Road:
         """Demonstrations, reward model, dataset, labels."""
         at, asked = self.folder, self.options
         command(
-            *("record", f"env={self.env}", f"out={at / 'store'}", f"episodes={asked.episodes}", f"mix={MIX}"),
-            *(f"image_size=[{asked.image},{asked.image}]", "cameras=[left,right]", "workers=1"),
-        )
-        command(
-            *("train", f"data={at / 'store'}", f"out={at / 'model'}", f"steps={asked.reward_steps}"),
-            *("minutes=null", "augment=sim", "threads=1"),
+            *("record", f"env={self.env}", f"out={at / 'store'}", f"episodes={asked.episodes}"),
+            *(f"mix={MIXES[asked.mix]}", f"image_size=[{asked.image},{asked.image}]"),
+            *("cameras=[left,right]", "workers=1"),
         )
         if not (at / "dataset").exists():
             command("to_lerobot", f"data={at / 'store'}", f"out={at / 'dataset'}")
+        data = at / "store" if asked.stages == "oracle" else self._with_found_stages()
+        command(
+            *("train", f"data={data}", f"out={at / 'model'}", f"steps={asked.reward_steps}"),
+            *("minutes=null", "augment=sim", "threads=1"),
+        )
         command(
             *("label", f"model={at / 'model'}", f"dataset={at / 'dataset'}", "threads=1"),
             *(f"rabc.chunk={asked.chunk}", f"rabc.kappa={asked.kappa}"),
         )
+
+    def _with_found_stages(self) -> Path:
+        """The dataset as a store, whose successes have stages."""
+        out, name = self.folder / "imported", self.env.removeprefix("robo_reward/").removesuffix("-v0")
+        like = [str(path.absolute()) for path in self.options.like if not path.name.endswith(name)]
+        command(
+            *("import", "source=lerobot", f"path={self.folder / 'dataset'}", f"out={out}"),
+            *("fps=null", "size=null"),
+        )
+        command("annotate", f"data={out}", f"like=[{','.join(like)}]", "hand=[0,1,2]", "overwrite=true")
+        return out
 
     def clone(self, arm: str, seed: int) -> Path:
         """A policy of this arm."""
@@ -204,6 +226,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_lerobot"))
     parser.add_argument("--tasks", nargs="+", default=["ButtonPress"], help="robo_reward/<task>-v0")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training a policy")
+    parser.add_argument("--stages", choices=["found", "oracle"], default="found")
+    parser.add_argument("--like", nargs="*", type=Path, default=[], help="marked stores, named <any>_<task>")
+    parser.add_argument("--mix", choices=[*MIXES], default="mixed", help="shares of demonstrators")
     parser.add_argument("--episodes", type=int, default=100, help="demonstrations")
     parser.add_argument("--image", type=int, default=64, help="height and width of both cameras, in pixels")
     parser.add_argument("--reward-steps", type=int, default=400, help="of training the reward model")
@@ -214,9 +239,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rollouts", type=int, default=40, help="of each policy, in unseen scenes")
     options = parser.parse_args()
+    if options.stages == "found" and not options.like:
+        raise SystemExit("--like: name stores of other tasks, or say --stages oracle")
     free = ("out", "tasks", "seeds", "rollouts")  # more of these may be asked for later
     asked = {key: str(value) for key, value in vars(options).items() if key not in free}
-    claim(options.out, {**asked, "mix": MIX, "policy": str(POLICY)})
+    claim(options.out, {**asked, "kinds": MIXES[options.mix], "policy": str(POLICY)})
     rows: list[dict[str, Any]] = []
     for name in options.tasks:
         road = Road(options.out.absolute() / name, f"robo_reward/{name}-v0", options)

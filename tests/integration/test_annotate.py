@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from robo_reward.cli.main import main, run_command
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
-from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
+from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
 from robo_reward.stages import boundary_matches
+from robo_reward_data.annotate.auto import FoundStages
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
 from robo_reward_data.annotate.server import AnnotationServer
 from robo_reward_data.annotate.session import ConflictError, Session
@@ -173,6 +174,7 @@ def test_stages_end_where_those_of_other_tasks_do(tmp_path: Path, capsys: pytest
     for episode in store.episodes:
         wanted = episode.info.source["boundaries"][1] + 2
         assert abs(episode.info.boundaries[1] - wanted) <= 2
+        assert episode.info.boundaries[2] == episode.info.length
     # Left to choose, it finds no more stages than there are signs of.
     assert main([*command, "overwrite=true"]) == 0
     assert "'carry it': 2 stages in 5 episodes" in capsys.readouterr().out
@@ -182,6 +184,17 @@ def test_stages_end_where_those_of_other_tasks_do(tmp_path: Path, capsys: pytest
     assert main(["annotate", f"data={store.path}", f"like=[{make_store(tmp_path / 'bare').path}]"]) == 1
     assert "like has no successful episode with stage boundaries" in capsys.readouterr().err
     assert store.fingerprint == before
+
+
+def test_the_last_stage_ends_where_the_recording_shows_the_task_done(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "store")
+    for index, lengths in enumerate([(14, 12, 16), (17, 10, 14), (12, 13, 18)]):
+        episode = demonstration(index, (*lengths[:2], lengths[2] + 15))  # what is done goes on for 15 frames
+        done = np.arange(episode.info.length) >= sum(lengths)
+        store.write(dataclasses.replace(episode, info=dataclasses.replace(episode.info, success=done)))
+    run_command("annotate", [f"data={store.path}", "stages=3"])
+    for episode in EpisodeStore.open(store.path).episodes:
+        assert episode.info.boundaries[-1] == int(np.argmax(episode.info.success))
 
 
 def test_pictures_alone_will_do_where_they_show_the_stages(tmp_path: Path) -> None:
@@ -316,8 +329,8 @@ def test_an_empty_store_is_called_empty(tmp_path: Path, mode: str) -> None:
         (["lead=0.5"], "lead=0.5"),
         (["mode=read"], "mode=read needs files=FOLDER"),
         (["names=[a,a]"], "name each stage once"),
-        (["like=[other]", "mode=spread"], "like goes with mode=auto"),
-        (["like=[other]", "proprio=false"], "like looks at proprioception alone"),
+        (["like=[other]", "mode=spread"], "like goes with mode=auto and mode=web"),
+        (["like=[other]", "proprio=false"], "like looks at proprioception"),
         (["like=[other]", "model=run"], "like looks at proprioception alone"),
         (["hand=[0,1,2]"], "hand says what like looks at"),
         (["lerobot=fine"], "lerobot=fine: choose language, sparse or dense"),
@@ -406,6 +419,28 @@ def test_a_session_suggests_marks_for_what_nobody_has_marked(tmp_path: Path) -> 
     again = Session(EpisodeStore.open(store.path))
     assert again.state("episode_04")["boundaries"] == said["episodes"][1]["boundaries"]
     again.close()
+
+
+def test_a_session_finds_stages_where_nothing_is_marked_and_something_can_tell(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 4)
+    asked: list[list[str]] = []
+
+    def finder(readers: Sequence[EpisodeReader]) -> FoundStages:
+        asked.append([reader.info.name for reader in readers])
+        return FoundStages(tuple(np.array([0, 9, r.info.length]) for r in readers), np.ones(1), {2: 1.0})
+
+    session = Session(store, names=("reach", "carry"), finder=finder)
+    session.save("episode_01", 0, Marks((), (7,)))  # begun by hand: left alone
+    said = session.spread("episode_00")
+    assert asked == [["episode_00", "episode_02", "episode_03"]]
+    assert said["agreement"] is None
+    assert {state["names"] for state in said["episodes"]} == {("reach", "carry")}
+    assert store["episode_02"].info.boundaries[1] == 9
+    # From then on there are marks to go by.
+    session.save("episode_01", 1, Marks((), ()))
+    session.spread("episode_00")
+    assert len(asked) == 1
+    session.close()
 
 
 def test_what_did_not_reach_the_store_comes_from_the_journal(tmp_path: Path) -> None:

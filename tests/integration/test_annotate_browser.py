@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
+from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
 from robo_reward_data.annotate import server as page_server
+from robo_reward_data.annotate.auto import FoundStages
 from robo_reward_data.annotate.journal import Marks
 from robo_reward_data.annotate.server import AnnotationServer
 from robo_reward_data.annotate.session import Session
@@ -66,15 +68,20 @@ def store(original: Path, tmp_path: Path) -> EpisodeStore:
     return EpisodeStore.open(tmp_path / "store")
 
 
-@pytest.fixture
-def server(store: EpisodeStore) -> Iterator[AnnotationServer]:
-    session = Session(store, names=("reach", "pull"))
+@contextlib.contextmanager
+def serving(session: Session) -> Iterator[AnnotationServer]:
     server = AnnotationServer(session)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
     session.close()
+
+
+@pytest.fixture
+def server(store: EpisodeStore) -> Iterator[AnnotationServer]:
+    with serving(Session(store, names=("reach", "pull"))) as server:
+        yield server
 
 
 TOOLS = """
@@ -276,6 +283,30 @@ def test_marks_are_suggested_for_the_rest_and_can_be_undone(
     assert seen["undone"] == {"boundaries": [], "names": []}
     assert store["episode_1"].info.boundaries is None
     assert store["episode_2"].info.boundaries.tolist() == rest[1]
+
+
+FOUND = """
+  check("offered", !byId("spread").disabled);
+  press("s");
+  await until(() => byId("saved").textContent.includes("look them through"));
+  check("said", [byId("saved").textContent, byId("alert").textContent]);
+  check("all", state.episodes.map((episode) => episode.boundaries));
+"""
+
+
+def test_stages_are_found_from_other_tasks_where_nothing_is_marked(
+    store: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finder(readers: Sequence[EpisodeReader]) -> FoundStages:
+        bounds = tuple(np.array([0, r.info.length // 2, r.info.length]) for r in readers)
+        return FoundStages(bounds, np.ones(1), {2: 1.0})
+
+    with serving(Session(store, names=("reach", "pull"), finder=finder)) as server:
+        seen = run_probe(server, FOUND, tmp_path, monkeypatch)
+    assert seen["offered"]
+    assert "stages end as those of other tasks do" in seen["said"][0]
+    assert seen["said"][1] == ""
+    assert seen["all"] == [[0, 20, 40], [0, 30, 60], [0, 50, 100], [0, 1, 3], []]
 
 
 TWO_TABS = """

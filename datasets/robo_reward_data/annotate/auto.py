@@ -17,7 +17,7 @@ from robo_reward.stages import (
     paying_stages,
     segment,
 )
-from robo_reward_data.annotate.features import Moments, stage_features
+from robo_reward_data.annotate.features import Moments, stage_features, work_end
 
 __all__ = ["FoundStages", "StageSettings", "check_cameras", "find_stages"]
 
@@ -115,13 +115,13 @@ def check_cameras(readers: Sequence[EpisodeReader]) -> None:
 def _in_frames(
     boundaries: Int64[np.ndarray, " n"], moments: Moments, reader: EpisodeReader, lead: float
 ) -> Int64[np.ndarray, " n"]:
-    """Boundaries over the thinned frames as frames of the episode, inner ones `lead` of its length earlier.
+    """Boundaries over the thinned frames as frames of the episode, inner ones `lead` of its work earlier.
 
     A stage is told from the one before by motion that is under way: it began a little before.
     """
-    length = reader.info.length
-    frames = np.append(moments.frames, length)[boundaries]  # the last stage lasts to the end of the episode
-    frames[1:-1] -= round(lead * length)
+    end = work_end(reader.info)
+    frames = np.append(moments.frames, end)[boundaries]
+    frames[1:-1] -= round(lead * end)
     for index in range(1, len(frames) - 1):
         frames[index] = max(frames[index], frames[index - 1] + 1)
     return frames.astype(np.int64)

@@ -11,7 +11,7 @@ from robo_reward.boundaries import StageEnds
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward_data.annotate.auto import FoundStages, StageSettings
-from robo_reward_data.annotate.features import Moments, motion_features
+from robo_reward_data.annotate.features import Moments, motion_features, work_end
 
 __all__ = ["find_stages_like", "marked_demonstrations"]
 
@@ -60,7 +60,7 @@ def find_stages_like(
     chances = {count: _least_chance(ends, sequences, places) for count, places in found.items()}
     count = max((c for c in found if chances[c] >= settings.least_chance), default=min(found))
     boundaries = [
-        np.concatenate([[0], m.frames[places], [reader.info.length]]).astype(np.int64)
+        np.concatenate([[0], m.frames[places], [work_end(reader.info)]]).astype(np.int64)
         for reader, m, places in zip(readers, own, found[count], strict=True)
     ]
     alone = [ends.find([x], count)[0] for x in sequences]

@@ -19,6 +19,7 @@ from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
 from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, write_lerobot
 from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
+from robo_reward_data.annotate.session import Finder, Session, default_names
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
@@ -123,10 +124,12 @@ def _check(config: AnnotateConfig) -> None:
         raise ConfigError(f"lead={config.lead}: must be a share of the episode, 0 or more and below 0.5")
     if not 0 <= config.port < 2**16:
         raise ConfigError(f"port={config.port}: must be 0 to 65535")
-    if config.like and config.mode != "auto":
-        raise ConfigError(f"mode={config.mode}: like goes with mode=auto")
-    if config.like and (config.model is not None or not config.proprio):
-        raise ConfigError("like looks at proprioception alone: leave model and proprio=false out")
+    if config.like and config.mode not in ("auto", "web"):
+        raise ConfigError(f"mode={config.mode}: like goes with mode=auto and mode=web")
+    if config.like and not config.proprio:
+        raise ConfigError("like looks at proprioception: leave proprio=false out")
+    if config.like and config.model is not None and config.mode == "auto":
+        raise ConfigError("like looks at proprioception alone: leave model out")
     if config.hand and not config.like:
         raise ConfigError(f"hand={list(config.hand)}: hand says what like looks at, name its stores too")
     if config.names is not None and len(set(config.names)) != len(config.names):
@@ -167,24 +170,27 @@ def _find(config: AnnotateConfig) -> None:
         raise DataError(f"{config.data} has no successful episodes: stages are found in those")
     if config.out is None:
         _refuse_truth([episode for episodes in tasks.values() for episode in episodes])
-    settings = StageSettings(
-        **{
-            f.name: getattr(config, f.name)
-            for f in dataclasses.fields(StageSettings)
-            if hasattr(config, f.name)
-        }
-    )
-    others = [r for path in config.like for r in marked_demonstrations(EpisodeStore.open(path).episodes)]
+    find = _finder(config) or (lambda readers: find_stages(readers, _settings(config), model))
     stages: dict[str, Stages] = {}
     for instruction, readers in tasks.items():
-        if config.like:
-            found = find_stages_like(readers, others, config.hand, settings)
-        else:
-            found = find_stages(readers, settings, model)
+        found = find(readers)
         names = _names(config.names, len(found.stability) + 1)
         stages |= {r.name: Stages(names, b) for r, b in zip(readers, found.boundaries, strict=True)}
         _report(instruction, readers, found)
     _write(config, stages)
+
+
+def _settings(config: AnnotateConfig) -> StageSettings:
+    names = [f.name for f in dataclasses.fields(StageSettings) if hasattr(config, f.name)]
+    return StageSettings(**{name: getattr(config, name) for name in names})
+
+
+def _finder(config: AnnotateConfig) -> Finder | None:
+    """What finds stages that end as those of the tasks of `like` do; None where there are none."""
+    if not config.like:
+        return None
+    others = [r for path in config.like for r in marked_demonstrations(EpisodeStore.open(path).episodes)]
+    return lambda readers: find_stages_like(readers, others, config.hand, _settings(config))
 
 
 def _spread(config: AnnotateConfig) -> None:
@@ -235,7 +241,7 @@ def _spread_names(given: Sequence[str] | None, marked: Sequence[EpisodeReader]) 
 
 def _names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if given is None:
-        return tuple(f"stage_{index + 1}" for index in range(count))
+        return default_names(count)
     if len(given) != count:
         raise ConfigError(f"names has {len(given)} stages, {count} were found: set stages={len(given)}")
     return tuple(given)
@@ -270,12 +276,9 @@ def _serve(config: AnnotateConfig) -> None:
     from robo_reward_data.annotate.server import serve
 
     store = _open(config)
-    serve(store, config.host, config.port, _model(config), _names_hint(config))
+    session = Session(store, _model(config), config.names or (), _finder(config))
+    serve(session, config.host, config.port)
     _write_elsewhere(config, store)
-
-
-def _names_hint(config: AnnotateConfig) -> tuple[str, ...]:
-    return tuple(config.names or ())
 
 
 def _refuse_truth(episodes: Sequence[StoredEpisode]) -> None:

@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -25,7 +25,6 @@ from robo_reward.errors import ConfigError, RoboRewardError
 from robo_reward.evaluate.page import read_asset
 from robo_reward_data.annotate.journal import Marks
 from robo_reward_data.annotate.session import ConflictError, Session
-from robo_reward_data.store import EpisodeStore
 
 __all__ = ["AnnotationServer", "serve"]
 
@@ -78,9 +77,8 @@ class AnnotationServer(ThreadingHTTPServer):
         return f"http://{self.server_address[0]}:{self.server_address[1]}/?token={self.token}"
 
 
-def serve(store: EpisodeStore, host: str, port: int, model: Any = None, names: Sequence[str] = ()) -> None:
+def serve(session: Session, host: str, port: int) -> None:
     """Serve the page until Ctrl-C (or a termination signal); every mark is on disk at any moment."""
-    session = Session(store, model, names)
     try:
         server = AnnotationServer(session, host, port)
     except ConfigError:
@@ -89,7 +87,7 @@ def serve(store: EpisodeStore, host: str, port: int, model: Any = None, names: S
     for name in session.recovered:
         sys.stdout.write(f"{name}: marks of an interrupted session brought into the store\n")
     sys.stdout.write(
-        f"annotate {store.path} at {server.url}\nCtrl-C ends it; every change is saved at once\n"
+        f"annotate {session.path} at {server.url}\nCtrl-C ends it; every change is saved at once\n"
     )
     sys.stdout.flush()
     stop = threading.Event()

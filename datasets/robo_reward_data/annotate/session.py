@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
 from robo_reward.errors import DataError, RoboRewardError
-from robo_reward.schema import EpisodeInfo, Outcome
+from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
+from robo_reward_data.annotate.auto import FoundStages
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
-__all__ = ["ConflictError", "Session"]
+__all__ = ["ConflictError", "Finder", "Session", "default_names"]
+
+type Finder = Callable[[Sequence[EpisodeReader]], FoundStages]
 
 _STRIP_PIXELS = 6000  # height of a strip of frames: JPEG ends at 65535, and decoding should not stutter
 _STRIP_FRAMES = 24
@@ -36,17 +40,21 @@ class ConflictError(RoboRewardError):
 class Session:
     """Marks of a store's episodes: in the journal at once, in the store as soon as they are an annotation."""
 
-    def __init__(self, store: EpisodeStore, model: Any = None, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, store: EpisodeStore, model: Any = None, names: Sequence[str] = (), finder: Finder | None = None
+    ) -> None:
         """Open the journal, and bring into the store what a killed session did not get there.
 
         Args:
             store: Where the episodes are.
             model: A loaded reward model whose progress is shown, or None.
             names: Names to offer for the stages.
+            finder: Finds the stages of demonstrations of a task of which none is marked, or None.
         """
         self._store = store
         self._model = model
         self._names = tuple(names)
+        self._finder = finder
         self._lock = threading.RLock()
         self._journal = Journal(store.path / ".annotate")
         self._readers = {episode.name: episode for episode in store.episodes}
@@ -56,6 +64,11 @@ class Session:
         self._drafts: dict[str, Marks] = {}
         self.recovered = self._recover()
 
+    @property
+    def path(self) -> Path:
+        """Folder of the store."""
+        return self._store.path
+
     def overview(self) -> dict[str, Any]:
         """Everything but images: the store and every episode's state."""
         with self._lock:
@@ -63,6 +76,7 @@ class Session:
                 "store": self._store.path.name,
                 "model": self._model is not None,
                 "names": list(self._names),
+                "finds": self._finder is not None,
                 "episodes": [self.state(name) for name in self._readers],
             }
 
@@ -112,14 +126,16 @@ class Session:
     def spread(self, name: str) -> dict[str, Any]:
         """Mark what is unmarked of the task of `name` from what is marked; see `spread_marks`.
 
-        Episodes that failed, know their truth or have a mark of their own stay as they are.
+        Where nothing is marked, the session's finder says where stages end, if it has one. Episodes that
+        failed, know their truth or have a mark of their own stay as they are.
 
         Returns:
             `episodes`, new states of those that were marked, and `agreement` as of `SpreadMarks`, None where
             it is unknown.
 
         Raises:
-            DataError: nothing of that task is marked, or all of it, or the marks do not fit together.
+            DataError: nothing of that task is marked and there is no finder, or all of it is, or the marks do
+                not fit together.
         """
         with self._lock:
             instruction = self._reader(name).info.instruction
@@ -133,25 +149,33 @@ class Session:
             marked = [reader for reader in same if reader.info.boundaries is not None]
             others = [reader for reader in same if not self.state(reader.name)["boundaries"]]
             revisions = dict(self._revisions)
-        if not marked or not others:
+        if not others or not (marked or self._finder):
             raise DataError(
                 f"'{instruction}' has {len(marked)} marked and {len(others)} unmarked demonstrations: "
                 "one or more of each are needed"
             )
-        found = spread_marks(marked, others, model=self._model)
-        names = _stored(marked[0].info).names
+        agreement = float("nan")
+        if marked:
+            found = spread_marks(marked, others, model=self._model)
+            names, boundaries, agreement = _stored(marked[0].info).names, found.boundaries, found.agreement
+        else:
+            assert self._finder is not None
+            boundaries = self._finder(others).boundaries
+            names = default_names(len(boundaries[0]) - 1, self._names)
         with self._lock:
             # Whoever has marked one in the meantime knew better.
             fresh = [
                 (reader.name, Marks(names, tuple(bounds.tolist())))
-                for reader, bounds in zip(others, found.boundaries, strict=True)
+                for reader, bounds in zip(others, boundaries, strict=True)
                 if self._revisions[reader.name] == revisions[reader.name]
             ]
             for other, marks in fresh:
                 self._journal.append(Entry(other, marks, _stored(self._reader(other).info)))
                 self._apply(other, marks)
-            agreement = round(found.agreement, 3) if np.isfinite(found.agreement) else None
-            return {"episodes": [self.state(other) for other, _ in fresh], "agreement": agreement}
+            return {
+                "episodes": [self.state(other) for other, _ in fresh],
+                "agreement": round(agreement, 3) if np.isfinite(agreement) else None,
+            }
 
     def strip(self, name: str, camera: str, start: int) -> bytes:
         """A JPEG of consecutive frames below each other, from `start` on.
@@ -220,11 +244,16 @@ def strip_frames(height: int) -> int:
     return max(1, min(_STRIP_FRAMES, _STRIP_PIXELS // height))
 
 
+def default_names(count: int, offered: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of stages that nobody named: those offered, where there are as many."""
+    return tuple(offered) if len(offered) == count else tuple(f"stage_{i + 1}" for i in range(count))
+
+
 def _stored(info: EpisodeInfo) -> Marks:
     if info.boundaries is None:
         return Marks()
     bounds = tuple(info.boundaries.tolist())
-    return Marks(info.stage_names or tuple(f"stage_{i + 1}" for i in range(len(bounds) - 1)), bounds)
+    return Marks(info.stage_names or default_names(len(bounds) - 1), bounds)
 
 
 def _check(info: EpisodeInfo, marks: Marks) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
 
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.workers import worker_pool
 
 __all__ = ["Pool", "Processes", "Ray"]
 
@@ -46,9 +46,7 @@ class Processes:
         if self._workers == 1:
             yield from map(work, tasks)
             return
-        # Not forked: torch's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self._workers, len(tasks)) or 1, mp_context=context) as pool:
+        with worker_pool(min(self._workers, len(tasks)) or 1) as pool:
             waiting = [pool.submit(work, task) for task in tasks]
             try:
                 for done in as_completed(waiting):

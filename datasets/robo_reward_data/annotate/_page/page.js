@@ -17,6 +17,7 @@ const svg = (tag, attributes = {}, ...children) =>
 
 const state = {
   offered: [], // names given on the command line
+  finds: false, // whether the server finds the stages of a task of which nothing is marked
   episodes: [], at: -1, frame: 0, selected: null, // selected: index of a boundary
   playing: false, drag: null,
   histories: new Map(), // episode name -> { undo: [marks], redo: [marks] }
@@ -219,10 +220,13 @@ function copyToNext() {
 const markable = (episode) => !episode.locked && episode.outcome !== "failure";
 const nextToCopy = () => state.episodes.slice(state.at + 1).find(markable);
 
-/** Unmarked demonstrations of the task of `episode`, or none where no other could tell. */
+const isMarked = (item) => item.boundaries.length > 1;
+const sameTask = (episode) => state.episodes.filter((item) => markable(item) && item.instruction === episode.instruction);
+
+/** Unmarked demonstrations of the task of `episode`, or none where nothing could tell. */
 function followers(episode) {
-  const same = state.episodes.filter((item) => markable(item) && item.instruction === episode.instruction);
-  return same.some((item) => item.boundaries.length > 1) ? same.filter((item) => !item.boundaries.length) : [];
+  const same = sameTask(episode);
+  return state.finds || same.some(isMarked) ? same.filter((item) => !item.boundaries.length) : [];
 }
 
 let suggesting = false;
@@ -231,6 +235,7 @@ async function suggest() {
   const asker = current();
   if (suggesting || !followers(asker).length) return;
   suggesting = true;
+  const unmarked = !sameTask(asker).some(isMarked);
   drawStages();
   try {
     // The server goes by what it has.
@@ -248,7 +253,8 @@ async function suggest() {
       history_(episode).undo.push(marksOf(episode));
       Object.assign(episode, next);
     }
-    const sure = said.agreement === null ? "mark a second one by hand to learn how well that goes"
+    const sure = unmarked ? "their stages end as those of other tasks do"
+      : said.agreement === null ? "mark a second one by hand to learn how well that goes"
       : `told from each other, ${Math.round(100 * said.agreement)} % of the marked boundaries come out within 5 %`;
     alertUser("");
     show("saved", `✓ ${said.episodes.length} episodes marked: look them through (${sure})`);
@@ -578,6 +584,7 @@ for (const id of ["curves", "bands"]) {
   const said = await (await fetch("/api/overview")).json();
   state.offered = said.names;
   state.model = said.model;
+  state.finds = said.finds;
   state.episodes = said.episodes;
   document.title = `annotate ${said.store}`;
   byId("store").textContent = said.store;
