@@ -2,9 +2,9 @@
 
 The whole road, by the commands that a user types, for each task of `--tasks`: demonstrations good and bad as
 a LeRobot dataset, import them, find their stages, train a reward model, label the dataset, then for each of
-`--seeds` train a small ACT with `lerobot-train`, once on every frame alike (plain) and once with our weights
-(weighted), and run both in the environment, in the same scenes. Both arms have the same steps, batches and
-initial weights.
+`--seeds` train a small ACT with `lerobot-train`, once on every frame alike (plain), once on the episodes that
+succeeded alone (successes: what needs no reward model), and once with our weights (weighted), and run each in
+the environment, in the same scenes. All arms have the same steps, batches and initial weights.
 
 Stages are bounded as those of other tasks are that are marked (`--like`, stores of `robo-reward record`, of
 which that of the task itself is left out; the number of stages is chosen). Of its own task the reward model
@@ -12,8 +12,8 @@ knows what a dataset says: pictures, states, and when each episode succeeded. `-
 the simulator's stages of all frames, those of failures included, instead.
 
 Everything is kept in `--out`: started again, it goes on where it was. Prints what weight each kind of
-demonstration got, success with 95 % Wilson intervals by training seed and over all of them, the difference
-with its interval over scenes (each the mean of the training seeds), and one JSON line.
+demonstration got, success with 95 % Wilson intervals by training seed and over all of them, differences
+with their intervals over scenes (each the mean of the training seeds), and one JSON line.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ import pyarrow.parquet as pq
 
 from robo_reward.improve.report import wilson
 from robo_reward.metrics import paired_difference
+from robo_reward.schema import Outcome
 from robo_reward_data.store import EpisodeStore
 
-ARMS = ("plain", "weighted")
+ARMS = ("plain", "successes", "weighted")
 MIXES = {
     "mixed": "{expert: 5, suboptimal: 2, near_miss: 5, wrong_task: 5, random_tail: 3}",
     "poor": "{expert: 3, noisy: 1, suboptimal: 1, random_tail: 5, astray: 5, empty_handed: 5}",
@@ -118,12 +119,14 @@ class Road:
         weighting = (
             ["type=rabc", "head_mode=robo_reward", f"kappa={asked.kappa}"] if arm == "weighted" else []
         )
+        own = [f"--dataset.episodes={self._successes()}"] if arm == "successes" else []
         python(
             *("-c", TRAIN, "--dataset.repo_id=local/episodes", f"--output_dir={draft}"),
             f"--dataset.root={self.folder / 'dataset'}",
             "--ext.discover_packages_path=robo_reward_data.lerobot_plugin",
             *(f"--policy.{key}={value}" for key, value in policy.items()),
             *(f"--sample_weighting.{item}" for item in weighting),
+            *own,
             *(f"--steps={asked.steps}", f"--batch_size={asked.batch}", f"--seed={seed}", "--num_workers=0"),
             f"--save_freq={asked.steps}",
         )
@@ -138,6 +141,11 @@ class Road:
             *(f"episodes={self.options.rollouts}", f"seed={UNSEEN}", "threads=1"),
         )
         return [row["success"] for row in json.loads((out / "metrics.json").read_text())["rollouts"]]
+
+    def _successes(self) -> list[int]:
+        """Episodes of the dataset that succeeded: it has the store's order."""
+        infos = [episode.info for episode in EpisodeStore.open(self.folder / "store").episodes]
+        return [index for index, info in enumerate(infos) if info.outcome is Outcome.SUCCESS]
 
     def weights(self) -> dict[str, float]:
         """Mean weight of the frames of each kind of demonstration: the dataset has the store's order."""
@@ -180,7 +188,10 @@ def claim(out: Path, asked: dict[str, str]) -> None:
 def summary(name: str, road: Road, found: dict[str, list[list[bool]]]) -> dict[str, Any]:
     """Numbers of a task whose arms have success by training seed and scene."""
     means = {arm: np.array(rows, np.float64).mean(axis=0) for arm, rows in found.items()}
-    gain = paired_difference(means["weighted"], means["plain"], np.random.default_rng(0))
+    gains = {
+        arm: paired_difference(means["weighted"], means[arm], np.random.default_rng(0))
+        for arm in ("plain", "successes")
+    }
     return {
         "task": name,
         "weights": road.weights(),
@@ -191,7 +202,7 @@ def summary(name: str, road: Road, found: dict[str, list[list[bool]]]) -> dict[s
             }
             for arm, rows in found.items()
         },
-        "gain": gain.to_json(),
+        "gain over": {arm: gain.to_json() for arm, gain in gains.items()},
     }
 
 
@@ -217,7 +228,8 @@ def print_table(row: dict[str, Any], seeds: Sequence[int]) -> None:
         said = row["success"][arm]
         sys.stdout.write(f"  {arm:<10}" + "".join(f"{shown(v):<24}" for v in (said["all"], *said["by_seed"])))
         sys.stdout.write("\n")
-    sys.stdout.write(f"  weighted - plain, over {row['gain']['n']} scenes: {shown(row['gain'])}\n")
+    for arm, gain in row["gain over"].items():
+        sys.stdout.write(f"  weighted - {arm}, over {gain['n']} scenes: {shown(gain)}\n")
 
 
 def main() -> None:
@@ -249,7 +261,7 @@ def main() -> None:
         road = Road(options.out.absolute() / name, f"robo_reward/{name}-v0", options)
         road.prepare()
         found: dict[str, list[list[bool]]] = {arm: [] for arm in ARMS}
-        for seed in options.seeds:  # both arms of a seed first: what is there of a cut run can be compared
+        for seed in options.seeds:  # all arms of a seed first: what is there of a cut run can be compared
             for arm in ARMS:
                 found[arm].append(road.judge(arm, seed))
         rows.append(summary(name, road, found))
