@@ -24,6 +24,7 @@ from jaxtyping import Float64, Int64
 from torch import nn
 
 from robo_reward.errors import DataError
+from robo_reward.landmarks import surroundings
 
 __all__ = ["StageEnds"]
 
@@ -165,9 +166,7 @@ def _near(frames: int, marks: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, " 
 
 
 def _windows(x: Float64[np.ndarray, "t d"]) -> Float64[np.ndarray, "t w"]:
-    """Each frame with those around it; the ends continue as they are."""
-    padded = np.pad(x, ((_REACH, _REACH), (0, 0)), mode="edge")
-    return np.concatenate([padded[i : i + len(x)] for i in range(2 * _REACH + 1)], axis=1)
+    return surroundings(x, _REACH).reshape(len(x), -1)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from jaxtyping import Float64, Int64
 
 from robo_reward.errors import DataError
 
-__all__ = ["Landmarks"]
+__all__ = ["Landmarks", "surroundings"]
 
 # Chosen on the ten simulated tasks, where anything near them does as well (tests/bench/bench_stages.py).
 _REACH = 4  # frames to each side of a boundary that are compared
@@ -55,7 +55,7 @@ class Landmarks:
                 f"marked episodes must have the same number of boundaries, they have {sorted(counts)}"
             )
         windows = tuple(
-            np.stack([_windows(x)[mark[q]] for x, mark in zip(sequences, marks, strict=True)])
+            np.stack([surroundings(x, _REACH)[mark[q]] for x, mark in zip(sequences, marks, strict=True)])
             for q in range(counts.pop())
         )
         shares = [mark / len(x) for x, mark in zip(sequences, marks, strict=True)]
@@ -86,7 +86,7 @@ class Landmarks:
         return np.array(found[::-1], np.int64)
 
     def _costs(self, sequence: Float64[np.ndarray, "t d"]) -> Float64[np.ndarray, "k t"]:
-        around = _windows(sequence)
+        around = surroundings(sequence, _REACH)
         shares = np.arange(len(sequence)) / len(sequence)
         rows: list[Float64[np.ndarray, " t"]] = []
         for known, place in zip(self.windows, self.places, strict=True):
@@ -96,7 +96,7 @@ class Landmarks:
         return np.array(rows)
 
 
-def _windows(x: Float64[np.ndarray, "t d"]) -> Float64[np.ndarray, "t w d"]:
-    """The frames around each; the ends continue as they are."""
-    padded = np.pad(x, ((_REACH, _REACH), (0, 0)), mode="edge")
-    return np.stack([padded[i : i + len(x)] for i in range(2 * _REACH + 1)], axis=1)
+def surroundings(x: Float64[np.ndarray, "t d"], reach: int) -> Float64[np.ndarray, "t w d"]:
+    """Each frame with the `reach` frames on both sides of it; the ends continue as they are."""
+    padded = np.pad(x, ((reach, reach), (0, 0)), mode="edge")
+    return np.stack([padded[i : i + len(x)] for i in range(2 * reach + 1)], axis=1)

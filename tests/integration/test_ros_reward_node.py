@@ -332,6 +332,7 @@ def test_a_model_that_knows_the_body_gets_the_positions_that_were_there_at_an_im
     unaware = robo_reward.load(knows_body).stream("pull")
     without = [unaware.push(views, stamp) for views, stamp in zip(frames, stamps, strict=True)]
     assert abs(without[0].progress - expected[0].progress) > 1e-5, "the positions matter"
+    publish(start + 1, 7, 8, 9)  # overtaken on the way: it changes nothing
     # Positions that are not the model's are named, and do not count.
     late = start + 20 * STEP
     until(
@@ -343,6 +344,7 @@ def test_a_model_that_knows_the_body_gets_the_positions_that_were_there_at_an_im
         again=lambda: publish(late, 1, 2),
     )
     assert known(late) is None
+    assert (known(start + 1), known(start + STEP)) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     # Another model, which takes images alone, is not given any.
     assert bench.call(SetModel, "set_model", path=str(model_path)).success
     assert known(start) is None

@@ -17,6 +17,7 @@ from robo_reward_ros.to_msg import stamp_ns
 __all__ = ["Proprioception"]
 
 _KEPT = 500  # messages: half a second of the fastest robots
+_OVERTAKEN_NS = 1_000_000_000  # a message so much older than the one before was not overtaken by it
 
 
 class Proprioception:
@@ -56,6 +57,8 @@ class Proprioception:
             return
         with self._lock:
             if self._seen and stamp < self._seen[-1][0]:
+                if self._seen[-1][0] - stamp <= _OVERTAKEN_NS:
+                    return  # overtaken on the way: newer ones are there
                 self._seen.clear()  # its clock went back: what came before is of another time
             self._seen.append((stamp, values))
 
