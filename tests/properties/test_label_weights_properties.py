@@ -38,7 +38,7 @@ def lerobot_weights(columns: list[np.ndarray], chunk: int, kappa: float) -> list
 @given(episodes=EPISODES, chunk=st.integers(1, 12), done=st.sampled_from([0.9, 2.0]))
 def test_lerobot_arrives_at_our_weights(episodes: list[np.ndarray], chunk: int, done: float) -> None:
     recipe = WeightRecipe(chunk=chunk, kappa=0.1, done=done)
-    columns, weights = weigh_episodes(episodes, recipe)
+    columns, weights = weigh_episodes(episodes, recipe, [index % 2 == 1 for index in range(len(episodes))])
     for progress, ours, theirs in zip(episodes, weights, lerobot_weights(columns, chunk, 0.1), strict=True):
         full_end = ours[-1] == 1.0
         told = slice(None) if full_end else slice(0, -1)
@@ -53,6 +53,14 @@ def test_release_and_retreat_keep_their_weight_and_wandering_off_has_none() -> N
     assert (good == 1).all()
     assert (bad[:16] == 1).all()
     assert (bad[21:] == 0).all()
+
+
+def test_what_failed_was_never_done_whatever_is_claimed() -> None:
+    claimed = np.concatenate([np.linspace(0, 1, 21), np.ones(10)]).astype(np.float32)
+    _, (believed, known) = weigh_episodes([claimed, claimed], WeightRecipe(chunk=5, kappa=0.1), [False, True])
+    assert (believed == 1).all()
+    assert (known[:16] == 1).all(), "on the way it did what others do"
+    assert (known[20:] < 0.5).all(), "and then it stood still"
 
 
 def test_unknown_progress_has_no_weight() -> None:

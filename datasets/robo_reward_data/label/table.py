@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from robo_reward.errors import ConfigError, DataError
@@ -71,6 +72,12 @@ def shape(part: pa.Table, fps: float, recipe: Recipe) -> np.ndarray:
     return (config.kappa * terms).astype(np.float32)
 
 
+def _failed(part: pa.Table) -> bool:
+    """Whether the dataset says of every frame of an episode that it did not succeed."""
+    done = part["done"]
+    return done.null_count == 0 and not pc.any(done).as_py()
+
+
 def write_labels(
     path: Path,
     parts: Parts,
@@ -80,8 +87,13 @@ def write_labels(
     identity: Mapping[str, Any],
 ) -> None:
     """Write the table of all episodes, in order, whole or not at all."""
-    progress = [parts.read(episode)["progress"].to_numpy() for episode in episodes]
-    heads, weights = weigh_episodes(progress, recipe.rabc)
+    progress: list[np.ndarray] = []
+    failed: list[bool] = []
+    for episode in episodes:
+        part = parts.read(episode)
+        progress.append(part["progress"].to_numpy())
+        failed.append(_failed(part))
+    heads, weights = weigh_episodes(progress, recipe.rabc, failed)
     named = f"progress_{recipe.name}"
     draft = path.with_name(f".{path.name}.draft")
     writer: pq.ParquetWriter | None = None

@@ -15,6 +15,7 @@ LeRobot gives that one frame the weight of standing still.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,12 @@ class WeightRecipe:
 
 
 def weigh_episodes(
-    progress: Sequence[Float[np.ndarray, " _"]], recipe: WeightRecipe
+    progress: Sequence[Float[np.ndarray, " _"]], recipe: WeightRecipe, failed: Sequence[bool] | None = None
 ) -> tuple[list[Float32[np.ndarray, " _"]], list[Float32[np.ndarray, " _"]]]:
     """For each episode: the column q f32[t] for LeRobot, and the weights f32[t] in [0, 1] that follow.
+
+    An episode that is known to have `failed` was never done, whatever the progress claims: nothing in it is a
+    release or a retreat that `recipe.done` would give full weight.
 
     The soft weights rest on the mean and spread that LeRobot computes from q over all frames. Where progress
     is unknown (NaN) so is the weight; LeRobot gives such a frame weight 1.
@@ -50,22 +54,25 @@ def weigh_episodes(
         ConfigError: where chunk < 1.
         DataError: an episode without frames.
     """
-    columns = [_column(np.asarray(p, np.float64), recipe) for p in progress]
+    done = [math.inf if fails else recipe.done for fails in failed or [False] * len(progress)]
+    columns = [_column(np.asarray(p, np.float64), recipe, at) for p, at in zip(progress, done, strict=True)]
     seen = np.concatenate([_differences(column, recipe.chunk) for column in columns])
     seen = seen[~np.isnan(seen)] if not np.isnan(seen).all() else np.zeros(1)
     mean, std = max(float(seen.mean()), 0.0), max(float(seen.std()), _LEAST_STD)
     statistics = ChunkStatistics(recipe.chunk, mean, std, ())
-    weights = [rabc_weights(p, statistics, recipe.kappa, recipe.done) for p in progress]
+    weights = [rabc_weights(p, statistics, recipe.kappa, at) for p, at in zip(progress, done, strict=True)]
     return columns, [
         np.where(np.isnan(p), np.nan, w).astype(np.float32) for p, w in zip(progress, weights, strict=True)
     ]
 
 
-def _column(phi: Float64[np.ndarray, " t"], recipe: WeightRecipe) -> Float32[np.ndarray, " t"]:
+def _column(
+    phi: Float64[np.ndarray, " t"], recipe: WeightRecipe, done_at: float
+) -> Float32[np.ndarray, " t"]:
     """q of one episode; NaN where progress is, and at an end of full weight."""
     length = len(phi)
     end = np.minimum(np.arange(length) + recipe.chunk, length - 1)
-    done: Bool[np.ndarray, " t"] = phi[end] >= recipe.done
+    done: Bool[np.ndarray, " t"] = phi[end] >= done_at
     delta = chunk_deltas(phi, recipe.chunk)
     delta = np.where(done, np.maximum(delta, recipe.kappa + _MARGIN), delta)
     column = phi.copy()
