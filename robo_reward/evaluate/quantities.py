@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from robo_reward import metrics as m
 from robo_reward.calibration import LEVELS, SuccessDetector
 from robo_reward.evaluate.predict import Answers, EpisodeResult
+from robo_reward.labels import work_end
 from robo_reward.schema import Outcome
 
 __all__ = [
@@ -180,9 +181,9 @@ def quantities(results: Sequence[EpisodeResult], detector: SuccessDetector) -> d
     retries = [r for r in results if "retry" in r.info.kind]
     return {
         "progress_mae": frame_mean(results, progress_error),
-        "voc_pos": _episodes(successes, lambda r: _voc(r.forward, r.unseen), _voc_frames),
+        "voc_pos": _episodes(successes, lambda r: _voc(r.forward, _at_work(r)), _voc_frames),
         "voc_neg": _episodes(successes, _reversed_voc),
-        "voc_mean": _episodes(successes, lambda r: 0.5 * (_voc(r.forward, r.unseen) + _reversed_voc(r))),
+        "voc_mean": _episodes(successes, lambda r: 0.5 * (_voc(r.forward, _at_work(r)) + _reversed_voc(r))),
         "voc_truth": _episodes(successes, _truth_voc),
         "stage_accuracy": frame_mean(results, stage_hits),
         **_success(results, detector),
@@ -211,7 +212,7 @@ def perspective_quantities(results: Sequence[EpisodeResult], name: str) -> dict[
     successes = [r for r in results if r.info.outcome is Outcome.SUCCESS and _never_back(r)]
     return {
         "progress_mae": frame_mean(results, lambda r: progress_error(r, r.perspectives[name])),
-        "voc_plus": _episodes(successes, lambda r: _voc(r.perspectives[name], r.unseen)),
+        "voc_plus": _episodes(successes, lambda r: _voc(r.perspectives[name], _at_work(r))),
         "drift": _episodes(results, lambda r: _drift(r, r.perspectives[name])),
     }
 
@@ -281,24 +282,29 @@ def _never_back(r: EpisodeResult) -> bool:
     return bool((np.maximum.accumulate(known) - known).max(initial=0.0) < _FALL)
 
 
-def _voc(found: Answers, unseen: Bool[np.ndarray, " t"]) -> float:
-    return m.voc(np.where(unseen, found.progress, np.nan))
+def _at_work(r: EpisodeResult) -> Bool[np.ndarray, " t"]:
+    """Unseen frames up to the one that first shows the task done: after it order in time is no progress."""
+    return r.unseen & (np.arange(r.info.length) <= work_end(r.info))
+
+
+def _voc(found: Answers, frames: Bool[np.ndarray, " t"]) -> float:
+    return m.voc(np.where(frames, found.progress, np.nan))
 
 
 def _voc_frames(r: EpisodeResult, index: Int64[np.ndarray, " n"]) -> float:
-    chosen = index[r.unseen[index]]
+    chosen = index[_at_work(r)[index]]
     return m.voc(r.forward.progress[chosen], chosen) if len(chosen) > 1 else float("nan")
 
 
 def _reversed_voc(r: EpisodeResult) -> float:
-    return -_voc(r.backward, r.unseen[::-1])
+    return -_voc(r.backward, _at_work(r)[::-1])
 
 
 def _truth_voc(r: EpisodeResult) -> float:
     """What a perfect estimate would score on VOC+: below 1 where the truth itself goes back or rests."""
     if r.truth.progress is None:
         return float("nan")
-    return m.voc(np.where(r.unseen, r.truth.progress, np.nan))
+    return m.voc(np.where(_at_work(r), r.truth.progress, np.nan))
 
 
 def _truth_rank(r: EpisodeResult) -> float:

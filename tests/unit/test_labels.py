@@ -18,6 +18,7 @@ from robo_reward.labels import (
     label_from_boundaries,
     label_success,
     task_progress,
+    work_end,
 )
 from robo_reward.schema import Outcome
 from robo_reward.testing import toy_episode
@@ -89,3 +90,12 @@ def test_success_is_known_only_where_the_source_says_so() -> None:
     assert not done.any()
     assert known.all()
     assert not label_success(dataclasses.replace(info, outcome=Outcome.UNKNOWN))[1].any()
+
+
+def test_the_work_ends_with_the_first_of_the_last_frames_that_show_it_done() -> None:
+    info = toy_episode(0, length=8).info
+    done = np.array([0, 0, 1, 0, 1, 1, 1, 1], np.bool_)
+    assert work_end(dataclasses.replace(info, success=done)) == 4, "what was done and lost again is no end"
+    assert work_end(dataclasses.replace(info, success=~done)) == 8, "it is not done at the end"
+    assert work_end(dataclasses.replace(info, success=None)) == 8
+    assert work_end(dataclasses.replace(info, success=np.ones(8, np.bool_))) == 8

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from robo_reward.errors import DataError
+from robo_reward.labels import work_end
 from robo_reward.schema import EpisodeReader
 from robo_reward.stages import (
     boundary_stability,
@@ -17,7 +18,7 @@ from robo_reward.stages import (
     paying_stages,
     segment,
 )
-from robo_reward_data.annotate.features import Moments, stage_features, work_end
+from robo_reward_data.annotate.features import Moments, stage_features
 
 __all__ = ["FoundStages", "StageSettings", "check_cameras", "find_stages"]
 

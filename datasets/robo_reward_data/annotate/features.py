@@ -24,9 +24,10 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from robo_reward.errors import DataError
+from robo_reward.labels import work_end
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
-__all__ = ["Moments", "motion_features", "stage_features", "work_end"]
+__all__ = ["Moments", "motion_features", "stage_features"]
 
 _SIDE = 16  # pixels: small enough that noise and texture average out, large enough to see an object move
 _FASTEST = 0.98  # quantile of a column's speed that counts as 1: the very fastest moments are collisions
@@ -111,18 +112,6 @@ def motion_features(
             parts += [v / pace for v in (up, *speeds)]
         found.append(Moments(at, np.concatenate(parts, axis=1)))
     return found
-
-
-def work_end(info: EpisodeInfo) -> int:
-    """The frame at which the last stage of a demonstration ends, its last boundary.
-
-    It is the first of those at the end that show the task done, or, where nothing says which, the end of the
-    episode: what is done holds still or leaves, and is progress of 1.
-    """
-    if info.success is None or not info.success[-1]:
-        return info.length
-    done = info.length - int(np.argmin(np.append(info.success[::-1], False)))
-    return done or info.length  # done from the first frame on: that tells nothing
 
 
 def _worked(info: EpisodeInfo) -> int:

@@ -9,9 +9,10 @@ from jaxtyping import Float64, Int64
 
 from robo_reward.boundaries import StageEnds
 from robo_reward.errors import DataError
+from robo_reward.labels import work_end
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward_data.annotate.auto import FoundStages, StageSettings
-from robo_reward_data.annotate.features import Moments, motion_features, work_end
+from robo_reward_data.annotate.features import Moments, motion_features
 
 __all__ = ["find_stages_like", "marked_demonstrations"]
 
