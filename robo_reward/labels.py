@@ -119,16 +119,16 @@ def label_success(info: EpisodeInfo) -> tuple[Bool[np.ndarray, " t"], Bool[np.nd
     return success, known
 
 
-def work_end(info: EpisodeInfo) -> int:
-    """The frame at which the last stage of a demonstration ends, its last boundary.
+def work_end(length: int, success: Bool[np.ndarray, " t"] | None) -> int:
+    """The frame at which the last stage of a demonstration of `length` frames ends, its last boundary.
 
     It is the first of those at the end that show the task done, or, where nothing says which, the end of the
     episode: what is done holds still or leaves, and is progress of 1.
     """
-    if info.success is None or not info.success[-1]:
-        return info.length
-    done = info.length - int(np.argmin(np.append(info.success[::-1], False)))
-    return done or info.length  # done from the first frame on: that tells nothing
+    if success is None or not success[-1]:
+        return length
+    done = length - int(np.argmin(np.append(success[::-1], False)))
+    return done or length  # done from the first frame on: that tells nothing
 
 
 def equal_stage_weights(stages: int) -> Float32[np.ndarray, " k"]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from robo_reward.errors import ConfigError
+from robo_reward.labels import work_end
 from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_sim.demonstrators import EpisodePlan, Moment, demonstrator
 from robo_reward_sim.envs import ManipulationEnv
@@ -209,7 +210,7 @@ class _Tape:
             instruction=env.task.instruction,
             paraphrases=env.task.paraphrases,
             stage_names=env.task.stage_names,
-            boundaries=_boundaries(stage, stages) if done else None,
+            boundaries=_boundaries(stage, stages, success),
             truth=ProgressLabel(
                 stage=stage,
                 tau=np.array([truth.tau for truth in self.truths], np.float32),
@@ -226,11 +227,17 @@ class _Tape:
         return Episode(info=info, frames=frames, proprio=proprio, actions=actions)
 
 
-def _boundaries(stage: Int64[np.ndarray, " t"], stages: int) -> Int64[np.ndarray, " n"] | None:
-    """First frame of each stage and the end, or None unless the stages come once each and in order."""
+def _boundaries(
+    stage: Int64[np.ndarray, " t"], stages: int, success: Bool[np.ndarray, " t"]
+) -> Int64[np.ndarray, " n"] | None:
+    """First frame of each stage, and of what is done in the end.
+
+    None unless it is done in the end, and the stages come once each and in order.
+    """
     first = [int(np.argmax(stage == index)) for index in range(stages)]
     in_order = bool((np.diff(stage) >= 0).all()) and len(np.unique(stage)) == stages
-    return np.array([*first, len(stage)], np.int64) if in_order else None
+    end = work_end(len(stage), success)
+    return np.array([*first, end], np.int64) if in_order and success[-1] and end > first[-1] else None
 
 
 def _manipulation(env: gymnasium.Env[Any, Any]) -> ManipulationEnv:

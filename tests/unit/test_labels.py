@@ -93,9 +93,8 @@ def test_success_is_known_only_where_the_source_says_so() -> None:
 
 
 def test_the_work_ends_with_the_first_of_the_last_frames_that_show_it_done() -> None:
-    info = toy_episode(0, length=8).info
     done = np.array([0, 0, 1, 0, 1, 1, 1, 1], np.bool_)
-    assert work_end(dataclasses.replace(info, success=done)) == 4, "what was done and lost again is no end"
-    assert work_end(dataclasses.replace(info, success=~done)) == 8, "it is not done at the end"
-    assert work_end(dataclasses.replace(info, success=None)) == 8
-    assert work_end(dataclasses.replace(info, success=np.ones(8, np.bool_))) == 8
+    assert work_end(8, done) == 4, "what was done and lost again is no end"
+    assert work_end(8, ~done) == 8, "it is not done at the end"
+    assert work_end(8, None) == 8
+    assert work_end(8, np.ones(8, np.bool_)) == 8

@@ -120,7 +120,7 @@ def _in_frames(
 
     A stage is told from the one before by motion that is under way: it began a little before.
     """
-    end = work_end(reader.info)
+    end = work_end(reader.info.length, reader.info.success)
     frames = np.append(moments.frames, end)[boundaries]
     frames[1:-1] -= round(lead * end)
     for index in range(1, len(frames) - 1):

@@ -116,7 +116,7 @@ def motion_features(
 
 def _worked(info: EpisodeInfo) -> int:
     """How many frames are looked at: those up to the end of the work, and the first that shows it done."""
-    return min(work_end(info) + 1, info.length)
+    return min(work_end(info.length, info.success) + 1, info.length)
 
 
 def _thinned(length: int, most: int) -> Int64[np.ndarray, " n"]:

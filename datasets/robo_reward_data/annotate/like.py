@@ -60,9 +60,10 @@ def find_stages_like(
     found = {c: ends.find(sequences, c) for c in counts if c == counts[0] or shortest >= 3 * c}
     chances = {count: _least_chance(ends, sequences, places) for count, places in found.items()}
     count = max((c for c in found if chances[c] >= settings.least_chance), default=min(found))
+    ends_at = [work_end(reader.info.length, reader.info.success) for reader in readers]
     boundaries = [
-        np.concatenate([[0], m.frames[places], [work_end(reader.info)]]).astype(np.int64)
-        for reader, m, places in zip(readers, own, found[count], strict=True)
+        np.concatenate([[0], m.frames[places], [end]]).astype(np.int64)
+        for m, places, end in zip(own, found[count], ends_at, strict=True)
     ]
     alone = [ends.find([x], count)[0] for x in sequences]
     same = [
