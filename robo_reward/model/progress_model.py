@@ -32,7 +32,7 @@ from robo_reward.model.trunk import CausalTrunk
 __all__ = ["Context", "Prediction", "ProgressModel"]
 
 _CAMERA_WIDTH = 16
-_ENCODER_BATCH = 64
+_ENCODER_BATCH = 16
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,12 @@ class SimTask:
     lasting: bool = False
 
 
-def _close_up(x: float, y: float, z: float, distance: float = 0.8) -> Mapping[str, FreeCamera]:
+def _close_up(
+    x: float, y: float, z: float, distance: float = 0.8, elevation: float = -30.0
+) -> Mapping[str, FreeCamera]:
     """The two cameras at the sides, nearer: for tasks whose objects are small."""
     return {
-        name: FreeCamera(lookat=(x, y, z), distance=distance, azimuth=azimuth)
+        name: FreeCamera(lookat=(x, y, z), distance=distance, azimuth=azimuth, elevation=elevation)
         for name, azimuth in (("left", 35.0), ("right", 145.0))
     }
 
@@ -185,7 +187,8 @@ _ROWS = (
         instruction="push the red puck to the marked spot",
         paraphrases=("move the puck onto the mark", "slide the puck along the table to the goal"),
         stage_names=("reach", "push"),
-        cameras=_close_up(0.0, 0.72, 0.06),
+        # From above and near: how far the puck is from the mark lies flat on the table.
+        cameras=_close_up(0.0, 0.78, 0.04, distance=0.55, elevation=-45.0),
         oracle=partial(CarryOracle, push_potential, object_scene),
         expert=motions.push,
         wrong=(
