@@ -47,6 +47,16 @@ def test_the_tiny_encoder_conforms(size: tuple[int, int], position: bool) -> Non
     check_encoder(encoder, size, WIDTH, CAMERA_WIDTH)
 
 
+def test_groups_are_as_asked_for_and_an_encoder_without_them_is_the_one_of_before() -> None:
+    def groups(**arguments: tuple[int, ...]) -> list[int]:
+        encoder = TinyEncoder((32, 32), WIDTH, CAMERA_WIDTH, channels=(24, 32, 10, 16), **arguments)
+        return [norm.num_groups for norm in encoder.norms]
+
+    # Ten channels make two groups, not three or four.
+    assert groups(groups=(3, 4, 3, 8)) == [3, 4, 2, 8]
+    assert groups() == [4, 4, 2, 4]
+
+
 def test_a_transformer_conforms_and_refuses_sizes_its_patches_do_not_fill() -> None:
     pytest.importorskip("timm")
     check_encoder(backbone((96, 128)), (96, 128), WIDTH, CAMERA_WIDTH)
