@@ -17,7 +17,7 @@ from robo_reward.imports import instantiate
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.workers import worker_pool
 
-__all__ = ["Cost", "GrowingEpisode", "measure_cost"]
+__all__ = ["Cost", "GrowingEpisode", "measure_cost", "peak_mib"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _measure(
     samples: list[float] = []
     for _ in range(2):  # the first pass warms up
         samples = _decisions(method, shown, count)
-    return Cost(tuple(samples), _peak_mib())
+    return Cost(tuple(samples), peak_mib())
 
 
 def _decisions(method: Any, reader: EpisodeReader, count: int) -> list[float]:
@@ -123,9 +123,16 @@ def _decisions(method: Any, reader: EpisodeReader, count: int) -> list[float]:
     return samples
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Highest resident memory of this process so far, in MiB; NaN where the system does not tell."""
     if sys.platform == "win32":
         return float("nan")
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss: Linux hands the peak of the parent down to every process that it starts.
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        told = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return float(told[0]) / 2**10 if told else float("nan")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,7 +7,6 @@ memory is their own.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+
+from robo_reward.compare.cost import peak_mib
 
 __all__ = ["ENGINES", "Worker", "frames_of", "in_turn"]
 
@@ -140,7 +141,7 @@ def _serve(pipe: Any, name: str, size: tuple[int, int]) -> None:
         begin = time.perf_counter()
         decide(index)
         pipe.send(1e3 * (time.perf_counter() - begin))
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+    pipe.send(peak_mib())
 
 
 def in_turn(names: list[str], size: tuple[int, int], repeats: int) -> dict[str, dict[str, float]]:
