@@ -22,6 +22,7 @@ embedding that was made to tell how far a task has come does not. Policies look 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -72,9 +73,10 @@ class TinyEncoder(nn.Module):
         nn.init.zeros_(self.film.bias)
         self.down3 = nn.Conv2d(c3, c4, 3, stride=2, padding=1)
         # Per image, unlike batch norm: fewer steps to the same error, and streams agree with batches.
-        # On a CPU its gradient takes seven times as long where a group is not a multiple of 8 channels.
+        # On a CPU its gradient takes several times as long where a group is no multiple of 8 channels.
+        # Where channels do not divide into the groups asked for, there are as many as divide both.
         self.norms = nn.ModuleList(
-            nn.GroupNorm(_groups(wanted, c), c) for wanted, c in zip(groups, channels, strict=True)
+            nn.GroupNorm(math.gcd(wanted, c), c) for wanted, c in zip(groups, channels, strict=True)
         )
         height, width_px = image_size
         cells = -(-height // 16) * -(-width_px // 16)
@@ -117,11 +119,6 @@ class TinyEncoder(nn.Module):
 
 def _scaled(rgb: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
     return rgb.contiguous(memory_format=torch.channels_last).float().mul_(1 / 127.5).sub_(1.0)
-
-
-def _groups(wanted: int, channels: int) -> int:
-    """As many groups as wanted, or fewer where the channels do not divide."""
-    return next(groups for groups in range(min(wanted, channels), 0, -1) if channels % groups == 0)
 
 
 class Backbone(nn.Module):
