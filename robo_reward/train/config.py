@@ -37,9 +37,14 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, cosine decay to zero, gradient clipping and an average of the weights."""
+    """Warm-up, cosine decay to zero, gradient clipping and an average of the weights.
+
+    muon   step of weight matrices (`robo_reward.train.optimizer`) in learning rates; 0: AdamW for them too,
+           which is what runs of before were trained with
+    """
 
     lr: float = 1e-3
+    muon: float = 0.0
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip: float = 1.0
@@ -149,6 +154,7 @@ class TrainConfig:
         held = self.holdout
         fits = min(held.calibration, held.test) >= 0 and held.calibration + held.test < 1
         _check("holdout", (held.calibration, held.test), "shares that sum below 1", fits)
+        _check("optimizer.muon", self.optimizer.muon, "0 (off) or more", self.optimizer.muon >= 0)
         _check("devices", self.devices, "1 or more", self.devices >= 1)
         _check("log_every", self.log_every, "1 or more", self.log_every >= 1)
         _check(

@@ -25,6 +25,7 @@ from robo_reward.train.config import OptimizerConfig, TrainConfig
 from robo_reward.train.data import Batch, WindowSampler, prefetch
 from robo_reward.train.gradients import FabricGradients, ShardedGradients, Terms, TrainingModule
 from robo_reward.train.loss import TensorBatch, losses
+from robo_reward.train.optimizer import make_optimizer
 from robo_reward.train.progress import TrainingDisplay
 
 __all__ = [
@@ -235,17 +236,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; biases, norms and embeddings are not decayed."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
 
 def save_state(
