@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ __all__ = ["MuonAdamW", "make_optimizer", "orthogonalized"]
 
 _THIN = 24
 """A matrix with fewer rows or columns is left to AdamW: it is more a bundle of vectors than a map."""
+_WORKERS = 2
+"""Threads that turn matrices on a CPU, of one core each: the largest product is too small to share out."""
 
 
 def orthogonalized(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
@@ -66,7 +70,9 @@ class MuonAdamW(torch.optim.AdamW):
         scale: float,
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay)
-        self.add_param_group({"params": list(matrices), "muon": scale})
+        largest_first = sorted(matrices, key=Tensor.numel, reverse=True)
+        self.add_param_group({"params": largest_first, "muon": scale})
+        self._pool: ThreadPoolExecutor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -74,13 +80,22 @@ class MuonAdamW(torch.optim.AdamW):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             if scale := group.get("muon"):
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._turn(parameter, group["lr"], scale, group["weight_decay"])
-                        parameter.grad = None  # AdamW passes over it
+                due = [parameter for parameter in group["params"] if parameter.grad is not None]
+                turn = partial(self._turn, lr=group["lr"], scale=scale, weight_decay=group["weight_decay"])
+                list(self._map(turn, due))
+                for parameter in due:
+                    parameter.grad = None  # AdamW passes over it
         super().step()
         return loss
 
+    def _map(self, work: Callable[[Tensor], None], matrices: list[Tensor]) -> Iterable[None]:
+        if not matrices or matrices[0].device.type != "cpu":
+            return map(work, matrices)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_WORKERS, "matrices", torch.set_num_threads, (1,))
+        return self._pool.map(work, matrices)
+
+    @torch.no_grad()
     def _turn(self, parameter: Tensor, lr: float, scale: float, weight_decay: float) -> None:
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
