@@ -226,7 +226,7 @@ PROBE = """
 """
 
 
-def browse(path: Path, profile: Path) -> str:
+def browse(path: Path, profile: Path, fragment: str = "") -> str:
     """The document that Chromium has once the page's scripts are done."""
     assert BROWSER is not None
     quiet = "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -234,7 +234,7 @@ def browse(path: Path, profile: Path) -> str:
         f"{BROWSER} --headless --no-sandbox --disable-gpu {quiet} --virtual-time-budget=20000 --dump-dom"
     )
     result = subprocess.run(
-        [*command.split(), f"--user-data-dir={profile}", path.as_uri()],
+        [*command.split(), f"--user-data-dir={profile}", path.as_uri() + fragment],
         capture_output=True,
         text=True,
         timeout=120,
@@ -243,12 +243,12 @@ def browse(path: Path, profile: Path) -> str:
     return result.stdout
 
 
-def probe(report: Report, script: str, folder: Path) -> dict[str, Any]:
+def probe(report: Report, script: str, folder: Path, fragment: str = "") -> dict[str, Any]:
     path = folder / "report.html"
     write_report(report, path)
     page = path.read_text(encoding="utf-8")
     path.write_text(page.replace("</body>", f"{script}</body>"), encoding="utf-8")
-    document = browse(path, folder / "profile")
+    document = browse(path, folder / "profile", fragment)
     found = re.search(r'<pre id="probe">(.*?)</pre>', document, re.DOTALL)
     assert found is not None, "the page's scripts did not come to their end"
     return json.loads(html.unescape(found[1]))
@@ -313,3 +313,36 @@ def test_one_long_episode_without_truth_and_no_episode_at_all(report: Report, tm
     empty = dataclasses.replace(make_report(), metrics={}, dropout={}, by_kind={}, calibration=None, notes=())
     seen = probe(empty, BRIEF_PROBE, tmp_path / "empty")
     assert seen == {"errors": [], "frame": 0, "hidden": True, "views": 0}
+
+
+LINK_PROBE = """
+<script>
+(async () => {
+  const seen = { opened: [document.querySelector("#player h3").textContent, state.frame] };
+  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+  step(2);
+  await wait(1000);
+  seen.address = location.hash;
+  location.hash = "#episode_7@999";
+  await wait(1000);
+  seen.followed = [document.querySelector("#player h3").textContent, state.frame];
+  location.hash = "#no such episode";
+  await wait(1000);
+  seen.unknown = document.querySelector("#player h3").textContent;
+  seen.errors = state.errors;
+  document.body.append(el("pre", { id: "probe" }, JSON.stringify(seen)));
+})();
+</script>
+"""
+
+
+@needs_browser
+def test_a_link_opens_a_moment_and_the_address_follows(report: Report, tmp_path: Path) -> None:
+    seen = probe(report, LINK_PROBE, tmp_path, "#episode_8@12")
+    assert seen == {
+        "opened": ["episode_8", 12],
+        "address": "#episode_8@14",
+        "followed": ["episode_7", FRAMES - 1],
+        "unknown": "episode_7",
+        "errors": [],
+    }

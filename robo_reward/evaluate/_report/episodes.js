@@ -98,7 +98,7 @@ function choose(index, frame = 0) {
   byId("player").replaceChildren(heading(episode), player.views.root, readout(), controls(episode),
     legend(episode), el("div", { class: "chart-box", id: "chart-box" }));
   drawChart();
-  markChosen();
+  if (state.shown.includes(index)) markChosen();
   show();
 }
 
@@ -172,6 +172,26 @@ function show() {
   player.scrub.setAttribute("aria-valuetext", `frame ${i}, progress ${number(episode.progress[i], 2)}`);
   player.chart.show(i);
   player.views.show(i, state.playing ? AHEAD : 1);
+  if (state.hover === null) rememberMoment();
+}
+
+// --- the address: report.html#episode_000032@44 opens that moment of that episode ---
+
+let remembering = null;
+
+/** Not for every frame that is played: browsers limit how often an address may change. */
+function rememberMoment() {
+  clearTimeout(remembering);
+  remembering = setTimeout(
+    () => history.replaceState(null, "", `#${encodeURIComponent(current().name)}@${state.frame}`), 300);
+}
+
+function openMoment() {
+  const [, name, frame] = location.hash.match(/^#(.*?)(?:@(\d+))?$/) ?? [];
+  const index = report.episodes.findIndex((episode) => encodeURIComponent(episode.name) === name || episode.name === name);
+  if (index < 0) return;
+  choose(index, Math.min(Number(frame ?? 0), report.episodes[index].time.length - 1));
+  byId("episodes").scrollIntoView();
 }
 
 function preview(frame) {
@@ -306,6 +326,8 @@ byId("help-open").addEventListener("click", toggleHelp);
 drawFilters();
 if (report.episodes.length) {
   refreshList();
+  openMoment();
+  addEventListener("hashchange", openMoment);
   new ResizeObserver(drawChart).observe(byId("player"));
 } else {
   byId("episodes").hidden = true;
