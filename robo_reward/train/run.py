@@ -169,9 +169,9 @@ def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
         return False
     wanted = _claim(config, fingerprint)
     found = json.loads(path.read_text(encoding="utf-8"))
-    if found != wanted:
+    if difference := _difference(found, wanted):
         raise CheckpointError(
-            f"'{folder}' is a run with other {_difference(found, wanted)}: choose another out=, or delete it"
+            f"'{folder}' is a run with other {difference}: choose another out=, or delete it"
         )
     finished = (folder / "model.json").is_file()
     if not finished and not config.resume:
@@ -203,11 +203,16 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What sets two runs apart, "" where nothing does.
+
+    A key that an older version did not have had its default's value there.
+    """
     if found.get("fingerprint") != wanted["fingerprint"]:
         return "data"
-    old, new = _leaves(found.get("config", {})), _leaves(wanted["config"])
+    known = _leaves(_comparable(TrainConfig(data=None, out="")))
+    old, new = {**known, **_leaves(found.get("config", {}))}, {**known, **_leaves(wanted["config"])}
     changed = sorted(key for key in {**old, **new} if old.get(key) != new.get(key))
-    return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in changed) or "options"
+    return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in changed)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
