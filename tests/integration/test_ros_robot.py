@@ -277,6 +277,11 @@ while True:
 """
 
 
+def _after(seconds: float, recorder: Any, topics: list[str]) -> list[int]:
+    time.sleep(seconds)
+    return [recorder.counts[topic] for topic in topics]
+
+
 def test_what_is_recorded_through_ros_imports_as_it_was(
     start_process: StartProcess,
     listener: Listener,
@@ -308,7 +313,9 @@ def test_what_is_recorded_through_ros_imports_as_it_was(
     before = recorder.counts
     env.reset(seed=3)  # another start ends the episode
     wait_for(lambda: recorder.counts["/episode_marker"] == 2 and recorder.counts["/robot_command"] >= 5)
+    # The last step's images may arrive late, and after `before`: those of the reset come last, then no more.
     wait_for(lambda: all(recorder.counts[topic] > before[topic] for topic in images))
+    wait_for(lambda: [recorder.counts[topic] for topic in images] == _after(1.0, recorder, images))
     end()
 
     importer = RosBags(proprio="/joint_states", actions="/robot_command")
