@@ -148,14 +148,16 @@ def train_loop[Model: nn.Module](
     average.to(fabric.device)
     # After set-up, so that optimizer state lands on the device that the parameters moved to.
     step = load_state(state_path, model, average, optimizer, plan) if state_path.is_file() else 0
-    gradients = make_gradients(fabric, model, module, objective)
     begun = time.monotonic()
     started = begun - plan.elapsed
     saved = planned = begun
     planned_step = step
     # A wall-clock run has no last step to prefetch up to: it ends when its plan says so.
     stop = plan.steps if plan.seconds is None and plan.steps is not None else 1 << 40
-    with TrainingDisplay(folder, enabled=fabric.is_global_zero) as display:
+    with (
+        contextlib.closing(make_gradients(fabric, model, module, objective)) as gradients,
+        TrainingDisplay(folder, enabled=fabric.is_global_zero) as display,
+    ):
         for batch in prefetch(sampler, config.batch_size, config.seed, step, stop, fabric.global_rank):
             lr = learning_rate(config.optimizer, plan, step)
             for group in optimizer.param_groups:
@@ -184,7 +186,6 @@ def train_loop[Model: nn.Module](
                 saved = now
             if plan.done(step):
                 break
-    gradients.close()
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
     return cast("Model", average.module).to("cpu").eval()

@@ -127,7 +127,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 def _matrices(model: nn.Module) -> dict[int, Tensor]:
     """Weights of layers that map many features to many, by id.
 
-    Those of a published backbone are not among them: it was made by AdamW, and goes on better with it.
+    Those of a published backbone are not among them: it was made by AdamW, and Liu et al. (2025) found no
+    gain in going on with the other optimizer.
     """
     published = {
         id(p) for module in model.modules() if isinstance(module, Backbone) for p in module.body.parameters()
