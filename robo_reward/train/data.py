@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -83,14 +84,21 @@ class FrameCache:
         budget_bytes: float,
     ) -> None:
         self._readers, self._cameras, self._size = readers, tuple(cameras), image_size
-        self._held: dict[tuple[int, str], UInt8[np.ndarray, "t h w 3"]] = {}
         frame_bytes = image_size[0] * image_size[1] * 3
+        fitting: list[tuple[int, str]] = []
         for index, reader in enumerate(readers):
             for camera in self._cameras:
                 need = reader.info.length * frame_bytes
                 if camera in reader.info.cameras and need <= budget_bytes:
                     budget_bytes -= need
-                    self._held[index, camera] = self._read(index, camera, np.arange(reader.info.length))
+                    fitting.append((index, camera))
+        # Decompressing and resizing let go of the interpreter: threads share the cores.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            self._held = dict(zip(fitting, pool.map(self._whole, fitting), strict=True))
+
+    def _whole(self, view: tuple[int, str]) -> UInt8[np.ndarray, "t h w 3"]:
+        episode, camera = view
+        return self._read(episode, camera, np.arange(self._readers[episode].info.length))
 
     def get(
         self, episode: int, camera: str, frames: Int64[np.ndarray, " n"]

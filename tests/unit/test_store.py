@@ -251,7 +251,9 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["pixels", "index", "cut", "gone", "stamps", "metadata"])
+@pytest.mark.parametrize(
+    "how", ["pixels", "index", "cut", "gone", "stamps", "metadata", "image metadata", "other codec"]
+)
 def test_damage_is_told(store: EpisodeStore, how: str) -> None:
     store.write(make_episode())
     folder = store.path / "episodes/episode_000000"
@@ -267,11 +269,16 @@ def test_damage_is_told(store: EpisodeStore, how: str) -> None:
         shard.unlink()
     elif how == "stamps":
         (folder / "stamp_ns/c/0").unlink()
+    elif how == "image metadata":
+        (folder / "frames/%2Fwrist%2Fimage raw/zarr.json").write_text('{"shape": [130, 24, 32, 3]}')
+    elif how == "other codec":
+        metadata = folder / "frames/%2Fwrist%2Fimage raw/zarr.json"
+        metadata.write_text(metadata.read_text().replace('"zstd"', '"gzip"'))
     else:
         (folder / "zarr.json").write_text("{")
     with pytest.raises(DataError, match=r"episode(_| ')") as caught:
         EpisodeStore.open(store.path).episodes[0].load()
-    if how in ("pixels", "index", "cut", "gone"):
+    if how not in ("stamps", "metadata"):
         assert "camera '/wrist/image raw'" in str(caught.value)
 
 
