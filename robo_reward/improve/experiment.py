@@ -222,7 +222,7 @@ def one_episode(path: Path, reader: str, name: str) -> _OneEpisode:
 def _cell(
     config: ExperimentConfig, task: str, env: Any, store: str, model: str | None, arm: str, seed: int
 ) -> ImproveConfig:
-    shaping = ShapingConfig(**config.arms[arm]["shaping"])
+    chosen = config.arms[arm]
     own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ImproveConfig)}
     own |= {
         "env": env,
@@ -233,8 +233,10 @@ def _cell(
         "seed": seed,
         "demonstrations": 1,
         "demo_offset": seed,
-        "shaping": shaping,
-        "savings": dataclasses.replace(config.savings, **config.arms[arm].get("savings", {})),
+        "shaping": ShapingConfig(**chosen["shaping"]),
+        "savings": dataclasses.replace(config.savings, **chosen.get("savings", {})),
+        "learner": dataclasses.replace(config.learner, **chosen.get("learner", {})),
+        "intervention": chosen.get("intervention", config.intervention),
     }
     return ImproveConfig(**own)
 
@@ -268,6 +270,7 @@ def summarize(cells: Sequence[Cell]) -> dict[str, Any]:
             "area": t_interval([area_under(c.rollouts, c.success) for c in members]).to_json(),
             "final_success": t_interval([float(c.success[-1]) for c in members]).to_json(),
             "wall_minutes": t_interval([c.wall_seconds / 60 for c in members]).to_json(),
+            "person_seconds": [round(float(60 * c.person[-1]), 1) for c in members],
             "area_minus_sparse": paired(members, reference).to_json() if arm != _REFERENCE else None,
             "curve": {
                 "rollouts": members[0].rollouts.tolist(),
@@ -349,6 +352,7 @@ def _table(task: str, arms: Mapping[str, Any]) -> TextTable:
         "minus sparse",
         "success at the end",
         *(f"{what} to {round(100 * level)} %" for level in _LEVELS for what in ("rollouts", "minutes")),
+        "seconds by a person",
         "wall-clock minutes",
     )
     rows = [
@@ -362,6 +366,7 @@ def _table(task: str, arms: Mapping[str, Any]) -> TextTable:
                 for key in (f"to_{round(100 * level)}" for level in _LEVELS)
                 for what in ("rollouts", "minutes")
             ),
+            f"{np.mean(entry['person_seconds']):.0f}",
             _shown(entry["wall_minutes"], 1),
         )
         for arm, entry in arms.items()

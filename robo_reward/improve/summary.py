@@ -28,6 +28,7 @@ class Cell:
     rollouts   f64[m], how many rollouts stood behind each evaluation
     success    f64[m], its share of successes
     minutes    f64[m], robot minutes spent by then
+    person     f64[m], minutes of them in which a person acted
     """
 
     task: str
@@ -36,12 +37,16 @@ class Cell:
     rollouts: Float64[np.ndarray, " m"]
     success: Float64[np.ndarray, " m"]
     minutes: Float64[np.ndarray, " m"]
+    person: Float64[np.ndarray, " m"]
     wall_seconds: float
 
 
 def cell_of(task: str, metrics: dict[str, Any]) -> Cell:
     """The cell that a run's `metrics.json` describes."""
-    spent = np.concatenate([[0.0], np.cumsum(metrics["rollout_seconds"]) / 60])
+    seconds = np.array(metrics["rollout_seconds"], np.float64)
+    decisions = np.array(metrics["rollout_decisions"], np.float64)
+    helped = np.array(metrics["rollout_intervened_decisions"], np.float64) / np.maximum(decisions, 1.0)
+    spent, person = (np.append(0.0, np.cumsum(part)) / 60 for part in (seconds, seconds * helped))
     after = np.array([rollouts for rollouts, _ in metrics["evaluations"]], np.int64)
     return Cell(
         task=task,
@@ -50,6 +55,7 @@ def cell_of(task: str, metrics: dict[str, Any]) -> Cell:
         rollouts=after.astype(np.float64),
         success=np.array([float(np.mean(done)) for _, done in metrics["evaluations"]]),
         minutes=spent[after],
+        person=person[after],
         wall_seconds=float(metrics["wall_seconds"]),
     )
 

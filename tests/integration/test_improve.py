@@ -337,10 +337,13 @@ def test_a_refreshed_model_reads_proprioception_that_no_policy_sees(
         np.testing.assert_allclose(again.progress, rollout.progress, atol=1e-4)
 
 
-def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> None:
+def test_an_experiment_pairs_its_arms_and_is_not_run_twice(reward_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "experiment"
+    helper = {"person._target_": "improve_toy.Helper", "patience_s": 0.3, "rise": 0.2}
     cells = [
-        "arm_names=[sparse,oracle,random_resets]",
+        "arm_names=[sparse,oracle,random_resets,helped]",
+        f"+models.dot={reward_model}",
+        *(f"arms.helped.intervention.{key}={value}" for key, value in helper.items()),
         "seeds=[0,1]",
         "task_names=[dot]",
         "+stores.dot=memory",
@@ -353,15 +356,19 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(tmp_path: Path) -> No
         run_command("improve", [*overrides, "stores.dott=memory"])
     run_command("improve", overrides)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert set(results["dot"]) == {"sparse", "oracle", "random_resets"}
+    assert set(results["dot"]) == {"sparse", "oracle", "random_resets", "helped"}
     runs = out / "runs" / "dot"
-    shares = [
-        json.loads((runs / arm / "seed_0" / "improve.json").read_text(encoding="utf-8"))["config"]["savings"][
-            "promising_resets"
-        ]
-        for arm in ("sparse", "random_resets")
-    ]
-    assert shares == [0.0, 0.5]  # an arm says what else progress is used for
+    given = {
+        arm: json.loads((runs / arm / "seed_0" / "improve.json").read_text(encoding="utf-8"))["config"]
+        for arm in ("sparse", "random_resets", "helped")
+    }
+    # An arm says what else progress is used for, who helps, and whether values are learned.
+    assert [config["savings"]["promising_resets"] for config in given.values()] == [0.0, 0.5, 0.0]
+    assert [config["learner"]["value_weight"] for config in given.values()] == [1.0, 1.0, 0.0]
+    assert [bool(config["intervention"]) for config in given.values()] == [False, False, True]
+    assert (
+        sum(results["dot"]["sparse"]["person_seconds"]) == 0 < sum(results["dot"]["helped"]["person_seconds"])
+    )
     oracle = results["dot"]["oracle"]
     assert oracle["seeds"] == [0, 1]
     assert oracle["curve"]["rollouts"] == [0, 2, 4]

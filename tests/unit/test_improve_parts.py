@@ -387,7 +387,9 @@ def test_intervals_over_seeds_are_students_and_pair_by_seed() -> None:
 
     def cells(arm: str, gain: float) -> list[Cell]:
         x = np.array([0.0, 100.0])
-        return [Cell("t", arm, s, x, np.array([0.0, 2 * (v + gain)]), x, 1.0) for s, v in enumerate(values)]
+        return [
+            Cell("t", arm, s, x, np.array([0.0, 2 * (v + gain)]), x, 0 * x, 1.0) for s, v in enumerate(values)
+        ]
 
     difference = paired(cells("learned", 0.1), cells("sparse", 0.0)[::-1])
     assert (difference.value, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
