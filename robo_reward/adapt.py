@@ -271,7 +271,7 @@ def _train_config(base: Checkpoint, config: AdaptConfig, *, few: bool) -> TrainC
         "optimizer": dataclasses.replace(OptimizerConfig(**saved["optimizer"]), lr=config.lr),
     }
     options |= {f.name: getattr(config, f.name) for f in fields(AdaptConfig) if f.name in known}
-    options |= {"data": config.demos, "devices": 1}
+    options |= {"data": config.demos, "practice": None, "devices": 1}
     if few:
         options["pixels"] = {**options["pixels"], **_FEW}
     return TrainConfig(**options)

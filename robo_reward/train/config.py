@@ -103,6 +103,8 @@ class TrainConfig:
     out: str
     minutes: float | None = 10.0
     steps: int | None = None
+    practice: Any = None
+    practice_share: float = 0.1
     seed: int = 0
     network: dict[str, Any] = field(default_factory=dict)
     reader: dict[str, Any] = field(default_factory=dict)
@@ -140,6 +142,9 @@ class TrainConfig:
         _check("minutes", self.minutes, "above 0", self.minutes is None or self.minutes > 0)
         _check("steps", self.steps, "1 or more", self.steps is None or self.steps >= 1)
         _check("seed", self.seed, "0 or more", self.seed >= 0)
+        shares = self.practice_share * bool(self.practice) + self.reorder.share * bool(self.reorder.stages)
+        fits = 0.0 < self.practice_share < 1.0 and shares < 1.0
+        _check("practice_share", self.practice_share, "a share that leaves windows of the data", fits)
         _check("batch_size", self.batch_size, "2 or more", self.batch_size >= 2)
         _check("windows.frames", self.windows.frames, "2 or more", self.windows.frames >= 2)
         strides = self.windows.strides

@@ -68,7 +68,15 @@ def run(config: TrainConfig) -> None:
         DataError: a store that cannot be used.
         CheckpointError: `out` holds something else.
     """
-    train_from(config, Start(make_model_config, _new_model))
+    train_from(config, Start(make_model_config, _new_model, beside=_practice(config)))
+
+
+def _practice(config: TrainConfig) -> list[Beside]:
+    """Episodes unlike those that the model will see, which would calibrate it for a world that is not."""
+    if not config.practice:
+        return []
+    readers, known = open_sources(config.reader, config.practice)
+    return [Beside("for practice", readers, config.practice_share, known)]
 
 
 def train_from(config: TrainConfig, start: Start) -> None:
@@ -197,7 +205,7 @@ def _claim(config: TrainConfig, fingerprint: str) -> dict[str, Any]:
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
-    ignored = {"out", "resume", "threads", "cache_gb", "checkpoint_every_s", "log_every", "data"}
+    ignored = {"out", "resume", "threads", "cache_gb", "checkpoint_every_s", "log_every", "data", "practice"}
     kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored}
     return json.loads(json.dumps(kept))
 

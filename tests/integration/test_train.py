@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from robo_reward.checkpoint import load_checkpoint
 from robo_reward.cli.main import run_command
-from robo_reward.errors import CheckpointError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.testing import toy_episode
 from robo_reward_data.store import EpisodeStore
 
@@ -118,6 +118,29 @@ def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
     (stray / "thesis.tex").write_text("do not touch")
     with pytest.raises(CheckpointError, match="not empty and not a training run"):
         train(toy_store, stray, "steps=3")
+
+
+def test_what_is_practised_is_trained_on_and_neither_calibrated_on_nor_judged(
+    toy_store: Path, tmp_path: Path
+) -> None:
+    practice = EpisodeStore.create(tmp_path / "practice")
+    for index in range(20, 24):
+        practice.write(toy_episode(index, length=18, reach=0.3))
+    plain = train(toy_store, tmp_path / "plain", "steps=4", "holdout.calibration=0.3")
+    options = ["steps=4", "holdout.calibration=0.3", f"practice={practice.path}"]
+    practised = train(toy_store, tmp_path / "run", *options)
+    assert not torch.equal(plain["stage_head.weight"], practised["stage_head.weight"])
+    split, before = (load_checkpoint(tmp_path / run).training["split"] for run in ("run", "plain"))
+    extra = {episode.uid for episode in practice.episodes}
+    assert set(split) - set(before) == extra
+    assert {uid: parts for uid, parts in split.items() if uid not in extra} == before
+    assert all(split[uid] == {"train": [[0, 18]], "calibration": [], "test": []} for uid in extra)
+    with pytest.raises(CheckpointError, match="other data"):
+        train(toy_store, tmp_path / "run", *options[:2])
+    with pytest.raises(DataError, match="comes twice"):
+        train(toy_store, tmp_path / "twice", "steps=4", f"practice={toy_store}")
+    with pytest.raises(ConfigError, match=r"practice_share=1.0: must be a share"):
+        train(toy_store, tmp_path / "all", *options, "practice_share=1.0")
 
 
 @pytest.mark.slow
