@@ -170,7 +170,7 @@ def _read_shape(path: Path, label: str) -> tuple[tuple[int, int, int, int], int]
     """
     try:
         found = json.loads((path / "zarr.json").read_bytes())
-        shape, shards = found["shape"], found["chunk_grid"]["configuration"]["chunk_shape"]
+        shape, shards = list(found["shape"]), list(found["chunk_grid"]["configuration"]["chunk_shape"])
         sharding = found["codecs"][0]
         options = sharding["configuration"]
         names = [sharding["name"], *(codec["name"] for codec in options["codecs"])]

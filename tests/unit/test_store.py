@@ -252,7 +252,8 @@ def damage(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["pixels", "index", "cut", "gone", "stamps", "metadata", "image metadata", "other codec"]
+    "how",
+    ["pixels", "index", "cut", "gone", "stamps", "metadata", "image metadata", "no shape", "other codec"],
 )
 def test_damage_is_told(store: EpisodeStore, how: str) -> None:
     store.write(make_episode())
@@ -271,6 +272,9 @@ def test_damage_is_told(store: EpisodeStore, how: str) -> None:
         (folder / "stamp_ns/c/0").unlink()
     elif how == "image metadata":
         (folder / "frames/%2Fwrist%2Fimage raw/zarr.json").write_text('{"shape": [130, 24, 32, 3]}')
+    elif how == "no shape":
+        metadata = folder / "frames/%2Fwrist%2Fimage raw/zarr.json"
+        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"shape": None}))
     elif how == "other codec":
         metadata = folder / "frames/%2Fwrist%2Fimage raw/zarr.json"
         metadata.write_text(metadata.read_text().replace('"zstd"', '"gzip"'))
