@@ -14,5 +14,9 @@ def generate_launch_description():
             "rate": (1.0, "times faster than it was recorded"),
             "namespace": ("", "of the nodes"),
             "markers": ("/episode_marker", "topic of the episode markers; a bag without is one episode"),
+            "topics": (
+                (),
+                "what to play, separated by spaces; empty: what the reward node reads, and markers",
+            ),
         },
     )

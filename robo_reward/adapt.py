@@ -240,6 +240,9 @@ def _careful(
 
     def fit(model: ProgressModel, readers: Sequence[EpisodeReader], split: Split) -> Calibration:
         found = calibrate(model, readers, split)
+        if not found.fitted:
+            # Nothing is held out, or nothing that was not learned from before. What is familiar has changed.
+            return dataclasses.replace(before, novelty_limit=0.0)
         held = list(zip(readers, split.calibration, strict=True))
         whole = any(mask.all() for _, mask in held)
         done = [label_success(reader.info) for reader, _ in held]
@@ -254,7 +257,7 @@ def _careful(
             changes |= {"success_scale": before.success_scale, "success_bias": before.success_bias}
         if before.fitted and not whole:
             changes["detector"] = before.detector
-        return dataclasses.replace(found, fitted=found.fitted or before.fitted, **changes)
+        return dataclasses.replace(found, **changes)
 
     return fit
 

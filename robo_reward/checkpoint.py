@@ -24,6 +24,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Checkpoint",
     "check_device",
+    "checkpoint_version",
     "load_checkpoint",
     "save_checkpoint",
     "write_atomic",
@@ -98,13 +99,7 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     """
     check_device(device)
     folder = Path(folder)
-    path = folder / "model.json"
-    if not path.is_file():
-        raise CheckpointError(f"no model at '{folder}': '{path.name}' is not there{_hint(folder)}")
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"'{path}' is not JSON ({error}): copy the run again") from error
+    path, meta = folder / "model.json", _read_meta(folder)
     found = meta.get("schema_version")
     if found != SCHEMA_VERSION:
         raise CheckpointError(
@@ -120,6 +115,25 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
         training=meta["training"],
         version=str(meta["version"]),
     )
+
+
+def checkpoint_version(folder: Path | str) -> str:
+    """The version of the checkpoint in a folder, without its weights.
+
+    Raises:
+        CheckpointError: no checkpoint there, or unreadable.
+    """
+    return str(_read_meta(Path(folder)).get("version", ""))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise CheckpointError(f"no model at '{folder}': '{path.name}' is not there{_hint(folder)}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"'{path}' is not JSON ({error}): copy the run again") from error
 
 
 def _hint(folder: Path) -> str:

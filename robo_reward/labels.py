@@ -15,7 +15,7 @@ The hop from moment p to moment q (Robo-Dopamine) is progress relative to what w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -33,6 +33,7 @@ __all__ = [
     "label_episode",
     "label_from_boundaries",
     "label_success",
+    "stages_begin",
     "task_progress",
     "work_end",
 ]
@@ -86,6 +87,21 @@ def label_episode(info: EpisodeInfo) -> ProgressLabel | None:
         finished = info.outcome is not Outcome.FAILURE
         label = label_from_boundaries(info.boundaries, info.length, finished)
     return label if label is not None and label.valid.any() else None
+
+
+def stages_begin(info: EpisodeInfo, count: int, names: Sequence[str], whole: int) -> bool:
+    """Whether the `count` stages of an episode are the first of its task's `whole` ones, called `names`.
+
+    All of them, or, of one that did not succeed, those that it got to. Stages that are fewer must be called
+    the same; without names only a recorded failure may have fewer.
+    """
+    if count == whole:
+        return True
+    if count > whole or info.outcome is Outcome.SUCCESS:
+        return False
+    if info.stage_names and names:
+        return tuple(info.stage_names) == tuple(names[:count])
+    return info.outcome is Outcome.FAILURE
 
 
 def label_ceiling(info: EpisodeInfo) -> int | None:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robo_reward.calibration import Calibration
+from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
 from robo_reward.intake import resize_frames
 from robo_reward.model.progress_model import Context, ProgressModel
@@ -21,6 +22,7 @@ from robo_reward.schema import EpisodeReader
 
 __all__ = [
     "EncodedEpisode",
+    "check_instructions",
     "encode_episode",
     "encode_goal",
     "episode_context",
@@ -39,6 +41,19 @@ def resolve_task(model: ProgressModel, instruction: str) -> int:
         DataError: where the model knows several tasks and this text is none of theirs.
     """
     return model.config.resolve(instruction)
+
+
+def check_instructions(model: ProgressModel, readers: Sequence[EpisodeReader]) -> None:
+    """Refuse episodes of a task that the model does not know, before any of them has been looked at.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    for reader in readers:
+        try:
+            resolve_task(model, reader.info.instruction)
+        except DataError as error:
+            raise DataError(f"{reader.info.name}: {error}: leave it out, or adapt the model to it") from error
 
 
 @dataclass(frozen=True)
@@ -62,24 +77,27 @@ def encode_episode(
     reader: EpisodeReader,
     frames: Int64[np.ndarray, " n"] | None = None,
     chunk: int = 64,
+    cameras: Sequence[str] | None = None,
 ) -> EncodedEpisode:
-    """Encode all cameras of an episode, a chunk of frames at a time.
+    """Encode the cameras of an episode, a chunk of frames at a time.
 
     Args:
         frames: show these frames in this order instead, at the episode's own pace: `arange(t)[::-1]` is the
             reversed episode, whose anchor is its first shown frame.
         chunk: images of each camera in memory at once.
+        cameras: show these alone (all by default).
     """
     info = reader.info
+    shown_by = tuple(info.cameras if cameras is None else cameras)
     order = np.arange(info.length) if frames is None else np.asarray(frames, dtype=np.int64)
     device = model.no_goal.device
-    ids = model.camera_ids(info.cameras)
+    ids = model.camera_ids(shown_by)
 
     def images(shown: Int64[np.ndarray, " m"]) -> Tensor:
-        views = [resize_frames(reader.read_frames(c, shown), model.config.image_size) for c in info.cameras]
+        views = [resize_frames(reader.read_frames(c, shown), model.config.image_size) for c in shown_by]
         return torch.from_numpy(np.stack(views, axis=1)).to(device)
 
-    known = torch.ones(1, len(info.cameras), dtype=torch.bool, device=device)
+    known = torch.ones(1, len(shown_by), dtype=torch.bool, device=device)
     memory = model.remember(images(order[:1]), known)
     parts: list[Tensor] = []
     for start in range(0, len(order), chunk):
@@ -91,7 +109,7 @@ def encode_episode(
     return EncodedEpisode(
         features=torch.cat(parts),
         frames=order,
-        cameras=info.cameras,
+        cameras=shown_by,
         time_s=seconds[: len(order)],
         instruction=info.instruction,
         proprio=None if proprio is None else torch.from_numpy(proprio[order]).to(device),
@@ -100,13 +118,13 @@ def encode_episode(
 
 @torch.inference_mode()
 def encode_goal(
-    model: ProgressModel, reader: EpisodeReader, goal: EpisodeReader, frame: int
+    model: ProgressModel, reader: EpisodeReader, goal: EpisodeReader, frame: int, cameras: Sequence[str]
 ) -> Float[Tensor, "v d"] | None:
     """A frame of another episode as a picture of the goal of `reader`'s, seen beside its first images.
 
     None where it lacks one of the cameras.
     """
-    cameras, device = reader.info.cameras, model.no_goal.device
+    device = model.no_goal.device
     if set(cameras) - set(goal.info.cameras):
         return None
 

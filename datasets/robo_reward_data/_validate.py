@@ -11,7 +11,7 @@ from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_data._files import encode_json
 
-__all__ = ["check_info", "check_stages", "check_table"]
+__all__ = ["check_info", "check_table"]
 
 
 def check_info(info: EpisodeInfo) -> None:
@@ -38,7 +38,7 @@ def check_info(info: EpisodeInfo) -> None:
             f"{who}: stamps must increase, but frame {at + 1} ({info.stamp_ns[at + 1]} ns) "
             f"is not after frame {at} ({info.stamp_ns[at]} ns)"
         )
-    check_stages(who, info.length, info.stage_names, info.boundaries)
+    _check_stages(who, info.length, info.stage_names, info.boundaries)
     _check_reached(who, info)
     if info.success is not None:
         _check_array(who, "success", info.success, np.bool_, info.length)
@@ -58,7 +58,7 @@ def _check_reached(who: str, info: EpisodeInfo) -> None:
         )
 
 
-def check_stages(who: str, length: int, names: tuple[str, ...], boundaries: Any) -> None:
+def _check_stages(who: str, length: int, names: tuple[str, ...], boundaries: Any) -> None:
     """Check boundaries i64[k+1] against the stage names and the episode's length; None passes.
 
     Raises:

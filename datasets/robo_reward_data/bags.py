@@ -2,7 +2,7 @@
 
 Markers are std_msgs/String messages: `start: <instruction>`, `stage: <name>`,
 `end: success|failure|truncated`, and `discard`, which leaves the episode out. A bag without markers is one
-episode.
+episode. Markers before the first `start` are of an episode that had begun before the recording, and pass.
 """
 
 from __future__ import annotations
@@ -172,15 +172,18 @@ def marked_episodes(bag: Bag, topic: str | None) -> list[MarkedEpisode]:
     bag.check(topic, ("std_msgs/msg/String",), "markers")
     found: list[MarkedEpisode] = []
     current: MarkedEpisode | None = None
+    began, early = False, ""
     for message in bag.messages(topic, start_ns, end_ns):
         word, rest = _parse(bag.path, str(message.content.data))
         now = message.received_ns
         if word == "start":
             if current is not None:
                 found.append(replace(current, end_ns=now))
-            current = MarkedEpisode(now, end_ns, instruction=rest)
+            current, began = MarkedEpisode(now, end_ns, instruction=rest), True
+        elif not began:
+            early = early or word
         elif current is None:
-            raise DataError(f"{bag.path}: marker '{word}' on '{topic}' comes before any 'start'")
+            raise DataError(f"{bag.path}: marker '{word}' on '{topic}' has no 'start' before it")
         elif word == "stage":
             current = replace(current, stages=(*current.stages, (rest, now)))
         else:
@@ -188,6 +191,8 @@ def marked_episodes(bag: Bag, topic: str | None) -> list[MarkedEpisode]:
                 outcome = Outcome.UNKNOWN if rest == "truncated" else Outcome(rest)
                 found.append(replace(current, end_ns=now, outcome=outcome, ended=True))
             current = None
+    if early and not began:
+        raise DataError(f"{bag.path}: marker '{early}' on '{topic}' comes before any 'start'")
     if current is not None:
         found.append(current)
     return found

@@ -9,6 +9,7 @@ by one rename: a writer that is killed leaves nothing that a reader can see.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import shutil
 import threading
@@ -27,7 +28,7 @@ from robo_reward.errors import DataError
 from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_data._files import WorkFolder, encode_json, lock, read_json, replace_file
 from robo_reward_data._frames import FrameReader, FrameWriter
-from robo_reward_data._validate import check_info, check_stages, check_table
+from robo_reward_data._validate import check_info, check_table
 
 __all__ = ["SCHEMA_VERSION", "EpisodeDraft", "EpisodeStore", "StoredEpisode"]
 
@@ -432,7 +433,8 @@ class EpisodeStore:
                 f"episode '{name}' knows its stage at every frame, which wins over boundaries: "
                 "leave it as it is"
             )
-        check_stages(f"episode '{name}'", info.length, names, boundaries)
+        # All of it, as reading does: what cannot be read any more could not be annotated again either.
+        check_info(dataclasses.replace(info, stage_names=names, boundaries=boundaries))
         with _locked(self._path):
             stored = _read_attributes(self._folder(name), f"episode '{name}'")
             stored["stage_names"] = list(names)

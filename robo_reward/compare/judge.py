@@ -35,6 +35,12 @@ class Judged:
     conditions: Mapping[str, MethodPrediction] | None = None
     wrong: MethodPrediction | None = None
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether something is missing that may be had another time."""
+        said = (self.forward, self.backward, self.wrong, *(self.conditions or {}).values())
+        return any(found is not None and found.may_pass for found in said)
+
 
 def judge(method: Method, name: str, reader: EpisodeReader, wrong: str | None, whole: bool) -> Judged:
     """Ask a method about an episode; without `whole`, forwards only.
@@ -70,7 +76,8 @@ def check_prediction(found: MethodPrediction, count: int, who: str) -> None:
     Raises:
         ConfigError: naming the method and what is wrong.
     """
-    columns: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "reason"}
+    said = ("reason", "may_pass")
+    columns: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in said}
     for name, values in columns.items():
         if values is None:
             continue

@@ -61,6 +61,7 @@ class MethodPrediction:
     success_prob  f32[t], in [0, 1], or None
     stage         i64[t], -1 where unknown, or None
     reason        why frames are NaN, "" where none is
+    may_pass      the reason may be gone another time: what is missing is asked for again
     """
 
     progress: Float32[np.ndarray, " t"]
@@ -68,6 +69,7 @@ class MethodPrediction:
     success_prob: Float32[np.ndarray, " t"] | None = None
     stage: Int64[np.ndarray, " t"] | None = None
     reason: str = ""
+    may_pass: bool = False
 
     @classmethod
     def invalid(cls, frames: int, reason: str) -> MethodPrediction:

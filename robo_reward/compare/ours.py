@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robo_reward.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from robo_reward.checkpoint import Checkpoint, checkpoint_version, load_checkpoint, save_checkpoint
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
 from robo_reward.compare.networks import check_network
 from robo_reward.errors import CheckpointError, ConfigError
@@ -54,8 +54,13 @@ class Ours:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """The run, or nothing: all else is in the shared options."""
-        return {"method": "ours", "run": self._run}
+        """The run and its version, or nothing: all else is in the shared options.
+
+        Raises:
+            CheckpointError: no checkpoint in the run.
+        """
+        trained: dict[str, Any] = {"method": "ours", "run": self._run}
+        return trained if self._run is None else {**trained, "version": checkpoint_version(self._run)}
 
     def check(self, data: TrainingData) -> None:
         """Load the `run`; where there is none, refuse networks and augmentation that cannot be built.
@@ -98,15 +103,15 @@ class Ours:
         if not data.held_out and not self._checkpoint.calibration.fitted:
             self._calibrate(data, folder)
 
-    def seen(self) -> frozenset[str]:
-        """The uids of the episodes that the model, where there is one yet, was trained or calibrated on."""
+    def seen(self, *parts: str) -> frozenset[str]:
+        """The uids of episodes of which a frame is in these parts of the split ("train", "calibration").
+
+        None where there is no model yet.
+        """
         if self._checkpoint is None:
             return frozenset()
-        return frozenset(
-            uid
-            for uid, parts in self._checkpoint.training.get("split", {}).items()
-            if parts.get("train") or parts.get("calibration")
-        )
+        split: Mapping[str, Mapping[str, Any]] = self._checkpoint.training.get("split", {})
+        return frozenset(uid for uid, known in split.items() if any(known.get(part) for part in parts))
 
     def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
         """What a stream would say, frame by frame."""

@@ -144,10 +144,8 @@ def run(config: CompareConfig) -> None:
     }
     calibration_truth = truths(tasks, episodes.data.calibration)
     test_truth = truths(tasks, episodes.test)
-    workdirs = {name: _workdir(config, method, episodes.data, budget) for name, method in methods.items()}
-    paths = {
-        name: _judged_paths(name, episodes, folder, workdirs[name].name, config.seed) for name in methods
-    }
+    workdirs = _for_each(methods, lambda method: _workdir(config, method, episodes.data, budget))
+    paths = {name: _judged_paths(config, name, episodes, folder, workdirs[name].name) for name in methods}
     unjudged = {name: method for name, method in methods.items() if not _are_there(paths[name])}
     _for_each(unjudged, lambda method: _check(method, episodes))
     folder.mkdir(parents=True, exist_ok=True)
@@ -300,7 +298,7 @@ def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: 
         "options": options,
     }
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
-    name = str(method.recipe.get("method", type(method).__name__))
+    name = str(depends["recipe"].get("method", type(method).__name__))
     return Path(config.fitted or Path(config.out) / "methods") / f"{name}-{digest}"
 
 
@@ -317,7 +315,7 @@ def _fit(method: Method, episodes: _Episodes, budget: Budget, seed: int, workdir
 
 def _check_unseen(method: Ours, episodes: _Episodes) -> None:
     """A run that was brought along may have learned from other stores than this comparison's."""
-    seen = method.seen()
+    seen = method.seen("train", "calibration")
     for reader in episodes.test:
         if reader.info.uid in seen:
             raise DataError(
@@ -326,10 +324,19 @@ def _check_unseen(method: Ours, episodes: _Episodes) -> None:
             )
 
 
-def _judged_paths(name: str, episodes: _Episodes, folder: Path, fitted: str, seed: int) -> list[Path]:
-    """Where a method's predictions on calibration and test episodes are kept."""
-    mark = hashlib.sha256(f"{fitted} {episodes.test_fingerprint} {seed}".encode()).hexdigest()[:12]
+def _judged_paths(
+    config: CompareConfig, name: str, episodes: _Episodes, folder: Path, fitted: str
+) -> list[Path]:
+    """Where a method's predictions on calibration and test episodes are kept.
+
+    What is fitted says what a method learned, its options how it is read out.
+    """
+    mark = _digest(fitted, config.methods[name], episodes.test_fingerprint, config.seed)
     return [folder / "predictions" / f"{name}-{part}-{mark}.npz" for part in ("calibration", "test")]
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
 
 
 def _are_there(paths: Sequence[Path]) -> bool:
@@ -348,6 +355,9 @@ def _judge_all(
     shown = track(work, f"  {name}: judge", console=console, disable=not console.is_terminal)
     done = [judge(method, name, reader, text, whole) for reader, text, whole in shown]
     split = len(episodes.data.calibration)
+    if any(one.may_pass for one in done):
+        console.print(f"  {name}: could not say all; overwrite=true asks again")
+        return done[:split], done[split:]
     save_judged(paths[0], done[:split])
     save_judged(paths[1], done[split:])
     return done[:split], done[split:]
@@ -374,7 +384,8 @@ def _costs(
     folder: Path,
 ) -> dict[str, Metric]:
     """Latency and memory, measured once."""
-    path = folder / "costs" / f"{name}-{workdir.name}.json"
+    mark = _digest(spec, config.device, config.threads, config.cost_frames, episodes.test_fingerprint)
+    path = folder / "costs" / f"{name}-{workdir.name}-{mark}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         cost = Cost(tuple(stored["latency_ms"]), float(stored["peak_mib"] or math.nan))
@@ -431,4 +442,12 @@ def _notes(episodes: _Episodes, methods: Mapping[str, Method]) -> list[str]:
             notes.append(
                 f"{name} is a run trained before, on its own data and budget: {method.recipe['run']}"
             )
+            learned = method.seen("train")
+            known = sum(reader.info.uid in learned for reader in episodes.data.calibration)
+            if known:
+                notes.append(
+                    f"{name} was trained on {known} of the {len(episodes.data.calibration)} calibration "
+                    "episodes: its bands and success calls are too sure (train it with the same seed= and "
+                    "holdout, or bring calibration=STORE)"
+                )
     return notes

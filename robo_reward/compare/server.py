@@ -128,6 +128,10 @@ def parse_hop(text: str) -> float:
     return percent / 100
 
 
+class _NoAnswerError(ServerError):
+    """None came: one may come another time."""
+
+
 class HopServer:
     """Progress from hops that a served vision-language model estimates, asked at every `interval`-th frame.
 
@@ -197,7 +201,7 @@ class HopServer:
             raise DataError("no camera to show")
         progress = np.full(info.length, np.nan, dtype=np.float32)
         progress[0] = 0.0
-        reason, last, at = "", 0.0, 0
+        reason, may_pass, last, at = "", False, 0.0, 0
         for now in range(self._interval, info.length, self._interval):
             before = 0 if self._readout == "forward" else at
             start = 0.0 if self._readout == "forward" else last
@@ -205,15 +209,15 @@ class HopServer:
             try:
                 hop = self._ask(reader, cameras, before, now)
             except ServerError as error:
-                reason = str(error)
+                reason, may_pass = str(error), may_pass or isinstance(error, _NoAnswerError)
                 if self._readout == "incremental":
-                    return MethodPrediction(progress, reason=reason)
+                    return MethodPrediction(progress, reason=reason, may_pass=may_pass)
                 last, at = float("nan"), now
                 continue
             last, at = float(np.clip(apply_hop(np.array([start]), np.array([hop]))[0], 0, 1)), now
             progress[now] = last
         progress[at + 1 :] = last
-        return MethodPrediction(progress, reason=reason)
+        return MethodPrediction(progress, reason=reason, may_pass=may_pass)
 
     def _ask(self, reader: EpisodeReader, cameras: Sequence[str], before: int, now: int) -> float:
         text = self._prompt.format(task=reader.info.instruction, cameras=", ".join(cameras))
@@ -223,7 +227,11 @@ class HopServer:
             for camera in cameras:
                 rgb = reader.read_frames(camera, np.array([frame]))[0]
                 content.append({"type": "image_url", "image_url": {"url": _data_url(rgb)}})
-        return parse_hop(self._client.ask(content))
+        try:
+            answer = self._client.ask(content)
+        except ServerError as error:
+            raise _NoAnswerError(str(error)) from error
+        return parse_hop(answer)
 
 
 def _data_url(rgb: UInt8[np.ndarray, "h w 3"]) -> str:

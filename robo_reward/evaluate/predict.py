@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -12,7 +12,14 @@ from jaxtyping import Bool, Float32, Int64
 from robo_reward.calibration import LEVELS
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.estimate import band
-from robo_reward.labels import equal_stage_weights, label_ceiling, label_episode, label_success, task_progress
+from robo_reward.labels import (
+    equal_stage_weights,
+    label_ceiling,
+    label_episode,
+    label_success,
+    stages_begin,
+    task_progress,
+)
 from robo_reward.model.config import TaskConfig
 from robo_reward.offline import (
     encode_episode,
@@ -22,6 +29,7 @@ from robo_reward.offline import (
     resolve_task,
 )
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
+from robo_reward.train.split import seen_frames
 
 __all__ = [
     "Answers",
@@ -29,7 +37,6 @@ __all__ = [
     "Truth",
     "camera_conditions",
     "predict_episodes",
-    "seen_frames",
     "true_labels",
 ]
 
@@ -40,7 +47,7 @@ class Truth:
 
     progress  f32[t], NaN where unknown;  stage i64[t], -1 where unknown;  tau f32[t], NaN where unknown
     success   bool[t] where it is known at every frame
-    same_stages  the model has as many stages as the truth, so that indices can be compared
+    same_stages  the truth's stages are the model's, or the first of them, so that indices can be compared
     furthest  progress that a failed episode never went beyond, NaN where unknown or for other episodes
     """
 
@@ -141,6 +148,7 @@ def predict_episodes(
 ) -> Iterator[EpisodeResult]:
     """Judge each episode in turn; with `allow_seen`, training frames count as unseen."""
     model, calibration = checkpoint.model, checkpoint.calibration
+    split = checkpoint.training.get("split", {})
     for reader in readers:
         info = reader.info
         encoded = encode_episode(model, reader)
@@ -150,7 +158,7 @@ def predict_episodes(
         low, high = zip(
             *(band(forward.progress, forward.raw_std, calibration, p) for p in LEVELS), strict=True
         )
-        seen = np.zeros(info.length, bool) if allow_seen else seen_frames(checkpoint.training, info)
+        seen = np.zeros(info.length, bool) if allow_seen else seen_frames(split, info)
         yield EpisodeResult(
             info=info,
             truth=true_labels(model.config.tasks[resolve_task(model, info.instruction)], info),
@@ -180,21 +188,11 @@ def camera_conditions(cameras: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {**without, **alone}
 
 
-def seen_frames(training: Mapping[str, Any], info: EpisodeInfo) -> Bool[np.ndarray, " t"]:
-    """Frames of an episode that the model was trained or calibrated on, by the split in its checkpoint."""
-    seen = np.zeros(info.length, dtype=np.bool_)
-    parts = training.get("split", {}).get(info.uid, {})
-    for part in ("train", "calibration"):
-        for start, end in parts.get(part, []):
-            seen[start:end] = True
-    return seen
-
-
 def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
     """The truth on the scale of a task.
 
-    Where the episode's stages are as many as the task's, they are weighted as the task weighs them; else they
-    weigh the same, and stage indices are not compared.
+    Where the episode's stages are the task's, or the first of them, they are weighted as the task weighs
+    them; else they weigh the same, and stage indices are not compared.
     """
     label = label_episode(info)
     success, known = label_success(info)
@@ -203,7 +201,7 @@ def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
         return Truth(None, None, None, whole, False, _furthest(task, info))
     names = info.stage_names or range(int(label.stage[label.valid].max(initial=0)) + 1)
     count = len(info.boundaries) - 1 if info.boundaries is not None else len(names)
-    same = count == len(task.stage_names)
+    same = stages_begin(info, count, task.stage_names, len(task.stage_names))
     weights = np.array(task.stage_weights, dtype=np.float32) if same else equal_stage_weights(count)
     found = task_progress(np.where(label.valid, label.stage, 0), label.tau, weights)
     progress = np.where(label.valid, found, np.nan).astype(np.float32)
@@ -221,6 +219,8 @@ def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
 def _furthest(task: TaskConfig, info: EpisodeInfo) -> float:
     """The end of the furthest stage that an episode got to, where no more is known of its stages."""
     ceiling = label_ceiling(info)
-    if ceiling is None or (info.stage_names and len(info.stage_names) != len(task.stage_names)):
+    count = len(info.stage_names)
+    whole = len(task.stage_names)
+    if ceiling is None or (count and not stages_begin(info, count, task.stage_names, whole)):
         return float("nan")
     return float(np.sum(task.stage_weights[: ceiling + 1]))

@@ -284,7 +284,7 @@ def _never_back(r: EpisodeResult) -> bool:
 
 def _at_work(r: EpisodeResult) -> Bool[np.ndarray, " t"]:
     """Unseen frames up to the one that first shows the task done: after it order in time is no progress."""
-    return r.unseen & (np.arange(r.info.length) <= work_end(r.info.length, r.info.success))
+    return r.unseen & (np.arange(r.info.length) <= work_end(r.info.length, r.truth.success))
 
 
 def _voc(found: Answers, frames: Bool[np.ndarray, " t"]) -> float:

@@ -29,13 +29,14 @@ from robo_reward.evaluate.measure import (
     measure_conditions,
     measure_perspectives,
 )
-from robo_reward.evaluate.predict import EpisodeResult, predict_episodes, seen_frames
+from robo_reward.evaluate.predict import EpisodeResult, predict_episodes
 from robo_reward.evaluate.report import Report, ReportEpisode, write_report
 from robo_reward.metrics import Metric
-from robo_reward.offline import resize_frames, resolve_task
+from robo_reward.offline import check_instructions, resize_frames, resolve_task
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import command_line, name_sources, open_sources, spell_sources
 from robo_reward.stream import Stream
+from robo_reward.train.split import seen_frames
 
 __all__ = ["EvaluateConfig", "run"]
 
@@ -63,7 +64,7 @@ def run(config: EvaluateConfig) -> None:
 
     Raises:
         CheckpointError: no usable model, or `out` holds other files.
-        DataError: nothing in the data that the model has not seen.
+        DataError: nothing in the data that the model has not seen, or an instruction that it does not know.
     """
     import torch
 
@@ -74,6 +75,7 @@ def run(config: EvaluateConfig) -> None:
     readers, _ = open_sources(config.reader, config.data)
     folder = _claim(Path(config.out), config.overwrite)
     readers, notes = _judgeable(checkpoint, readers, config.allow_seen)
+    check_instructions(checkpoint.model, readers)
     judged = track(
         predict_episodes(checkpoint, readers, config.allow_seen),
         "evaluate",
@@ -135,13 +137,14 @@ def _judgeable(
     """Episodes with something unseen in them; refuses where there is none."""
     if allow_seen:
         return list(readers), ["training data was allowed in: these numbers say nothing about new episodes"]
-    kept = [r for r in readers if not seen_frames(checkpoint.training, r.info).all()]
+    split = checkpoint.training.get("split", {})
+    kept = [r for r in readers if not seen_frames(split, r.info).all()]
     if not kept:
         raise DataError(
             "the model has seen every frame of this data: evaluate on other episodes, train with "
             "holdout.test=0.1, or say allow_seen=true"
         )
-    partly = sum(bool(seen_frames(checkpoint.training, r.info).any()) for r in kept)
+    partly = sum(bool(seen_frames(split, r.info).any()) for r in kept)
     notes = (
         [f"{len(readers) - len(kept)} episodes of the training data left out"]
         if len(kept) < len(readers)
@@ -166,8 +169,8 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
         notes.append(
             "some episodes have another number of stages than the model: their stages are not compared"
         )
-    if not checkpoint.calibration.fitted:
-        notes.append("the model has no calibration split: its bands are a guess")
+    if not checkpoint.calibration.quantiles:
+        notes.append("no labelled episode was kept to calibrate the model: its bands are a guess")
     notes.append(_fusion_note(checkpoint.calibration))
     invalid = sum(int((~r.forward.valid).sum()) for r in results)
     if invalid:

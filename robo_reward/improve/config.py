@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robo_reward.errors import ConfigError
+from robo_reward.imports import import_object
 from robo_reward.improve.learner import LearnerConfig
+from robo_reward.improve.sources import NoProgress
 
 __all__ = ["ImproveConfig", "LooksConfig", "SavingsConfig", "ShapingConfig", "check_config", "observed_parts"]
 
@@ -126,4 +128,24 @@ def check_config(config: ImproveConfig) -> None:
         raise ConfigError(
             f"savings.promising_resets={config.savings.promising_resets}: a share in [0, 1), some rollouts "
             "must start at the beginning"
+        )
+    _check_progress(config)
+
+
+def _check_progress(config: ImproveConfig) -> None:
+    """Refuse uses of progress where there is none: they would do nothing, and the report would name them."""
+    savings = config.savings
+    uses = [
+        ("savings.abort", savings.abort, "abort"),
+        ("savings.promising_resets", savings.promising_resets, "resets"),
+        ("savings.priority", savings.priority, "priority"),
+        ("shaping.outcome_trust", config.shaping.outcome_trust, "learned"),
+    ]
+    used = [use for use in uses if use[1]]
+    target = config.shaping.progress.get("_target_")
+    if used and target and import_object(str(target)) is NoProgress:
+        key, value, arm = used[0]
+        raise ConfigError(
+            f"{key}={str(value).lower()} with arm={config.arm_name}, whose progress is unknown throughout "
+            f"({target}): it would do nothing, choose arm={arm}"
         )

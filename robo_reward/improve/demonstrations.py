@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,7 @@ from robo_reward.labels import equal_stage_weights, label_episode, task_progress
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 
-__all__ = ["choose_demonstrations", "demonstration_rollout"]
+__all__ = ["annotations_digest", "choose_demonstrations", "demonstration_rollout"]
 
 
 def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
@@ -53,17 +55,34 @@ def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
     return chosen
 
 
+def annotations_digest(readers: Sequence[EpisodeReader]) -> str:
+    """SHA-256 over what is annotated of these episodes: a uid stays the same where that is corrected."""
+    digest = hashlib.sha256()
+    for reader in readers:
+        info = reader.info
+        arrays = {"success": info.success, "boundaries": info.boundaries}
+        if info.truth is not None:
+            arrays |= {"stage": info.truth.stage, "tau": info.truth.tau, "valid": info.truth.valid}
+        known = {name: None if values is None else values.tolist() for name, values in arrays.items()}
+        digest.update(json.dumps([info.uid, info.stage_names, known]).encode())
+    return digest.hexdigest()
+
+
 def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: EpisodeReader) -> Rollout:
     """A demonstration as the policy would have lived it, up to the first moment at which it counts as done.
 
     That is when it has been done for `demo_hold` moments in a row; what a recording shows after it is left
     out. Its task reward is 1 on the step that ends it, as in a rollout.
+
+    Raises:
+        DataError: its actions or proprioception are not those of the environment, or it is over at once.
     """
     info = reader.info
     actions, proprio = reader.read_actions(), reader.read_proprio()
     assert actions is not None
     assert proprio is not None
     length = _length(info, config.demo_hold)
+    _check_fits(config, worker, info.name, length, actions.shape[1], proprio.shape[1])
     actions, proprio = actions[:length], proprio[:length]
     privileged = _privileged(config, worker, reader)
     images = {}
@@ -103,6 +122,26 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     )
     rng = np.random.default_rng((config.seed, zlib.crc32(info.uid.encode())))
     return worker.looks.added(rollout, [moment.images for moment in moments], worker.observer, rng)
+
+
+def _check_fits(
+    config: ImproveConfig, worker: Worker, name: str, length: int, action: int, proprio: int
+) -> None:
+    """Refuse a demonstration of another robot, and one that shows nothing."""
+    for what, found, wanted in (
+        ("actions", action, worker.action_size),
+        ("proprioception", proprio, worker.proprio_size),
+    ):
+        if wanted is not None and found != wanted:
+            raise DataError(
+                f"{name} of {config.demos} has {what} of {found} numbers, env={config.env} of {wanted}: the "
+                "demonstrations must come from the robot that learns from them"
+            )
+    if length < 2:
+        raise DataError(
+            f"{name} of {config.demos} is done after {length} moment (demo_hold={config.demo_hold}), before "
+            "any decision: correct when it succeeds, or leave it out by demo_offset or demo_kinds"
+        )
 
 
 def _length(info: EpisodeInfo, hold: int) -> int:

@@ -22,7 +22,7 @@ from robo_reward.checkpoint import load_checkpoint, write_atomic
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.evaluate.report import Chart, Curve, Report, TextTable, write_report
 from robo_reward.imports import import_object
-from robo_reward.improve.config import ImproveConfig, ShapingConfig
+from robo_reward.improve.config import ImproveConfig, ShapingConfig, check_config
 from robo_reward.improve.demonstrations import choose_demonstrations
 from robo_reward.improve.run import improve
 from robo_reward.improve.summary import Cell, area_under, cell_of, paired, reached_at, t_interval
@@ -104,6 +104,8 @@ def _check(config: ExperimentConfig) -> None:
                 )
     if config.jobs < 1:
         raise ConfigError(f"jobs={config.jobs}: must be 1 or more")
+    for arm in config.arm_names:  # now, not when its first cell begins
+        check_config(_cell(config, "", "", "", None, arm, 0))
 
 
 def chosen_tasks(config: ExperimentConfig) -> tuple[str, ...]:

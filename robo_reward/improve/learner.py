@@ -15,7 +15,7 @@ critics'. Were it one, that the critics train, they would move the ground under 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,14 @@ class Learner:
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), config.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.lr, fused=True)
 
-    def fit_scale(self, observation: Float[Tensor, "n d"], sizes: Sequence[int]) -> None:
-        """Bring inputs to one scale, once: a policy whose inputs are rescaled later is another policy."""
-        mean, std = input_scale(observation, sizes, self.config.scale_floor)
+    def fit_scale(self, observations: Iterable[Float[Tensor, "n _c"]], sizes: Sequence[int]) -> None:
+        """Bring inputs to one scale, once: a policy whose inputs are rescaled later is another policy.
+
+        Args:
+            observations: their numbers from the first to the last, as many at a time as there is room for.
+            sizes: of the parts of an observation, in the same order.
+        """
+        mean, std = input_scale(observations, sizes, self.config.scale_floor)
         for policy in (self.policy, self.target_policy):
             policy.mean.copy_(mean)
             policy.std.copy_(std)
@@ -208,15 +213,16 @@ class Learner:
 
 
 def input_scale(
-    observation: Float[Tensor, "n d"], sizes: Sequence[int], floor: float
+    observations: Iterable[Float[Tensor, "n _c"]], sizes: Sequence[int], floor: float
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Mean and deviation of inputs.
+    """Mean and deviation of inputs, which come some columns at a time: maps of all moments are large.
 
     The numbers of one part of the observation (`sizes` of them) share a unit, so one that has hardly varied
     yet (the goal, in a single demonstration) gets at least a share `floor` of its part's deviation: blown up
     to 1, the first other goal would look like nothing ever seen.
     """
-    mean, std = observation.mean(dim=0), observation.std(dim=0)
+    found = [(columns.mean(dim=0), columns.std(dim=0)) for columns in observations]
+    mean, std = (torch.cat(parts) for parts in zip(*found, strict=True))
     common = [
         part.square().mean().sqrt().clamp(min=0.02).expand(len(part)) for part in std.split(list(sizes))
     ]

@@ -56,7 +56,7 @@ def clone_weighted(
     generator = torch.Generator().manual_seed(seed)
     policy = Policy(observation.shape[1], action.shape[1], config.width, generator)
     sizes = [part.shape[1] for part in episodes[0].parts.values()]
-    mean, std = input_scale(observation, sizes, config.scale_floor)
+    mean, std = input_scale([observation], sizes, config.scale_floor)
     policy.mean.copy_(mean)
     policy.std.copy_(std)
     x = policy.normalize(observation)

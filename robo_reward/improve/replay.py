@@ -3,6 +3,8 @@
 Rewards are never stored. What is stored is the task reward and what the potential is made of, so a new reward
 model, another scale or another trust relabels every episode as a whole, and shaping scale 0 is the sparse
 baseline by the same path.
+
+Maps stay where the episodes have them, in half precision: what is asked for is gathered row by row.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ __all__ = [
     "terminal_steps",
     "value_bounds",
 ]
+
+_AT_ONCE = 2**24
+"""Numbers of all observations that are laid out at a time, of single precision: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,10 @@ def value_bounds(
     return -taken, 1.0 - taken
 
 
+def _spelled(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} of {width} numbers" for name, width in widths.items())
+
+
 def _looks(episode: Rollout) -> list[Mapping[str, np.ndarray]]:
     """Its observations as they were, and under its other looks."""
     return [episode.parts, *({**episode.parts, **look} for look in episode.looks)]
@@ -146,7 +155,7 @@ class Replay:
                 in which a person took over: of them what the person did does.
         """
         self.episodes: list[Rollout] = []
-        self.observed: tuple[str, ...] = ()
+        self._widths: dict[str, int] = {}
         self._shaping, self._n, self._priority = shaping, n_step, priority
         self._keep_successes = keep_successes
         self._rows: list[list[tuple[np.ndarray, ...]]] = []  # by episode, then by look
@@ -160,10 +169,13 @@ class Replay:
         """
         if rollout.decisions == 0:
             raise DataError("an episode without a decision cannot be learned from")
-        names = tuple(rollout.parts)
-        self.observed = self.observed or names
-        if names != self.observed:
-            raise DataError(f"an episode observes {names}, those before {self.observed}")
+        widths = {name: part.shape[1] for name, part in rollout.parts.items()}
+        self._widths = self._widths or widths
+        if list(widths.items()) != list(self._widths.items()):
+            raise DataError(
+                f"an episode observes {_spelled(widths)}, those before {_spelled(self._widths)}: "
+                "demonstrations and rollouts must be of one robot, seen through one reward model"
+            )
         self.episodes.append(rollout)
         self._fresh = False
 
@@ -172,6 +184,11 @@ class Replay:
         self.episodes = list(episodes)
         self._shaping = shaping or self._shaping
         self._rows, self._fresh = [], False
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Names of the parts of an observation, in the order of the episodes."""
+        return tuple(self._widths)
 
     @property
     def shaping(self) -> Shaping:
@@ -191,19 +208,32 @@ class Replay:
     @property
     def sizes(self) -> list[int]:
         """Numbers in each part of an observation, in the order of `joined`."""
-        parts = self.episodes[0].parts
-        return [parts[name].shape[1] for name in sorted(self.observed, key=lambda name: name == MAP)]
+        return [self._widths[name] for name in sorted(self._widths, key=lambda name: name == MAP)]
 
-    def observations(self) -> Tensor:
-        """Every observation."""
+    def observations(self) -> Iterator[Float[Tensor, "n _c"]]:
+        """Every observation, some of its numbers at a time: side by side they are all of them."""
         self._refresh()
-        return self._observed(torch.arange(len(self._observation)))
+        moments, small = self._observation.shape
+        step = max(_AT_ONCE // moments, 1)
+        for start in range(0, sum(self.sizes), step):
+            columns = self._observation[:, start : start + step]
+            if self._maps and start + step > small:
+                there = slice(max(start - small, 0), start + step - small)
+                maps = torch.from_numpy(np.concatenate([block[:, there] for block in self._maps]))
+                columns = torch.cat([columns, maps.float()], dim=1)
+            yield columns
 
-    def _observed(self, rows: Tensor) -> Tensor:
-        """Whole observations. Maps, which are large, are kept as they are stored."""
-        if self._map is None:
+    def _observed(self, rows: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Whole observations."""
+        if not self._maps:
             return self._observation[rows]
-        return torch.cat([self._observation[rows], self._map[rows].float()], dim=1)
+        wanted = rows.numpy()
+        blocks = np.searchsorted(self._starts, wanted, side="right") - 1
+        found = np.empty((len(wanted), self._maps[0].shape[1]), self._maps[0].dtype)
+        places = zip(blocks.tolist(), (wanted - self._starts[blocks]).tolist(), strict=True)
+        for at, (block, row) in enumerate(places):
+            found[at] = self._maps[block][row]
+        return torch.cat([self._observation[rows], torch.from_numpy(found).float()], dim=1)
 
     def batches(
         self, count: int, size: int, demo_share: float, generator: torch.Generator
@@ -260,8 +290,8 @@ class Replay:
         def columned(index: int) -> np.ndarray:
             return np.concatenate([column[index] for column in columns])
 
-        maps = [parts[MAP] for episode in self.episodes for parts in _looks(episode) if MAP in parts]
-        self._map = torch.from_numpy(np.concatenate(maps)) if maps else None
+        self._maps = [parts[MAP] for episode in self.episodes for parts in _looks(episode) if MAP in parts]
+        self._starts = starts[:-1]
         self._observation = torch.from_numpy(columned(0).astype(np.float32))
         self._action = torch.from_numpy(columned(1).astype(np.float32))
         self._reward = torch.from_numpy(columned(2).astype(np.float32))

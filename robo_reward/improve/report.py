@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,8 +41,9 @@ def outcome_curve(success: Sequence[bool], window: int = _WINDOW) -> Float64[np.
 def write_improve_report(folder: Path, path: Path) -> None:
     """Write the report of the finished run in `folder`."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    rollouts = [load_rollout(file) for file in sorted((folder / "rollouts").glob("*.npz"))]
-    evaluations = {file.stem: load_rollout(file) for file in sorted((folder / "evaluations").glob("*.npz"))}
+    rollouts = [_without_maps(load_rollout(file)) for file in sorted((folder / "rollouts").glob("*.npz"))]
+    filed = sorted((folder / "evaluations").glob("*.npz"))
+    evaluations = {file.stem: _without_maps(load_rollout(file)) for file in filed}
     filmed = [(f"rollout {r.source['index']:04d}", "with exploration", r) for r in rollouts if r.images]
     filmed += [(_title(name), _when(name), r) for name, r in evaluations.items()]
     report = Report(
@@ -57,6 +59,12 @@ def write_improve_report(folder: Path, path: Path) -> None:
         tables=(_wrong(rollouts),) if any(np.isfinite(r.progress).any() for r in rollouts) else (),
     )
     write_report(report, path)
+
+
+def _without_maps(rollout: Rollout) -> Rollout:
+    """A rollout as far as it is shown: maps of all of them, and of all looks, are gigabytes."""
+    said = {name: part for name, part in rollout.parts.items() if name == "estimate"}
+    return dataclasses.replace(rollout, parts=said, looks=())
 
 
 def _title(name: str) -> str:

@@ -36,7 +36,7 @@ class Rollout:
     terminated     the last moment is a terminal state;  not so where the episode was cut off
     aborted        cut off because it looked hopeless
     stamp_ns       i64[t + 1]
-    source         JSON-able facts: seed, noise, who acted, where it started
+    source         JSON-able facts: seed, noise, where it started; `cut` says why the robot broke it off
     images         JPEG bytes per moment by camera; {} unless it was chosen for the report
     looks          the parts that depend on it, under other looks of the same moments: see `looks`
     """
@@ -70,6 +70,11 @@ class Rollout:
     def succeeded(self) -> bool:
         """Whether it ended with the task done."""
         return bool(self.success[-1])
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether its end is the policy's own: no person took over, and the robot did not break it off."""
+        return not (self.intervened.any() or self.source.get("cut"))
 
     @property
     def seconds(self) -> float:

@@ -2,7 +2,8 @@
 
 The loop is: run a rollout with a little noise, store it, make as many updates as its decisions pay for, save.
 A rollout is written before it is learned from, and the learner is saved after: a killed run goes on with the
-rollout it was in, and ends as it would have ended without the kill.
+rollout it was in. It ends as it would have ended without the kill, but for what lives in memory alone: what
+workers > 0 had in flight, and the places that promising_resets had found.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from robo_reward.checkpoint import write_atomic
-from robo_reward.errors import CheckpointError, ConfigError
+from robo_reward.checkpoint import checkpoint_version, write_atomic
+from robo_reward.errors import CheckpointError, ConfigError, RoboRewardError
 from robo_reward.imports import instantiate
 from robo_reward.improve.config import ImproveConfig, check_config
 from robo_reward.improve.demonstrations import (
+    annotations_digest,
     choose_demonstrations,
     demonstration_rollout,
     instruction_of,
@@ -39,10 +41,12 @@ from robo_reward.improve.runners import LocalRunner, RayRunner, Runner
 from robo_reward.improve.savings import PromisingStarts, abort_rule
 from robo_reward.improve.trust import Scaled, outcome_trust
 from robo_reward.improve.worker import Order, RolloutResult, Worker
+from robo_reward.schema import EpisodeReader
 
 __all__ = ["Evaluation", "improve", "run"]
 
 _RUN_FILE, _STATE, _METRICS = "improve.json", "state.pt", "metrics.json"
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def improve(config: ImproveConfig) -> dict[str, Any]:
     check_config(config)
     folder = Path(config.out)
     readers = choose_demonstrations(config)
-    claim = _claim(config, [reader.info.uid for reader in readers])
+    claim = _claim(config, readers)
     if (done := _finished(folder, claim, config.resume)) is not None:
         return done
     torch.set_num_threads(config.threads)
@@ -198,7 +202,10 @@ class _Session:
 
     def _take_in(self, rollout: Rollout, begin: float, display: ImproveDisplay) -> None:
         """Learn from one rollout, judge the policy where it is time to, and save."""
-        config = self.config
+        config, model = self.config, self.worker.model
+        if model is not None and rollout.model_version != model.version:
+            # It was in flight while the model was refreshed: potentials of two versions never meet.
+            rollout = relabel(model, rollout, self.instruction)
         self.replay.add(rollout)
         numbers = self._learn(rollout)
         self.done += 1
@@ -227,7 +234,7 @@ class _Session:
         for order in orders:
             path = self._rollout_path(order.index)
             if order.index in fresh:
-                result = self._with_decisions(fresh[order.index], order)
+                result = self._unbroken(fresh[order.index], order)
                 if result.states and order.start is None:
                     progress, _ = self.shaping.progress(result.rollout)
                     self.starts.add(result.rollout, result.states, dict(result.first), progress)
@@ -238,11 +245,31 @@ class _Session:
             rollouts.append(load_rollout(path))
         return rollouts
 
-    def _with_decisions(self, result: RolloutResult, order: Order) -> RolloutResult:
-        """A rollout that broke off at once is run again elsewhere: there is nothing to learn from it."""
-        while result.rollout.decisions == 0:
-            order = dataclasses.replace(order, seed=order.seed + 1, start=None)
+    def _unbroken(self, result: RolloutResult, order: Order) -> RolloutResult:
+        """The result of an order, or of another attempt at it where the robot broke this one off.
+
+        A rollout that broke off at once is run again elsewhere: there is nothing to learn from it. An
+        evaluation episode is run again in its scene, whenever it broke off: a robot's fault is no policy's.
+        Where it breaks off every time, but never at once, the policy brings it about, and has failed there.
+
+        Raises:
+            RoboRewardError: `_ATTEMPTS` broke off, the last at once: a held robot would be reset for ever.
+        """
+        attempts = 1
+        while _broken(result.rollout, order):
+            if attempts == _ATTEMPTS:
+                if result.rollout.decisions:
+                    break
+                what = "rollout" if order.learned_from else "evaluation episode"
+                why = result.rollout.source.get("cut", "the physics failed")
+                raise RoboRewardError(
+                    f"{what} {order.index} broke off {attempts} times in a row: {why} (once that is mended, "
+                    "the same command goes on from there)"
+                )
+            if order.learned_from:
+                order = dataclasses.replace(order, seed=order.seed + 1, start=None)
             (result,) = self.runner.finish(self.runner.start([order], self.learner.policy))
+            attempts += 1
         return result
 
     def _order(self, index: int) -> Order:
@@ -251,7 +278,7 @@ class _Session:
         seed = _seed(config.seed, 0, index, 0)
         rng = np.random.default_rng((seed, 2))
         start = self.starts.draw(rng) if rng.random() < savings.promising_resets else None
-        whole = [rollout for rollout in self.rollouts if not rollout.source["started_after"]]
+        whole = [r for r in self.rollouts if r.conclusive and not r.source["started_after"]]
         return Order(
             index=index,
             seed=seed,
@@ -273,7 +300,8 @@ class _Session:
     def _guide(self) -> dict[str, float]:
         """How far the potential leads: less where outcomes speak against it."""
         if self.config.shaping.outcome_trust:
-            self.trust = outcome_trust(self.rollouts, self.shaping.progress)
+            conclusive = [rollout for rollout in self.rollouts if rollout.conclusive]
+            self.trust = outcome_trust(conclusive, self.shaping.progress)
         potential = Scaled(self.shaping.potential, self.trust) if self.trust < 1.0 else self.shaping.potential
         shaping = dataclasses.replace(self.shaping, potential=potential)
         if shaping != self.replay.shaping:
@@ -343,7 +371,8 @@ class _Session:
             for index in range(self.config.evaluate_episodes)
         ]
         results = self.runner.finish(self.runner.start(orders, self.learner.policy))
-        return [result.rollout for result in results]
+        pairs = zip(results, orders, strict=True)
+        return [self._unbroken(result, order).rollout for result, order in pairs]
 
     def _choose(self) -> tuple[int, tuple[bool, ...]]:
         """Make the best policy the one that is left; after how many rollouts, and its success in new scenes.
@@ -454,15 +483,38 @@ class _Session:
         return metrics
 
 
+def _broken(rollout: Rollout, order: Order) -> bool:
+    """Whether a rollout is of no use as it is: to learn from, or to judge the policy by."""
+    return rollout.decisions == 0 if order.learned_from else "cut" in rollout.source
+
+
 def _seed(*key: int) -> int:
     """A seed for the environment from what identifies an episode."""
     return int(np.random.SeedSequence(key).generate_state(1)[0] % 2**31)
 
 
-def _claim(config: ImproveConfig, uids: Sequence[str]) -> dict[str, Any]:
+def _claim(config: ImproveConfig, readers: Sequence[EpisodeReader]) -> dict[str, Any]:
+    """What makes a run this one, as JSON gives it back.
+
+    A path says nothing of what lies there: the reward model goes in by its version, and demonstrations by
+    their annotations too. Not by the store's fingerprint: every episode that is added changes it.
+    """
     ignored = {"out", "resume", "threads", "demos", "workers"}
-    kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored}
-    return json.loads(json.dumps({"config": kept, "demonstrations": list(uids)}))
+    claim = {
+        "config": {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored},
+        "demonstrations": [reader.info.uid for reader in readers],
+        "annotations": annotations_digest(readers),
+        "model_version": _model_version(config.model),
+    }
+    return json.loads(json.dumps(claim))
+
+
+def _model_version(folder: str | None) -> str:
+    """Version of the reward model in a folder; "" where none can be read: a worker that needs it tells."""
+    try:
+        return "" if folder is None else checkpoint_version(folder)
+    except CheckpointError:
+        return ""
 
 
 def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -473,9 +525,7 @@ def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, An
             raise CheckpointError(f"'{folder}' is not empty and no run of improve: choose another out=")
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    if found != claim:
-        old, new = found.get("config", {}), claim["config"]
-        changed = sorted(key for key in new if old.get(key) != new[key]) or ["demonstrations"]
+    if changed := _changed(found, claim):
         raise CheckpointError(
             f"'{folder}' is a run with other {', '.join(changed)}: choose another out=, or delete it"
         )
@@ -484,3 +534,19 @@ def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, An
     if not resume:
         raise CheckpointError(f"'{folder}' is a half-finished run: resume=true goes on, or delete it")
     return None
+
+
+def _changed(found: dict[str, Any], claim: dict[str, Any]) -> list[str]:
+    """What a claim says otherwise than the one that was found."""
+    old, new = found.get("config", {}), claim["config"]
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if found.get("demonstrations") != claim["demonstrations"]:
+        changed.append("demonstrations")
+    # Claims of before these were kept do not have them, and a model that is gone says nothing.
+    was, now = found.get("annotations"), claim["annotations"]
+    if was and now != was:
+        changed.append("annotations of its demonstrations")
+    was, now = found.get("model_version"), claim["model_version"]
+    if was and now and now != was:
+        changed.append(f"reward model ('{claim['config']['model']}' was version {was} then, is {now} now)")
+    return changed

@@ -136,7 +136,10 @@ class SuccessSource(Protocol):
 
 
 class SimulatorSuccess:
-    """`info["success"]` of the environment, which also ends the episode: the exact sparse reward."""
+    """`info["success"]` of the environment on the step that ends its episode: the exact sparse reward.
+
+    The environment says when that is. Success ends an episode that was to be cut off at that step, too.
+    """
 
     needs_model = False
 
@@ -152,7 +155,7 @@ class SimulatorSuccess:
                 "the environment's info has no 'success': choose success=person or success=detector"
             )
         success = bool(info["success"])
-        return Verdict(success, success and terminated)
+        return Verdict(success, success and over)
 
 
 class DetectedSuccess:

@@ -189,6 +189,15 @@ class Worker:
         """Numbers in an action."""
         return len(self._low)
 
+    @property
+    def proprio_size(self) -> int | None:
+        """Numbers in the environment's proprioception, None where its observation space does not say."""
+        space = self.env.observation_space
+        if not isinstance(space, gymnasium.spaces.Dict) or "proprio" not in space.spaces:
+            return None
+        shape = space["proprio"].shape
+        return shape[0] if shape is not None and len(shape) == 1 else None
+
     def unit_actions(self, actions: Float32[np.ndarray, "t a"]) -> Float32[np.ndarray, "t a"]:
         """The environment's actions on the scale of the policy, clipped to [-1, 1]."""
         unit = 2 * (actions - self._low) / (self._high - self._low) - 1

@@ -72,7 +72,7 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
 
     The model learns which embeddings are familiar (buffers `familiar_mean` and `familiar_whiten`), in place.
     """
-    used = [(r, m) for r, m in zip(readers, split.calibration, strict=True) if m.any()]
+    used = _answered(model, readers, split.calibration)
     if not used:
         return Calibration()
     model.eval()
@@ -104,6 +104,27 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     return replace(calibration, absent=_absent(model, kept, calibration))
 
 
+def _answered(
+    model: ProgressModel, readers: Sequence[EpisodeReader], masks: Sequence[Bool[np.ndarray, " _t"]]
+) -> list[tuple[EpisodeReader, Bool[np.ndarray, " _t"]]]:
+    """Episodes with something in their mask, but for those of a task that the model does not know.
+
+    A task without a single label is none of the model's, though its episodes may be among the data.
+    """
+    known = model.config
+    return [
+        (reader, mask)
+        for reader, mask in zip(readers, masks, strict=True)
+        if mask.any() and (len(known.tasks) == 1 or known.task_of(reader.info.instruction) is not None)
+    ]
+
+
+def _cameras(model: ProgressModel, reader: EpisodeReader) -> tuple[str, ...]:
+    """Those of an episode that the model was trained on, or all where it was trained on none of them."""
+    own = reader.info.cameras
+    return tuple(camera for camera in own if camera in model.config.cameras) or own
+
+
 def _look_at(
     model: ProgressModel,
     reader: EpisodeReader,
@@ -111,7 +132,7 @@ def _look_at(
     goals: Sequence[tuple[EpisodeReader, int]],
 ) -> _Kept:
     info = reader.info
-    encoded = encode_episode(model, reader)
+    encoded = encode_episode(model, reader, cameras=_cameras(model, reader))
     truth, stage = np.full(info.length, np.nan), np.zeros(info.length, dtype=np.int64)
     if (label := label_episode(info)) is not None:
         task = model.config.tasks[resolve_task(model, info.instruction)]
@@ -123,7 +144,7 @@ def _look_at(
     if same:
         # Which one is as good as any, and the same every time.
         goal, frame = same[sum(info.uid.encode()) % len(same)]
-        picture = encode_goal(model, reader, goal, frame)
+        picture = encode_goal(model, reader, goal, frame, encoded.cameras)
     shown = None if picture is None else episode_moments(model, encoded, goal=picture)
     return _Kept(reader, mask, truth, stage, encoded, episode_moments(model, encoded), shown)
 
@@ -141,15 +162,15 @@ def _goals(readers: Sequence[EpisodeReader], split: Split) -> list[tuple[Episode
 @torch.inference_mode()
 def _learn_familiar(model: ProgressModel, readers: Sequence[EpisodeReader], split: Split) -> None:
     """Mean and whitening of the embeddings of some training episodes; the covariance is shrunk to a ball."""
-    known = [(r, m) for r, m in zip(readers, split.train, strict=True) if m.any()]
-    if not known:
-        known = [(r, m) for r, m in zip(readers, split.calibration, strict=True) if m.any()]
+    known = _answered(model, readers, split.train) or _answered(model, readers, split.calibration)
     some = np.unique(np.linspace(0, len(known) - 1, min(len(known), _FAMILIAR_EPISODES)).astype(int))
     parts: list[Tensor] = []
     for reader, mask in (known[i] for i in some):
         frames = np.flatnonzero(mask)
         frames = frames[np.unique(np.linspace(0, len(frames) - 1, _FAMILIAR_FRAMES).astype(int))]
-        moments = episode_moments(model, encode_episode(model, reader, frames))
+        moments = episode_moments(
+            model, encode_episode(model, reader, frames, cameras=_cameras(model, reader))
+        )
         parts.append(moments.state[0].double())
     states = torch.cat(parts)
     centered = states - states.mean(dim=0)
@@ -225,7 +246,7 @@ def _absent(model: ProgressModel, kept: Sequence[_Kept], calibration: Calibratio
     for gone in range(1, expected):
         residual, spread = [], []
         for k in kept:
-            cameras = k.reader.info.cameras
+            cameras = k.encoded.cameras
             if len(cameras) < expected - gone:
                 continue
             views = [

@@ -31,6 +31,9 @@ from robo_reward.train.split import Beside, Split
 __all__ = ["Batch", "FrameCache", "WindowSampler", "prefetch"]
 
 
+_AT_ONCE = 64
+"""Frames that are read at their stored size at a time: an episode of them is gigabytes."""
+
 _FEW_EPISODES = 8
 """With fewer of a task, a head that learns from a random share of them might see none."""
 
@@ -98,7 +101,12 @@ class FrameCache:
 
     def _whole(self, view: tuple[int, str]) -> UInt8[np.ndarray, "t h w 3"]:
         episode, camera = view
-        return self._read(episode, camera, np.arange(self._readers[episode].info.length))
+        length = self._readers[episode].info.length
+        whole = np.empty((length, *self._size, 3), np.uint8)
+        for start in range(0, length, _AT_ONCE):
+            frames = np.arange(start, min(start + _AT_ONCE, length))
+            whole[frames[0] : frames[-1] + 1] = self._read(episode, camera, frames)
+        return whole
 
     def get(
         self, episode: int, camera: str, frames: Int64[np.ndarray, " n"]

@@ -25,6 +25,7 @@ _ROUNDS = 3
 _LEAST_EPISODES = 4
 _SHRINKAGE = 0.05
 _PERSISTENCE = (0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
+_CHUNK = 4096
 _ALONE = np.eye(len(PERSPECTIVES))
 DIRECT, INCREMENTAL, FORWARD, BACKWARD = range(4)
 
@@ -231,7 +232,10 @@ def _likely(residual: Float64[np.ndarray, " n"], spread: Float64[np.ndarray, " n
     rms = max(float(np.sqrt(np.mean(residual**2))), 1e-4)
     scales = np.concatenate([[0.0], np.geomspace(0.02, 4.0, 28)])
     floors = rms * np.geomspace(0.02, 1.5, 28)
-    variance = (scales[:, None, None] * spread) ** 2 + floors[None, :, None] ** 2
-    cost = (np.log(variance) + residual**2 / variance).mean(axis=-1)
+    cost = np.zeros((len(scales), len(floors)))
+    for start in range(0, len(residual), _CHUNK):  # a grid for each frame: not for all of them at once
+        error, raw = residual[start : start + _CHUNK], spread[start : start + _CHUNK]
+        variance = (scales[:, None, None] * raw) ** 2 + floors[None, :, None] ** 2
+        cost += (np.log(variance) + error**2 / variance).sum(axis=-1)
     best = np.unravel_index(int(np.argmin(cost)), cost.shape)
     return float(scales[best[0]]), float(floors[best[1]])

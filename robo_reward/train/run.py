@@ -21,7 +21,7 @@ from robo_reward.checkpoint import save_checkpoint, write_atomic
 from robo_reward.clips import PixelTransform, TaskTransform, TimelineTransform
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.imports import instantiate
-from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode
+from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode, stages_begin
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeInfo, EpisodeReader
@@ -31,7 +31,7 @@ from robo_reward.train.config import TrainConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Plan, make_fabric, progress_objective, train_loop
 from robo_reward.train.reorder import reordered
-from robo_reward.train.split import Beside, Split, make_split, with_beside
+from robo_reward.train.split import Beside, Split, learned_before, make_split, with_beside
 
 __all__ = ["Start", "run", "train_from"]
 
@@ -84,13 +84,11 @@ def train_from(config: TrainConfig, start: Start) -> None:
     begin = time.monotonic()
     console = Console(stderr=True)
     folder = Path(config.out)
-    readers, fingerprint = open_sources(config.reader, config.data)
-    fingerprint = "+".join(
-        filter(None, [start.origin, *(group.fingerprint for group in start.beside), fingerprint])
-    )
+    readers, own = open_sources(config.reader, config.data)
+    fingerprint = "+".join(filter(None, [start.origin, *(group.fingerprint for group in start.beside), own]))
     # Launchers of several processes start this command again for each: the first one owns the folder.
     leader = os.environ.get("LOCAL_RANK", "0") == "0"
-    if leader and is_finished(folder, config, fingerprint):
+    if leader and is_finished(folder, config, fingerprint, own):
         console.print(f"already trained: {folder} (delete it, or choose another out=, to train again)")
         return
     if config.threads:
@@ -104,7 +102,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
     _check_apart([reader.info for reader in practised])
     proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
     model_config = start.configure(config, [reader.info for reader in practised], proprio)
-    split = make_split(infos, config.holdout, config.seed)
+    split = learned_before(make_split(infos, config.holdout, config.seed), infos, start.seen)
     beside = list(start.beside)
     if config.reorder.stages:
         views, size = model_config.cameras, model_config.image_size
@@ -125,7 +123,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
     )
     model = start.build(model_config, proprio[: len(readers)], split)
     if fabric.is_global_zero:
-        claim_folder(folder, config, fingerprint)
+        claim_folder(folder, config, fingerprint, own)
         _describe(console, infos, model, config)
         for group in beside:
             console.print(
@@ -164,8 +162,13 @@ def _check_apart(infos: Sequence[EpisodeInfo]) -> None:
         raise DataError(f"{', '.join(dict.fromkeys(both[:3]))} comes twice: leave it out of one")
 
 
-def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
+def is_finished(folder: Path, config: TrainConfig, fingerprint: str, own: str) -> bool:
     """True where `folder` holds this very run, finished; False where it may be begun or gone on with.
+
+    Args:
+        folder: of the run.
+        config: its options.
+        fingerprint: of all that it learns from; `own` of what it is about, without what is practised beside.
 
     Raises:
         CheckpointError: it holds another run, something else, or a half-finished run that may not be resumed.
@@ -175,7 +178,7 @@ def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"'{folder}' is not empty and not a training run: choose another out=")
         return False
-    wanted = _claim(config, fingerprint)
+    wanted = _claim(config, fingerprint, own)
     found = json.loads(path.read_text(encoding="utf-8"))
     if difference := _difference(found, wanted):
         raise CheckpointError(
@@ -187,8 +190,8 @@ def is_finished(folder: Path, config: TrainConfig, fingerprint: str) -> bool:
     return finished
 
 
-def claim_folder(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Make `folder` this run's, once nothing can be wrong with its options any more.
+def claim_folder(folder: Path, config: TrainConfig, fingerprint: str, own: str) -> None:
+    """Make `folder` this run's, once nothing can be wrong with its options any more; see `is_finished`.
 
     Raises:
         CheckpointError: too little room on its disk.
@@ -197,11 +200,11 @@ def claim_folder(folder: Path, config: TrainConfig, fingerprint: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < _ROOM_BYTES:
         raise CheckpointError(f"only {free / 1e6:.0f} MB left on the disk of '{folder}'")
-    write_atomic(folder / _RUN_FILE, json.dumps(_claim(config, fingerprint), indent=1).encode())
+    write_atomic(folder / _RUN_FILE, json.dumps(_claim(config, fingerprint, own), indent=1).encode())
 
 
-def _claim(config: TrainConfig, fingerprint: str) -> dict[str, Any]:
-    return {"config": _comparable(config), "fingerprint": fingerprint}
+def _claim(config: TrainConfig, fingerprint: str, own: str) -> dict[str, Any]:
+    return {"config": _comparable(config), "fingerprint": fingerprint, "own": own}
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
     A key that an older version did not have had its default's value there.
     """
-    if found.get("fingerprint") != wanted["fingerprint"]:
+    if found.get("fingerprint") != wanted["fingerprint"] or found.get("own", wanted["own"]) != wanted["own"]:
         return "data"
     known = _leaves(_comparable(TrainConfig(data=None, out="")))
     old, new = {**known, **_leaves(found.get("config", {}))}, {**known, **_leaves(wanted["config"])}
@@ -266,6 +269,8 @@ def make_model_config(
 def make_tasks(infos: Sequence[EpisodeInfo], weighting: str) -> tuple[TaskConfig, ...]:
     """One task per instruction that has labels, with its paraphrases and weighted stages.
 
+    A failure may name the stages alone that it got to.
+
     Raises:
         DataError: where episodes of one instruction disagree about their stages.
     """
@@ -277,15 +282,15 @@ def make_tasks(infos: Sequence[EpisodeInfo], weighting: str) -> tuple[TaskConfig
         raise DataError("no episode has stages: import with keyframes, or annotate the data first")
     tasks: list[TaskConfig] = []
     for instruction, members in groups.items():
-        counts = {_stage_count(info): info.name for info in members}
-        if len(counts) > 1:
-            (n1, first), (n2, second), *_ = counts.items()
+        whole = max(members, key=_stage_count)
+        count = _stage_count(whole)
+        names = next((i.stage_names for i in members if len(i.stage_names) == count), ())
+        if other := next((i for i in members if not stages_begin(i, _stage_count(i), names, count)), None):
             raise DataError(
-                f"'{instruction}': {first} has {n1} stages, {second} has {n2}: annotate them alike, "
-                "or give them different instructions"
+                f"'{instruction}': {whole.name} has {count} stages, {other.name} has {_stage_count(other)}: "
+                "annotate them alike, or give them different instructions (a failure may have the first "
+                "stages alone, by the same names)"
             )
-        (count,) = counts
-        names = next((info.stage_names for info in members if info.stage_names), ())
         names = names or tuple(f"stage {index + 1}" for index in range(count))
         texts = dict.fromkeys([instruction, *(text for info in members for text in info.paraphrases)])
         tasks.append(TaskConfig(tuple(texts), tuple(names), _weights(weighting, members, count)))
@@ -304,7 +309,11 @@ def _weights(weighting: str, members: Sequence[EpisodeInfo], count: int) -> tupl
     if weighting == "equal":
         return tuple(float(w) for w in equal_stage_weights(count))
     if weighting == "duration":
-        bounded = [info.boundaries for info in members if info.boundaries is not None]
+        bounded = [
+            info.boundaries
+            for info in members
+            if info.boundaries is not None and len(info.boundaries) == count + 1
+        ]
         return tuple(float(w) for w in duration_stage_weights(bounded))
     raise ConfigError(f"stage_weights='{weighting}': choose equal or duration")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from robo_reward.labels import label_episode
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.train.config import HoldoutConfig
 
-__all__ = ["Beside", "Split", "make_split", "with_beside"]
+__all__ = ["Beside", "Split", "learned_before", "make_split", "seen_frames", "with_beside"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,36 @@ def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -
     return _by_segment(infos, config, rng)
 
 
+def seen_frames(known: Mapping[str, Any], info: EpisodeInfo) -> Bool[np.ndarray, " t"]:
+    """Frames of an episode that a model was trained or calibrated on, by the split in its checkpoint.
+
+    A recording keeps its uid at any frame rate. Where its frames are not those of the split, which cover it
+    from end to end, all of it counts as seen once any of it was.
+    """
+    seen = np.zeros(info.length, dtype=np.bool_)
+    parts: Mapping[str, Any] = known.get(info.uid, {})
+    for part in ("train", "calibration"):
+        for start, end in parts.get(part, []):
+            seen[start:end] = True
+    ends = [end for ranges in parts.values() for _, end in ranges]
+    if ends and max(ends) != info.length:
+        seen[:] = bool(parts.get("train") or parts.get("calibration"))
+    return seen
+
+
+def learned_before(split: Split, infos: Sequence[EpisodeInfo], known: Mapping[str, Any]) -> Split:
+    """The split with everything for training that the model, which goes on learning, has learned from before.
+
+    What it says of those frames speaks of no new ones, whatever else is held out.
+    """
+    seen = [seen_frames(known, info) for info in infos]
+    return Split(
+        train=tuple(mask | old for mask, old in zip(split.train, seen, strict=True)),
+        calibration=tuple(mask & ~old for mask, old in zip(split.calibration, seen, strict=True)),
+        test=tuple(mask & ~old for mask, old in zip(split.test, seen, strict=True)),
+    )
+
+
 def with_beside(split: Split, beside: Sequence[Beside]) -> Split:
     """The split with more episodes at its end, none of whose frames are kept for judging."""
     seen = tuple(
@@ -74,11 +106,18 @@ def with_beside(split: Split, beside: Sequence[Beside]) -> Split:
 
 def _by_episode(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.random.Generator) -> Split:
     order = rng.permutation(len(infos))
-    test = max(1, round(config.test * len(infos))) if config.test > 0 else 0
-    calibration = max(1, round(config.calibration * len(infos))) if config.calibration > 0 else 0
+    labelled = np.array([label_episode(info) is not None for info in infos])
     parts = np.zeros(len(infos), dtype=np.int64)
-    parts[order[:test]] = 2
-    parts[order[test : test + calibration]] = 1
+    # Each kind to its share: a few labelled ones among many others would else be held out by luck alone.
+    for kind, least in ((order[labelled[order]], 1), (order[~labelled[order]], 0)):
+        rest = max(len(kind) - least, 0)
+        test = min(max(least, round(config.test * len(kind))), rest) if config.test > 0 else 0
+        rest -= test
+        calibration = (
+            min(max(least, round(config.calibration * len(kind))), rest) if config.calibration > 0 else 0
+        )
+        parts[kind[:test]] = 2
+        parts[kind[test : test + calibration]] = 1
     masks = [tuple(np.full(i.length, parts[n] == p) for n, i in enumerate(infos)) for p in range(3)]
     return Split(train=masks[0], calibration=masks[1], test=masks[2])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -75,6 +75,30 @@ class Dot(gymnasium.Env[dict[str, Any], np.ndarray]):
         return seen
 
 
+class Endless(Dot):
+    """A world that says when the mark is reached, and goes on all the same."""
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, False, truncated, info
+
+
+class Interrupted(Dot):
+    """A robot that breaks episodes off: after `stops[i]` decisions of the i-th that is begun."""
+
+    stops: ClassVar[dict[int, int]] = {}
+    begun: ClassVar[int] = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        Interrupted.begun += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.time == self.stops.get(self.begun - 1):
+            return self._seen(), 0.0, False, True, {"success": False, "reason": "the stop is held"}
+        return super().step(action)
+
+
 def expert(env: Dot) -> np.ndarray:
     """Straight to the mark."""
     return np.clip((env.mark - env.place) / STEP * 2, -1.6, 1.6).astype(np.float32)
@@ -89,6 +113,22 @@ class Helper:
     def answer(self, observation: Any, *, asked: bool) -> np.ndarray | None:
         way = self.env.mark - self.env.place
         return (way / np.linalg.norm(way)).astype(np.float32) if asked else None
+
+
+class Leading:
+    """A person who, in every other episode, leads to the mark from the first decision on."""
+
+    needs_model = False
+
+    def __init__(self) -> None:
+        self.episodes = 0
+
+    def begin(self, env: Any) -> None:
+        self.env = env
+        self.episodes += 1
+
+    def action(self, observation: Any, estimate: Any) -> np.ndarray | None:
+        return expert(self.env) if self.episodes % 2 else None
 
 
 def demonstration(index: int, aim: bool = True) -> Episode:

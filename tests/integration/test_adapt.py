@@ -147,6 +147,30 @@ def test_older_episodes_that_cannot_be_practised_are_refused(stores: dict[str, P
         assert not (tmp_path / "out").exists()
 
 
+def test_what_the_model_was_trained_on_neither_calibrates_nor_judges_it_later(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """The store has grown since: what it held then is practised again, and held out nowhere."""
+    known = EpisodeStore.open(stores["old"]).episodes
+    grown = EpisodeStore.create(tmp_path / "grown")
+    for index in range(12):
+        grown.write(toy_episode(index, length=18, reach=0.6 if index % 3 == 2 else 1.0))
+    held = ["steps=2", "holdout.calibration=0.5", "holdout.test=0.3"]
+    adapt({**stores, "demo": grown.path}, tmp_path / "out", *held)
+    base, found = load_checkpoint(stores["base"]), load_checkpoint(tmp_path / "out")
+    split = found.training["split"]
+    learned = {uid for uid, parts in base.training["split"].items() if parts["train"]}
+    assert learned <= {reader.info.uid for reader in known}
+    assert all(split[uid]["train"] == [[0, 18]] for uid in learned)
+    assert any(parts["calibration"] for parts in split.values())
+    assert any(parts["test"] for parts in split.values())
+    # Where nothing is left to hold out, the model is as sure as it was before, and no surer.
+    again = ["steps=2", "holdout.episodes=6", "holdout.calibration=0.1"]
+    adapt({**stores, "demo": stores["old"]}, tmp_path / "again", *again)
+    after = load_checkpoint(tmp_path / "again").calibration
+    assert (after.quantiles, after.detector) == (base.calibration.quantiles, base.calibration.detector)
+
+
 def _grown(stores: dict[str, Path]) -> Any:
     config = load_checkpoint(stores["base"]).model.config
     new = TaskConfig((NEW,), ("a", "b", "c"), (0.2, 0.3, 0.5))

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.cli.main import main, run_command
 from robo_reward.compare.split import hold_out
 from robo_reward.errors import CheckpointError, ConfigError, DataError
@@ -116,6 +118,11 @@ def test_methods_are_compared_resumed_and_shown(stores: dict[str, Path], tmp_pat
     for name in first["methods"]:
         assert again["methods"][name]["metrics"] == first["methods"][name]["metrics"], name
     assert len(list((out / "methods").glob("hop-*"))) == 1  # one model, five readouts
+    # Read out otherwise, it is asked anew; what it learned is used again.
+    near = compare(stores, out, "method=hop", "methods.hop_incremental.interval=1", "overwrite=true")
+    errors = [x["methods"]["hop_incremental"]["metrics"]["progress_mae"]["value"] for x in (again, near)]
+    assert errors[0] != errors[1]
+    assert len(list((out / "methods").glob("hop-*"))) == 1
     _look_at(out / "report.html", list(again["methods"]))
 
 
@@ -144,6 +151,20 @@ def test_a_run_that_is_there_is_judged(stores: dict[str, Path], tmp_path: Path) 
     second = compare(stores, tmp_path / "b", "method=ours", f"methods.ours.run={run}")
     assert second["methods"]["ours"]["metrics"] == first["methods"]["ours"]["metrics"]
     assert "trained before" in " ".join(second["notes"])
+    assert not any("was trained on" in note for note in second["notes"])
+    # Of another split, its bands are fitted on what it was trained on: that is told.
+    third = compare(stores, tmp_path / "d", "method=ours", f"methods.ours.run={run}", "seed=3")
+    assert any("ours was trained on 1 of the 1 calibration episodes" in note for note in third["notes"])
+    # Another model in the same place is another model.
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    compare(stores, tmp_path / "e", "method=ours", f"methods.ours.run={copy}")
+    found = load_checkpoint(copy)
+    with torch.no_grad():
+        found.model.tau_head[-1].bias.add_(torch.randn(found.model.tau_head[-1].bias.shape))
+    save_checkpoint(copy, found.model, found.calibration, found.training)
+    other = compare(stores, tmp_path / "e", "method=ours", f"methods.ours.run={copy}", "overwrite=true")
+    assert other["methods"]["ours"]["metrics"] != first["methods"]["ours"]["metrics"]
     # Training episodes of the run as test episodes of a comparison: refused, by name.
     swapped = {**stores, "train": stores["test"], "test": stores["train"]}
     with pytest.raises(DataError, match=r"the run has learned from toy_00\d"):

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,17 @@ import torch
 import robo_reward
 from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.cli.main import load_config, main, run_command
-from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
+from robo_reward.improve.config import ImproveConfig
 from robo_reward.improve.demonstrations import choose_demonstrations, demonstration_rollout
 from robo_reward.improve.networks import Policy
 from robo_reward.improve.refresh import relabel
-from robo_reward.improve.rollouts import load_rollout
+from robo_reward.improve.replay import Replay
+from robo_reward.improve.report import write_improve_report
+from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
 from robo_reward.improve.run import improve
-from robo_reward.improve.worker import Order, Worker
+from robo_reward.improve.runners import LocalRunner
+from robo_reward.improve.worker import Order, RolloutResult, Worker
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import MemoryReader
 
@@ -150,6 +156,110 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_run_whose_model_or_demonstrations_have_become_others_is_left_alone(
+    reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    shown = improve_toy.demonstration
+    model, run = tmp_path / "model", tmp_path / "run"
+    base = load_checkpoint(reward_model)
+
+    def train(seed: int) -> str:
+        torch.manual_seed(seed)
+        other = ProgressModel(base.model.config)
+        return save_checkpoint(model, other, base.calibration, base.training)
+
+    options = ["rollouts=1", "evaluate_every=0", "looks.copies=0", f"model={model}", "learner.clone_steps=5"]
+    first = train(1)
+    metrics = go(run, *options)
+    second = train(2)
+    said = f"with other reward model .*model' was version {first} then, is {second} now.: choose another out="
+    with pytest.raises(CheckpointError, match=said):
+        go(run, *options)  # finished: its numbers are another model's
+    (run / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match=said):
+        go(run, *options)  # half-finished: half of it would be
+    train(1)
+    assert {**go(run, *options), "wall_seconds": 0} == {**metrics, "wall_seconds": 0}
+
+    def corrected(index: int, aim: bool = True) -> Any:
+        """The store after its owner has said that the task was done a moment earlier."""
+        episode = shown(index, aim)
+        success = episode.info.success.copy()
+        success[-2:] = aim
+        return dataclasses.replace(episode, info=dataclasses.replace(episode.info, success=success))
+
+    monkeypatch.setattr(improve_toy, "demonstration", corrected)
+    with pytest.raises(CheckpointError, match="with other annotations of its demonstrations: choose"):
+        go(run, *options)
+    monkeypatch.setattr(
+        improve_toy, "demonstration", lambda i, aim=True: (shown if i == 0 else corrected)(i, aim)
+    )
+    assert go(run, *options)["rollouts"] == 1  # what it does not learn from may change
+    claim = json.loads((run / "improve.json").read_text(encoding="utf-8"))
+    old = {key: claim[key] for key in ("config", "demonstrations")}  # as versions before wrote it
+    (run / "improve.json").write_text(json.dumps(old), encoding="utf-8")
+    train(2)
+    assert go(run, *options)["model_version"] == first
+    (run / "improve.json").write_text(json.dumps(claim), encoding="utf-8")
+    (model / "model.json").unlink()
+    assert go(run, *options)["model_version"] == first  # a finished run needs its model no more
+
+
+def test_what_the_robot_breaks_off_is_run_again_and_judges_no_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    def going(name: str, stops: dict[int, int]) -> dict[str, Any]:
+        monkeypatch.setattr(improve_toy.Interrupted, "stops", stops)
+        monkeypatch.setattr(improve_toy.Interrupted, "begun", 0)
+        metrics = go(tmp_path / name, "env={_target_: improve_toy.Interrupted}", *BLIND, *FAST)
+        return {key: value for key, value in metrics.items() if key not in ("wall_seconds", "robot_minutes")}
+
+    whole = going("whole", {})
+    # Of the first five evaluation episodes, the second is broken off twice in a row, the last one once.
+    assert going("broken", {1: 3, 4: 2, 5: 0}) == whole
+    # The stop is held from the first rollout on, and after every resumption once more.
+    with pytest.raises(
+        RoboRewardError, match=r"rollout 0 broke off 3 times in a row: the stop is held .*goes on"
+    ):
+        going("held", dict.fromkeys(range(5, 100), 0))
+    with pytest.raises(RoboRewardError, match="evaluation episode 0 broke off 3 times in a row: the stop is"):
+        going("held", dict.fromkeys(range(2, 100), 0))
+    assert going("held", {}) == whole
+    # A policy that is stopped in every attempt at a scene, once it moves, has failed there.
+    stopped = going("stopped", dict.fromkeys(range(1000), 1))
+    assert len(stopped["evaluations"]) == len(whole["evaluations"])
+    assert not any(any(success) for _, success in stopped["evaluations"])
+
+
+def test_how_rollouts_end_that_a_person_or_the_robot_ended_says_nothing_of_the_potential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    judged: list[list[int]] = []
+
+    def rule(rollouts: Sequence[Rollout], *_: Any) -> None:
+        judged.append([rollout.source["index"] for rollout in rollouts])
+
+    monkeypatch.setattr("robo_reward.improve.run.abort_rule", rule)
+    monkeypatch.setattr(improve_toy.Interrupted, "stops", {3: 4, 7: 2})
+    monkeypatch.setattr(improve_toy.Interrupted, "begun", 0)
+    options = ["env={_target_: improve_toy.Interrupted}", "evaluate_every=0", "rollouts=10"]
+    options += ["shaping.progress={_target_: improve_toy.Lying}", "shaping.outcome_trust=true"]
+    options += ["intervention={_target_: improve_toy.Leading}", "savings.abort=true"]
+    options += ["learner.noise_start=1.5", "learner.noise_end=1.5"]
+    metrics = go(tmp_path / "run", *BLIND, *FAST, *options)
+    assert [bool(count) for count in metrics["rollout_intervened_decisions"]] == [True, False] * 5
+    assert all(metrics["rollout_success"][::2])
+    own = [metrics["rollout_success"][index] for index in (1, 5, 9)]  # alone, and not broken off
+    assert metrics["potential_trust"] == pytest.approx((10 + sum(own)) / 13, abs=1e-4)
+    assert judged[-1] == [1, 5]
+
+
 def test_scale_zero_is_the_sparse_arm_by_the_same_path(tmp_path: Path) -> None:
     sparse = go(tmp_path / "sparse", *BLIND, *FAST, "arm=sparse")
     unscaled = go(tmp_path / "unscaled", *BLIND, *FAST, "shaping.kappa=0")
@@ -210,6 +320,50 @@ def test_a_demonstration_is_over_where_a_rollout_would_be(tmp_path: Path) -> Non
     assert rollout.task_reward.tolist() == [0.0] * (rollout.decisions - 1) + [1.0]
     assert {len(part) for part in rollout.parts.values()} == {rollout.decisions + 1}
     assert len(rollout.truth) == len(rollout.stamp_ns) == rollout.decisions + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": 7}, "dot_000 of memory has actions of 7 numbers, env=.*Dot.* of 2"),
+        ({"actions": 1}, "dot_000 of memory has actions of 1 numbers"),
+        ({"proprio": 3}, "dot_000 of memory has proprioception of 3 numbers, env=.*Dot.* of 2"),
+        ({"done": 0}, r"dot_000 of memory is done after 1 moment \(demo_hold=1\)"),
+    ],
+)
+def test_a_demonstration_that_does_not_fit_the_environment_is_refused_by_name(
+    tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    import improve_toy
+
+    shown = improve_toy.demonstration(0)
+    length = shown.info.length
+    arrays = {name: np.zeros((length, size), np.float32) for name, size in change.items() if name != "done"}
+    done = np.arange(length) >= change.get("done", length - 1)
+    changed = dataclasses.replace(shown, info=dataclasses.replace(shown.info, success=done), **arrays)
+    _, config = load_config("improve", [*WORLD, *BLIND, f"out={tmp_path}", "demo_hold=1"])
+    worker = Worker(config, shown.info.instruction)
+    with pytest.raises(DataError, match=message):
+        demonstration_rollout(config, worker, MemoryReader(changed))
+
+
+def test_a_success_in_a_world_that_goes_on_is_paid_once_the_episode_is_over(tmp_path: Path) -> None:
+    world = ["env={_target_: improve_toy.Endless}", "env_args.limit=15", "arm=sparse"]
+    _, config = load_config("improve", [*WORLD, *BLIND, *world, f"out={tmp_path}"])
+    worker = Worker(config, "go to the mark")
+
+    class Straight(torch.nn.Module):
+        """Goes to the mark, and stays there."""
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            return ((observation[:, 2:] - observation[:, :2]) / 0.12).clamp(-1, 1)
+
+    worker.set_policy(Straight())
+    rollout = worker.run(Order(index=0, seed=3, noise=0.0)).rollout
+    assert rollout.decisions == 15
+    assert rollout.success[-3:].all()
+    assert rollout.task_reward.tolist() == [0.0] * 14 + [1.0]
+    assert rollout.terminated
 
 
 def test_demonstrations_are_counted_from_the_offset(tmp_path: Path) -> None:
@@ -312,6 +466,63 @@ def test_a_refreshed_model_relabels_whole_episodes_and_survives_a_resume(
     assert np.abs(moved.progress - rollout.progress).max() > 1e-3
 
 
+def test_rollouts_in_flight_while_the_model_is_refreshed_are_relabelled(
+    reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Eager(LocalRunner):
+        """Runs orders as soon as they are there, as actors do."""
+
+        def __init__(self, config: ImproveConfig, instruction: str, count: int) -> None:
+            super().__init__(Worker(config, instruction), instruction)
+
+        def start(self, orders: Sequence[Order], policy: torch.nn.Module) -> Any:
+            return super().finish(super().start(orders, policy))
+
+        def finish(self, pending: Any) -> list[RolloutResult]:
+            return pending
+
+    buffers: list[Replay] = []
+
+    class Watched(Replay):
+        """Every episode is of the model that the others are of, at any time."""
+
+        def add(self, rollout: Rollout) -> None:
+            buffers.append(self)
+            super().add(rollout)
+            assert len({episode.model_version for episode in self.episodes}) == 1
+
+    monkeypatch.setattr("robo_reward.improve.run.RayRunner", Eager)
+    monkeypatch.setattr("robo_reward.improve.run.Replay", Watched)
+    options = ["workers=2", "rollouts=6", "refresh_every=4", "refresh_steps=3", "evaluate_every=0"]
+    metrics = go(tmp_path / "run", *FAST, f"model={reward_model}", *options, "observe=[proprio,estimate]")
+    assert metrics["refreshed_after"] == 4
+    stored = [load_rollout(path) for path in sorted((tmp_path / "run" / "rollouts").glob("*.npz"))]
+    assert len({rollout.model_version for rollout in stored}) == 1  # all began before the refresh
+    assert {episode.model_version for episode in buffers[-1].episodes} == {metrics["model_version"]}
+    assert metrics["model_version"] != stored[-1].model_version
+    refreshed = relabel(
+        robo_reward.load(tmp_path / "run" / "models" / "000004"), stored[-1], "go to the mark"
+    )
+    np.testing.assert_array_equal(buffers[-1].episodes[-1].progress, refreshed.progress)
+    np.testing.assert_array_equal(buffers[-1].episodes[-1].parts["estimate"], refreshed.parts["estimate"])
+
+
+def test_the_report_holds_no_maps(tmp_path: Path) -> None:
+    go(tmp_path / "run", *BLIND, *FAST)
+    raw = 0
+    for path in (tmp_path / "run" / "rollouts").glob("*.npz"):
+        rollout = load_rollout(path)
+        maps = {"map": np.zeros((rollout.decisions + 1, 2**20 // (rollout.decisions + 1)), np.float16)}
+        save_rollout(path, dataclasses.replace(rollout, parts={**rollout.parts, **maps}, looks=[maps] * 3))
+        raw += 4 * maps["map"].nbytes
+    write_improve_report(tmp_path / "run", tmp_path / "first.html")  # what it imports is none of it
+    tracemalloc.start()
+    write_improve_report(tmp_path / "run", tmp_path / "report.html")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 0.6 * raw
+
+
 def test_a_model_that_cannot_be_refreshed_is_refused_before_any_rollout(
     reward_model: Path, tmp_path: Path
 ) -> None:
@@ -354,6 +565,9 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(reward_model: Path, t
     overrides = ["+experiment=one_demo", *cells, task, endless, *fast, f"out={out}"]
     with pytest.raises(ConfigError, match="stores has no task 'dott': choose from peg-insert-side"):
         run_command("improve", [*overrides, "stores.dott=memory"])
+    with pytest.raises(ConfigError, match=r"savings.priority=1.0 with arm=sparse"):
+        run_command("improve", [*overrides, "arm_names=[oracle,sparse]", "savings.priority=1"])
+    assert not out.exists()  # no cell has begun
     run_command("improve", overrides)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert set(results["dot"]) == {"sparse", "oracle", "random_resets", "helped"}
@@ -394,6 +608,13 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(reward_model: Path, t
         ),
         ([*BLIND, "learner.discount=1.0"], "learner.discount=1.0"),
         ([*BLIND, "success=detector"], "give model=RUN"),
+        (
+            [*BLIND, "arm=sparse", "savings.abort=true"],
+            "savings.abort=true with arm=sparse.*choose arm=abort",
+        ),
+        ([*BLIND, "arm=sparse", "savings.promising_resets=.5"], "would do nothing, choose arm=resets"),
+        ([*BLIND, "arm=sparse", "savings.priority=1"], "savings.priority=1.0 .*choose arm=priority"),
+        ([*BLIND, "arm=sparse", "shaping.outcome_trust=true"], "shaping.outcome_trust=true .*arm=learned"),
         ([*BLIND, "plugins=[no_such_simulator]"], "no_such_simulator"),
         (["arm=oracle", "privileged=true", "privileged_demos=''"], "privileged_demos="),
     ],

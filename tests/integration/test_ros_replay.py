@@ -27,6 +27,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image, JointState
 
 import robo_reward
 from robo_reward.calibration import Calibration
@@ -176,6 +178,70 @@ def test_a_replayed_bag_has_its_episodes_with_the_progress_of_the_offline_path(
     assert "" not in inside.values()
     assert {found[stamp].episode_id for stamp in found if stamp not in inside} <= {""}
     assert {reward.episode_id for reward in heard.rewards} == set(inside.values())
+
+
+def test_a_robot_hears_no_command_of_a_bag_and_there_is_one_clock(
+    tmp_path: Path, start_process: StartProcess
+) -> None:
+    types, path = STORE.types, tmp_path / "bag"
+    stamps = [10 * 10**9 + index * 50_000_000 for index in range(8)]  # simulated time
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for index, stamp_ns in enumerate(stamps):
+            time = types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 10**9))
+            header = types["std_msgs/msg/Header"](time, "")
+            pixels, nothing = np.zeros(3, np.uint8), np.zeros(0)
+            for topic, message in (
+                ("/clock", types["rosgraph_msgs/msg/Clock"](time)),
+                ("/front/image_raw", types["sensor_msgs/msg/Image"](header, 1, 1, "rgb8", 0, 3, pixels)),
+                (
+                    "/robot_command",
+                    types["sensor_msgs/msg/JointState"](header, [], np.ones(1), nothing, nothing),
+                ),
+            ):
+                kind = message.__msgtype__
+                found = [known for known in writer.connections if known.topic == topic]
+                connection = found[0] if found else writer.add_connection(topic, kind, typestore=STORE)
+                writer.write(connection, START + index * 50_000_000, STORE.serialize_cdr(message, kind))
+    heard: dict[str, list[int]] = {}
+
+    def play(**parameters: str) -> list[int]:
+        heard.update({"/clock": [], "/front/image_raw": [], "/robot_command": []})
+        given = {"path": str(path), "publish_clock": "true", "wait_s": "240.0"} | parameters
+        arguments = ["--ros-args", *(text for pair in given.items() for text in ("-p", ":=".join(pair)))]
+        process = start_process("robo_reward_ros.bag_player", arguments)
+        while process.poll() is None:
+            executor.spin_once(timeout_sec=0.05)
+        for _ in range(10 * len(stamps)):  # what has arrived by then
+            executor.spin_once(timeout_sec=0)
+        assert process.returncode == 0
+        return heard["/robot_command"]
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node, executor = Node("listener", context=context), SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    for kind, topic in ((Clock, "/clock"), (Image, "/front/image_raw"), (JointState, "/robot_command")):
+        node.create_subscription(
+            kind, topic, lambda message, topic=topic: heard[topic].append(_stamp_ns(message)), 100
+        )
+    assert play(optional="[/front/image_raw, /episode_marker]") == []
+    # The one by which the images are stamped: with the player's own between, it would jump to and fro. A
+    # subscriber may miss the first messages of all.
+    assert heard["/front/image_raw"]
+    assert heard["/clock"]
+    assert heard["/clock"] == stamps[-len(heard["/clock"]) :]
+    again = play(topics="[/front/image_raw, /robot_command]", publish_clock="false")
+    assert again
+    assert again == stamps[-len(again) :]
+    assert heard["/clock"] == []
+    executor.shutdown()
+    node.destroy_node()
+    context.try_shutdown()
+
+
+def _stamp_ns(message: Any) -> int:
+    stamp = message.clock if isinstance(message, Clock) else message.header.stamp
+    return stamp.sec * 10**9 + stamp.nanosec
 
 
 @dataclass

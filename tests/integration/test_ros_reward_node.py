@@ -28,7 +28,7 @@ pytest.importorskip(
 import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -392,10 +392,41 @@ def test_the_robots_word_on_success_ends_the_episode_at_that_moment(
     play(bench, pictures(2), start)
     robot.publish(Bool(data=True))
     until(lambda: node._success_ns is not None, "the robot's word")
+    assert "end it first" in bench.call(StartEpisode, "start_episode").message  # and changes nothing
     play(bench, pictures(3), start + 2 * STEP)
     assert [r.terminated for r in bench.shaped] == [False, True]
     assert bench.shaped[-1].task_reward == 5.0
     assert bench.judged[-1].episode_id == ""
+
+
+def test_a_robot_that_repeats_its_success_ends_the_episode(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    """Also where it does so between any two images of one moment."""
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(success_source="topic")
+    connected(bench, node)
+    robot, heard = bench.node.create_publisher(Bool, "success", 5), list[Bool]()
+    bench.node.create_subscription(Bool, "success", heard.append, 5)
+    bench.call(StartEpisode, "start_episode")
+    until(lambda: node._success_ns is not None, "its word", again=lambda: robot.publish(Bool(data=True)))
+    start = time.time_ns()
+    for index, views in enumerate(pictures(4)):
+        seen = len(bench.judged)
+        for name, rgb in views.items():
+            bench.send(name, rgb, start + index * STEP)
+            more = len(heard) + 3
+            until(
+                lambda more=more: len(heard) >= more,
+                "its word",
+                again=lambda: robot.publish(Bool(data=True)),
+            )
+        until(lambda seen=seen: len(bench.judged) > seen, f"the estimate of moment {index}")
+    until(lambda: bench.shaped or not node._judge.episode_id, "the end of the episode")
+    assert [estimate.episode_id == "" for estimate in bench.judged] == [False, True, True, True]
+    robot.publish(Bool(data=False))
+    until(lambda: node._success_ns is None, "that it takes its word back")
 
 
 def test_a_dead_camera_is_named_and_delays_nothing_and_one_that_is_back_is_used(
@@ -490,6 +521,78 @@ def test_a_frozen_camera_is_reported_and_left_out_where_asked(
     frozen = "the frozen camera to be left out"
     until(lambda: list(bench.judged[-1].missing_cameras) == ["wrist"], frozen, again=go_on)
     until(lambda: bench.values("camera wrist")["message"].startswith("frozen"), "the report", again=go_on)
+
+
+@pytest.mark.parametrize(("size", "encoding"), [((84, 84), "jpg"), ((120, 160), "jpg"), ((16, 16), "raw")])
+def test_a_small_picture_that_changes_a_little_is_not_frozen(
+    bench: Bench, size: tuple[int, int], encoding: str
+) -> None:
+    from robo_reward_ros.cameras import Camera
+    from robo_reward_ros.parameters import CameraSettings
+
+    now, compressed = 0, encoding == "jpg"
+    settings = CameraSettings("front", "front/small", compressed, "best_effort", 2, "", "front")
+    camera = Camera(bench.node, settings, lambda: now, lambda *_: None)
+    background = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8), (9, 9), 0)
+
+    def see(place: int) -> None:
+        nonlocal now
+        now += 10**9
+        rgb = background.copy()
+        rgb[place : place + 8, place : place + 8] = 255  # the gripper
+        if compressed:
+            message = CompressedImage(format="jpeg")
+            data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+            assert len(data) < 8192
+        else:
+            message = Image(height=size[0], width=size[1], encoding="rgb8", step=3 * size[1])
+            data = rgb.tobytes()
+        message.header.stamp = stamp_msg(now)
+        message.data = array("B", data)
+        camera._on_image(message)
+
+    for place in (0, 1, 2, 3, 4):
+        see(place)
+        assert not camera.frozen(0.5)
+    see(4)
+    assert camera.frozen(0.5)
+    camera.close()
+
+
+def test_a_camera_or_a_body_by_another_clock_is_reported(
+    bench: Bench, make_node: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Their messages come, and get into nothing: the model runs without."""
+    for name in CAMERAS:
+        bench.camera(name)
+    knows_body = save_model(tmp_path / "run", proprio_dim=3)
+    node = make_node(model=str(knows_body), proprio_topic="joint_states", wait_s=0.05, camera_timeout_s=60.0)
+    connected(bench, node)
+    joints = bench.node.create_publisher(JointState, "joint_states", 10)
+    frames, start, sent = pictures(20), time.time_ns(), iter(range(1, 10**6))
+
+    def go_on(wrist_ns: int, body_ns: int | None) -> None:
+        index = next(sent)
+        if body_ns is not None:
+            body = JointState(position=[1.0, 2.0, 3.0])
+            body.header.stamp = stamp_msg(start + index * STEP + body_ns)
+            joints.publish(body)
+        bench.send("wrist", frames[index % 20]["wrist"], start + index * STEP + wrist_ns)
+        bench.send("front", frames[index % 20]["front"], start + index * STEP)
+
+    def says(name: str, text: str) -> Callable[[], bool]:
+        return lambda: text in bench.values(name).get("message", "")
+
+    until(says("proprioception", "nothing has come"), "the report", again=lambda: go_on(0, None))
+    assert bench.values("rewards")["message"] == bench.values("proprioception")["message"]
+    hour = -3600 * 10**9
+    until(says("camera wrist", "its newest stamp is -36"), "the camera", again=lambda: go_on(hour, 0))
+    assert "sets in a row" in bench.values("camera wrist")["message"]
+    assert bench.values("camera front")["message"] == "ok"
+    assert bench.values("proprioception")["message"] == "ok"
+    until(says("proprioception", "their newest stamp is -36"), "the body", again=lambda: go_on(0, hour))
+    until(says("rewards", "ok"), "the all-clear", again=lambda: go_on(0, 0))
+    assert bench.values("camera wrist")["message"] == bench.values("proprioception")["message"] == "ok"
 
 
 def test_a_lag_delays_nobody_and_a_flood_is_dropped_and_counted(
@@ -677,6 +780,16 @@ def test_a_model_that_cannot_be_used_leaves_the_node_unconfigured(
     assert node.trigger_activate().name == "SUCCESS"
     assert node.trigger_deactivate().name == "SUCCESS"
     assert node.trigger_cleanup().name == "SUCCESS"
+
+
+def test_a_node_that_waits_to_be_configured_can_be_interrupted(
+    bench: Bench, start_process: StartProcess
+) -> None:
+    process = start_process("robo_reward_ros.reward_node", ["--ros-args", "-p", "autostart:=false"])
+    assert bench.call(GetParameters, "/reward/get_parameters", names=["autostart"]).values
+    time.sleep(1.0)  # nothing that comes by chance is to end its wait
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 0
 
 
 def test_another_model_is_taken_over_and_a_bad_one_is_not(

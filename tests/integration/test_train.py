@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from robo_reward.checkpoint import load_checkpoint
 from robo_reward.cli.main import run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
-from robo_reward.testing import toy_episode
+from robo_reward.intake import resize_frames
+from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward.train.data import FrameCache
 from robo_reward_data.store import EpisodeStore
 
 FAST = [
@@ -227,6 +229,26 @@ def test_other_orders_of_one_demonstration_are_practised_and_never_counted(tmp_p
     assert list(seen) == [toy.info.uid]
 
 
+def test_frames_are_cached_a_few_at_a_time() -> None:
+    """An episode is many times as large at the size that is stored as at the model's."""
+    import numpy as np
+
+    asked: list[int] = []
+
+    class Watched(MemoryReader):
+        def read_frames(self, camera: str, indices: np.ndarray) -> np.ndarray:
+            asked.extend([len(indices)] * (camera == "front"))
+            return super().read_frames(camera, indices)
+
+    toy = toy_episode(0, length=150)
+    cached = FrameCache([Watched(toy)], ("front", "wrist"), (16, 16), 1e9)
+    assert (max(asked), sum(asked)) == (64, 150)  # none of them twice
+    everything = np.arange(150)
+    for camera in ("front", "wrist"):
+        expected = resize_frames(toy.frames[camera], (16, 16))
+        np.testing.assert_array_equal(cached.get(0, camera, everything), expected)
+
+
 def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_path: Path) -> None:
     import dataclasses
 
@@ -239,6 +261,49 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_
         train(toy_store, tmp_path / "r2", "steps=2", "cameras=[front,top]")
     with pytest.raises(DataError, match="is in the data twice"):
         run_command("train", [f"data=[{toy_store},{toy_store}]", f"out={tmp_path / 'r3'}", *FAST, "steps=2"])
+
+
+def test_a_task_without_a_label_among_others_does_not_end_the_training(
+    toy_store: Path, tmp_path: Path
+) -> None:
+    """It is none of the model's: it calibrates nothing, and a model that is asked for it says so at once."""
+    import dataclasses
+
+    store = EpisodeStore.create(tmp_path / "more")
+    for index in range(30, 36):
+        episode = toy_episode(index, length=18, instruction="sort" if index % 2 else "stack")
+        if index % 2:
+            episode = dataclasses.replace(
+                episode, info=dataclasses.replace(episode.info, truth=None, stage_names=(), success=None)
+            )
+        store.write(episode)
+    options = ["steps=2", "holdout.calibration=0.5"]
+    run_command("train", [f"data=[{toy_store},{store.path}]", f"out={tmp_path / 'run'}", *FAST, *options])
+    found = load_checkpoint(tmp_path / "run")
+    assert [task.instructions[0] for task in found.model.config.tasks] == ["fill the bar", "stack"]
+    assert found.calibration.quantiles
+    with pytest.raises(DataError, match=r"toy_031: the model does not know the instruction 'sort'"):
+        run_command(
+            "evaluate", [f"model={tmp_path / 'run'}", f"data={store.path}", f"out={tmp_path / 'out'}"]
+        )
+
+
+def test_cameras_that_are_not_trained_on_do_not_calibrate(tmp_path: Path) -> None:
+    """What a model of one camera is sure of is the same, whatever other cameras stood there."""
+    import dataclasses
+
+    both, one = EpisodeStore.create(tmp_path / "both"), EpisodeStore.create(tmp_path / "one")
+    for index in range(10):
+        episode = toy_episode(index, length=12)
+        both.write(episode)
+        front = {"front": episode.frames["front"]}
+        info = dataclasses.replace(episode.info, cameras=("front",), image_sizes={"front": (32, 32)})
+        one.write(dataclasses.replace(episode, info=info, frames=front))
+    options = ["steps=3", "cameras=[front]", "holdout.calibration=0.4"]
+    weights = [train(store.path, tmp_path / f"{store.path.name}_run", *options) for store in (both, one)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    found = [load_checkpoint(tmp_path / name).calibration for name in ("both_run", "one_run")]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import count, islice
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import robo_reward.improve.replay as replay_module
+from robo_reward.improve.observer import joined
 from robo_reward.improve.replay import Replay, Shaping, value_bounds
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.improve.sources import LearnedProgress
@@ -134,6 +138,39 @@ def test_where_nothing_is_valid_the_learner_is_paid_as_without_shaping(case: Cas
         (batch,) = replay.batches(1, 16, 0.5, torch.Generator().manual_seed(0))
         found.append((batch.reward, batch.discount))
     torch.testing.assert_close(found[0], found[1])
+
+
+@given(st.data())
+def test_maps_are_given_as_the_episodes_have_them_however_few_numbers_fit(data: st.DataObject) -> None:
+    small, wide = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 9))
+    numbers = count(1.0)  # all of them differ, and half precision has them exactly
+
+    def drawn(rows: int, columns: int, dtype: type) -> np.ndarray:
+        return np.fromiter(islice(numbers, rows * columns), dtype).reshape(rows, columns)
+
+    replay = Replay(Shaping(LearnedProgress(), Standard(), PotentialBased(), 0.0, 0.5), 1)
+    seen, starts = [], []
+    for steps in data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=5)):
+        looks = [{"map": drawn(steps + 1, wide, np.float16)} for _ in range(data.draw(st.integers(0, 2)))]
+        parts = {"map": drawn(steps + 1, wide, np.float16)}
+        parts |= {"proprio": drawn(steps + 1, small, np.float32)} if small else {}
+        plain = Case([0.5] * (steps + 1), [0.0] * steps, False, 0.5, 1.0, 1).rollout()
+        replay.add(replace(plain, parts=parts, looks=looks))
+        for look in ({}, *looks):
+            seen.append(joined({**parts, **look}))
+            starts.extend([*[True] * steps, False])
+    whole = np.concatenate(seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_module, "_AT_ONCE", data.draw(st.integers(1, 2 * whole.size)))
+        np.testing.assert_array_equal(np.concatenate([*replay.observations()], axis=1), whole)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=20)), dtype=torch.int64)
+    np.testing.assert_array_equal(replay.decisions(rows)[0], whole[rows.numpy()])
+    index = {row.tobytes(): at for at, row in enumerate(whole)}
+    for batch in replay.batches(2, 8, 0.5, torch.Generator().manual_seed(0)):
+        for before, after in zip(batch.observation.numpy(), batch.next_observation.numpy(), strict=True):
+            at = index[before.tobytes()]
+            assert starts[at]
+            assert index[after.tobytes()] == at + 1
 
 
 @given(cases(), st.floats(0, 1))

@@ -108,6 +108,7 @@ def test_what_fails_is_invalid_with_its_reason_and_never_zero(stub: Stub) -> Non
     stub.answer = lambda _: (200, says("I cannot tell."))
     found = method(stub).predict(EPISODE, ["front"])
     assert "no <score>" in found.reason
+    assert not found.may_pass, "that is what it says of these images"
     assert found.progress[:4] == pytest.approx(0)  # before the first question nothing had failed
     assert np.isnan(found.progress[4:]).all()
     # A forward readout finds its way back with the next good answer.
@@ -139,7 +140,9 @@ def test_a_server_that_is_not_there_is_named(stub: Stub) -> None:
     stub.server.server_close()
     with pytest.raises(ServerError, match=r"/v1/chat/completions: .*: is the server running\?"):
         method(stub).check(NOTHING)
-    reason = method(stub, retries=0).predict(EPISODE, ["front"]).reason
+    found = method(stub, retries=0).predict(EPISODE, ["front"])
+    assert found.may_pass, "a comparison asks again when it is there"
+    reason = found.reason
     assert f"{stub.url}/chat/completions" in reason
     assert "is the server running?" in reason
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+import robo_reward.improve.replay as replay_module
 from robo_reward.calibration import SuccessDetector
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.improve.learner import Learner, LearnerConfig, input_scale
@@ -153,6 +155,38 @@ def test_priority_draws_episodes_that_got_further() -> None:
     assert share == pytest.approx(0.95**2 / (0.95**2 + 0.15**2), abs=0.02)
 
 
+def test_episodes_of_another_robot_are_refused() -> None:
+    replay = Replay(shaping(), 1)
+    replay.add(rollout([0.0, 0.2, 0.4]))
+    with pytest.raises(DataError, match="observes proprio of 2 numbers, those before proprio of 1 numbers"):
+        replay.add(rollout([0.0, 0.2], parts={"proprio": np.zeros((2, 2), np.float32)}))
+    with pytest.raises(DataError, match="observes motion of 1 numbers"):
+        replay.add(rollout([0.0, 0.2], parts={"motion": np.zeros((2, 1), np.float32)}))
+    assert len(replay.episodes) == 1
+
+
+def test_maps_of_all_episodes_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "_AT_ONCE", 2**16)
+
+    def maps() -> dict[str, np.ndarray]:
+        return {"map": np.ones((11, 2**15), np.float16)}
+
+    episodes = [rollout(np.linspace(0, 1, 11).tolist(), parts=maps(), looks=[maps()]) for _ in range(12)]
+    raw = sum(e.parts["map"].nbytes + e.looks[0]["map"].nbytes for e in episodes)
+    replay = Replay(shaping(), 1)
+    tracemalloc.start()
+    for episode in episodes:
+        replay.add(episode)
+        assert len(list(replay.batches(1, 8, 0.5, torch.Generator().manual_seed(0)))) == 1
+    shapes = [columns.shape for columns in replay.observations()]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < raw / 4
+    assert {rows for rows, _ in shapes} == {12 * 2 * 11}
+    assert sum(width for _, width in shapes) == 2**15
+    assert max(rows * width for rows, width in shapes) <= 2**16
+
+
 def test_relabelling_replaces_whole_episodes() -> None:
     def rewards(replay: Replay) -> list[float]:
         batches = replay.batches(9, 4, 0.0, torch.Generator().manual_seed(0))
@@ -206,7 +240,7 @@ def test_a_map_comes_last_whole_and_is_read_by_a_layer_of_its_own() -> None:
     replay = Replay(shaping(), n_step=1)
     replay.add(rollout([0.0, 0.3, 0.6, 1.0], terminated=True, parts=parts, demonstration=True))
     assert replay.sizes == [2, 12]
-    np.testing.assert_array_equal(replay.observations().numpy(), seen)
+    np.testing.assert_array_equal(np.concatenate([*replay.observations()], axis=1), seen)
     batch = next(replay.batches(1, 6, 0.5, torch.Generator().manual_seed(0)))
     rows = batch.observation[:, 0].long() // 2
     np.testing.assert_array_equal(batch.observation.numpy(), seen[rows.numpy()])
@@ -233,7 +267,7 @@ def test_a_map_comes_last_whole_and_is_read_by_a_layer_of_its_own() -> None:
 
 def test_what_has_not_varied_gets_the_scale_of_its_part() -> None:
     seen = torch.tensor([[0.0, 5.0, 0.0], [2.0, 5.0, 100.0]])
-    _, std = input_scale(seen, [2, 1], 1.0)
+    _, std = input_scale([seen[:, :1], seen[:, 1:]], [2, 1], 1.0)
     first = math.sqrt(2.0)
     torch.testing.assert_close(std, torch.tensor([first, 1.0, 100 / math.sqrt(2)]))
 
@@ -264,6 +298,8 @@ def test_the_simulator_has_to_say_so() -> None:
     source = SimulatorSuccess()
     assert source.judge({"success": True}, None, True, True).ends
     assert not source.judge({"success": True}, None, False, False).ends
+    assert source.judge({"success": True}, None, False, True).ends  # cut off as it is done: counted, so paid
+    assert not source.judge({"success": False}, None, False, True).ends
     with pytest.raises(ConfigError, match="no 'success'"):
         source.judge({}, None, False, False)
 

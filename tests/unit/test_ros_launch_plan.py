@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,8 @@ from robo_reward.errors import ConfigError
 sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_reward_ros"))
 
 from robo_reward.cli.main import main
+from robo_reward.imports import instantiate
+from robo_reward_ros.launch_arguments import default_text, values
 from robo_reward_ros.launch_plan import (
     Plan,
     Process,
@@ -86,6 +91,31 @@ def test_a_replay_ends_with_its_bag(tmp_path: Path) -> None:
     assert reward.parameters["use_sim_time"] is True
     assert player.parameters["rate"] == 2.0
     assert player.parameters["episodes"] is True
+
+
+def test_a_replay_plays_what_the_reward_node_reads_and_no_command(tmp_path: Path) -> None:
+    player = replay_plan(tmp_path, "package.Model").processes[-1]
+    topics = ["/front/image_raw", "/wrist/image_raw/compressed", "/episode_marker"]
+    assert player.parameters["optional"] == topics  # of params/reward.yaml
+    assert "topics" not in player.parameters
+    chosen = replay_plan(tmp_path, "package.Model", topics=["/a"]).processes[-1].parameters
+    assert (chosen["topics"], "optional" in chosen) == (["/a"], False)
+    params = tmp_path / "own.yaml"
+    params.write_text(
+        "/**:\n  ros__parameters:\n    cameras: [left, right, top]\n    success_source: topic\n"
+        "    camera.left.transport: compressed\n    camera: {right: {topic: right/rgb}}\n"
+        "/arm/reward:\n  ros__parameters: {camera.top.topic: /top}\n"
+        "arm:\n  '*':\n    ros__parameters: {proprio_topic: joint_states}\n"
+        "/other/reward:\n  ros__parameters: {cameras: [nose]}\n"
+        "safety:\n  ros__parameters: {cameras: [ear]}\n"
+    )
+    player = replay_plan(tmp_path, "package.Model", params, namespace="arm", markers="/m").processes[-1]
+    names = ["left/image_raw/compressed", "right/rgb", "/top", "joint_states", "success"]
+    absolute = [name if name.startswith("/") else f"/arm/{name}" for name in names]
+    assert player.parameters["optional"] == [*absolute, "/m"]
+    params.write_text("safety:\n  ros__parameters: {cameras: [ear]}\n")
+    with pytest.raises(ConfigError, match="names no cameras for the node '/reward'"):
+        replay_plan(tmp_path, "package.Model", params)
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -158,6 +188,51 @@ def test_launch_files_build_their_plan(repo: Path, name: str) -> None:
     assert any(isinstance(entity, launch.OpaqueFunction) for entity in entities)
 
 
+@pytest.mark.parametrize(
+    ("name", "required"),
+    [
+        ("reward", {"model": "runs/drawer"}),
+        ("replay", {"bag": "demos", "model": "runs/drawer"}),
+        ("sim_improve", {"demos": "demos", "out": "o"}),
+    ],
+)
+@pytest.mark.usefixtures("_files")
+def test_a_launch_file_and_the_command_start_the_same_by_default(
+    repo: Path, name: str, required: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments as text and back, as ROS's `launch` passes them; that package itself is not on PyPI."""
+    kept = SimpleNamespace(description=lambda make, arguments: (make, arguments))
+    monkeypatch.setitem(sys.modules, "robo_reward_ros.launch_actions", kept)
+    module = runpy.run_path(str(repo / "launch" / f"{name}.launch.py"))
+    make, arguments = module["generate_launch_description"]()
+    texts = {key: default_text(default) for key, (default, _) in arguments.items()} | required
+    assert None not in texts.values(), "a required argument that the command does not require"
+    config = yaml.safe_load((repo / f"configs/plan/{name}.yaml").read_text(encoding="utf-8"))
+    assert make(**values(arguments, texts)) == instantiate(config | required)
+    assert arguments.keys() == config.keys() - {"_target_"}
+
+
+def test_what_is_typed_becomes_a_value_or_is_refused() -> None:
+    arguments = {
+        "clock": (False, ""),
+        "rate": (1.0, ""),
+        "words": ((), ""),
+        "name": ("x", ""),
+        "bag": (None, ""),
+    }
+    assert [default_text(default) for default, _ in arguments.values()] == ["False", "1.0", "", "x", None]
+    assert default_text(("a=1", "b=2")) == "a=1 b=2"
+    assert values(arguments, {"clock": "", "words": "", "name": ""}) == {}
+    typed = values(arguments, {"clock": "Yes", "rate": "2", "words": "a=1  b=2", "name": "1", "bag": "b"})
+    assert typed == {"clock": True, "rate": 2.0, "words": ("a=1", "b=2"), "name": "1", "bag": "b"}
+    for text, value in {"on": True, "TRUE": True, "1": True, "off": False, "no": False, "0": False}.items():
+        assert values(arguments, {"clock": text}) == {"clock": value}
+    with pytest.raises(ConfigError, match="clock is 'ture': say true or false"):
+        values(arguments, {"clock": "ture"})
+    with pytest.raises(ConfigError, match="rate is 'fast': say a number"):
+        values(arguments, {"rate": "fast"})
+
+
 @pytest.mark.usefixtures("_files")
 def test_the_command_shows_what_it_would_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch", "plan=sim_improve", "plan.demos=demos", "plan.out=o", "dry_run=true"]) == 0
@@ -199,6 +274,52 @@ def test_everything_ends_with_the_essential_process(
     with pytest.raises(LaunchError, match="'fails' ended with status 3"):
         run_plan(plan)
     assert capsys.readouterr().out.splitlines() == ["[waits] up", "[waits] asked"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_launch_that_is_asked_to_end_ends_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """And goes on doing so where it is asked again meanwhile: a robot's nodes must not be left running."""
+    slow = _script(
+        tmp_path,
+        "slow",
+        "import os, time\nprint('up', os.getpid(), flush=True)\ntry:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('asked', flush=True)\n    time.sleep(1)\n"
+        "    print('ended', flush=True)\n",
+        monkeypatch,
+    )
+    processes = ", ".join(f"Process({name!r}, {slow!r}, is_node=False)" for name in ("one", "two"))
+    program = (
+        "import signal, sys\n"
+        # What a shell leaves to what it runs in the foreground, whatever runs this test.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"sys.path += {sys.path!r}\n"
+        "from robo_reward_ros.launch_plan import Plan, Process\n"
+        "from robo_reward_ros.launching import run_plan\n"
+        f"run_plan(Plan(({processes})))\n"
+    )
+    launch = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert launch.stdout is not None
+    lines: list[str] = []
+    while sum("up" in line for line in lines) < 2:
+        lines.append(launch.stdout.readline())
+        assert lines[-1], "it ended by itself"
+    pids = [int(line.split()[-1]) for line in lines]
+    launch.send_signal(number)
+    lines.append(launch.stdout.readline())
+    launch.send_signal(number)
+    rest, errors = launch.communicate(timeout=60)
+    said = [*lines[2:], *rest.splitlines(keepends=True)]
+    # The last that was started comes first, and the next one once it has ended.
+    assert said == [f"[{name}] {word}\n" for name in ("two", "one") for word in ("asked", "ended")]
+    assert errors.endswith("KeyboardInterrupt\n")
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_node_that_is_killed_is_started_again(

@@ -22,7 +22,7 @@ MS = 1_000_000
 def limits(kind: Kind = Kind.VELOCITY, **changes: Any) -> SafetyLimits:
     """One component, without limits but those in `changes`."""
     values: dict[str, Any] = {"low": -math.inf, "high": math.inf, "velocity": math.inf, "rate": math.inf}
-    values |= {"scale": 1.0, "rest": 0.0} | changes
+    values |= {"scale": 1.0, "rest": 0.0, "tolerance": 0.1} | changes
     arrays = {name: np.array([value]) for name, value in values.items() if name not in ("state", "horizon_s")}
     horizon_s = changes.get("horizon_s", 0.2)
     return SafetyLimits(kinds=(kind,), state=changes.get("state", (0,)), horizon_s=horizon_s, **arrays)
@@ -63,8 +63,41 @@ def test_a_position_moves_no_faster_than_its_velocity() -> None:
 def test_time_between_commands_is_the_robots_own_where_they_are_stamped() -> None:
     """A simulated robot in lock-step: a decision of 50 ms takes 1 ms."""
     chosen = ready(limits(Kind.POSITION, velocity=1.0))
+    chosen.observe([0.0], 100 * MS, 0)
     chosen.command([0.0], 100 * MS, 0)
+    chosen.observe([0.0], 150 * MS, 1 * MS)
     assert chosen.command([9.0], 150 * MS, 1 * MS).values == pytest.approx([0.05])
+
+
+def test_stamps_of_the_policys_own_do_not_lengthen_the_time_between_commands() -> None:
+    """A chunk stamped with when each action is meant, sent at once: it moves no faster than time goes."""
+    chosen = ready(limits(Kind.POSITION, velocity=0.5), place=1.0)
+    chosen.observe([1.0], 1_000 * MS, 0)
+    assert chosen.command([1.0], 1_000 * MS, 0).source is Source.POLICY
+    for number in range(1, 11):
+        decision = chosen.command([9.0], (1_000 + 100 * number) * MS, number * MS)
+    assert decision.values is not None
+    assert decision.values[0] <= 1.0 + 0.5 * 0.010 + 1e-9
+    assert decision.source is Source.STOP
+    assert "answers a state that has not been, 1.00 s after the newest" in decision.reason
+    assert chosen.command([9.0], 3_600_000 * MS, 11 * MS).source is Source.STOP
+
+
+def test_what_one_clock_has_given_the_other_does_not_give_again() -> None:
+    chosen = ready(limits(Kind.POSITION, velocity=0.5))
+    for now in range(0, 200, 10):
+        chosen.observe([0.0], (1_000 + now) * MS, now * MS)
+        for later in (0, 9):
+            decision = chosen.command([9.0], (1_000 + now) * MS, (now + later) * MS)
+        chosen.command([math.nan], 0, (now + 9) * MS)  # nor does a stop take it back
+    # The first one may use 0.1 s.
+    assert decision.values == pytest.approx([0.5 * (0.1 + 0.199)])
+    # A robot whose time stands still (lock-step) may only be as far ahead as its next state may take.
+    chosen = SafetyFilter(limits(Kind.POSITION, velocity=0.5), Timeouts(frozen_s=math.inf))
+    for now in range(0, 2_000, 10):
+        chosen.observe([0.0], 1_000 * MS, now * MS)
+        decision = chosen.command([9.0], 1_000 * MS, now * MS)
+    assert decision.values == pytest.approx([0.5 * (0.1 + 0.15)])
 
 
 def test_rate_limits_a_change_but_not_a_stop() -> None:
@@ -177,13 +210,161 @@ def test_a_tool_outside_its_workspace_moves_only_by_hand() -> None:
     box = Workspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     chosen = ready(limits(), workspace=box)
     assert chosen.command([0.5], 0, 0).reason == "no position of the tool yet"
-    chosen.observe_tool((0.5, 0.5, 1.2), 0)
+    chosen.observe_tool((0.5, 0.5, 1.2), 1, 0)
     decision = chosen.command([0.5], 0, 0)
     assert "the tool is at (0.500, 0.500, 1.200) m, outside" in decision.reason
     assert chosen.override([0.5], 0).source is Source.OVERRIDE
-    chosen.observe_tool((0.5, 0.5, math.nan), 600 * MS)
+    chosen.observe_tool((0.5, 0.5, math.nan), 2, 600 * MS)
     chosen.observe([0.0], 2, 600 * MS)
     assert "no position of the tool for 0.60 s" in chosen.command([0.5], 0, 600 * MS).reason
+
+
+def test_a_tool_pose_that_is_repeated_or_older_is_not_a_live_one() -> None:
+    box = Workspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    chosen = SafetyFilter(limits(), workspace=box)
+    for now in range(0, 200 * MS, 10 * MS):
+        chosen.observe([0.0], 1 + now, now)
+        chosen.observe_tool((0.5, 0.5, 0.5), 1, now)  # a relay that goes on without its source
+        decision = chosen.command([0.5], 0, now)
+        assert (decision.source is Source.POLICY) == (now <= 150 * MS)
+    assert "the stamps of the tool's position have stood still for 0.19 s" in decision.reason
+    chosen.observe_tool((0.5, 0.5, 1.5), 2_000 * MS, 200 * MS)
+    chosen.observe_tool((0.5, 0.5, 0.5), 1_999 * MS, 201 * MS)
+    assert "outside its workspace" in chosen.command([0.5], 0, 201 * MS).reason
+    chosen.observe_tool((0.5, 0.5, 0.5), 3, 400 * MS)  # its clock was set: nothing newer comes any more
+    chosen.observe([0.0], 500 * MS, 400 * MS)
+    assert chosen.command([0.5], 0, 400 * MS).source is Source.POLICY
+
+
+def test_a_second_publisher_of_the_state_stops_and_is_not_followed() -> None:
+    """An arm at 1.0; joint_state_publisher says 0.0, 3 ms before the driver's newest stamp."""
+    chosen = ready(limits(Kind.POSITION, velocity=0.5), place=1.0)
+    assert chosen.command([1.0], 0, 0).source is Source.POLICY
+    for now in range(10, 1_000, 10):
+        chosen.observe([1.0], now * MS, now * MS)
+        chosen.observe([0.0], (now - 3) * MS, now * MS)
+        for decision in (chosen.command([1.0], now * MS, now * MS), chosen.tick(now * MS)):
+            assert decision is not None
+            assert decision.source is Source.STOP
+            assert decision.values == pytest.approx([1.0])
+            assert "stamps went back by 0.003 s: who else publishes it?" in decision.reason
+    for now in range(1_000, 2_100, 10):
+        chosen.observe([1.0], now * MS, now * MS)
+        decision = chosen.command([1.0], now * MS, now * MS)
+        assert decision.values == pytest.approx([1.0])
+    assert decision.source is Source.POLICY
+
+
+@pytest.mark.parametrize("lock_step", [False, True])
+def test_a_clock_that_starts_again_is_believed_after_a_while(lock_step: bool) -> None:
+    timeouts = Timeouts(frozen_s=math.inf) if lock_step else Timeouts()
+    chosen = SafetyFilter(limits(Kind.POSITION, velocity=0.5), timeouts)
+    chosen.observe([1.0], 1_000_000 * MS, 0)
+    assert chosen.command([1.0], 0, 0).source is Source.POLICY
+    for now in range(20, 170, 10):  # in lock-step it stands still until a command is let through
+        chosen.observe([0.3], 1 if lock_step else now * MS, now * MS)
+        decision = chosen.command([0.5], 0, now * MS)
+        assert decision.source is Source.STOP
+        assert decision.values == pytest.approx([1.0])
+    chosen.observe([0.3], 1 if lock_step else 170 * MS, 170 * MS)
+    decision = chosen.command([0.5], 0, 170 * MS)
+    assert decision.source is Source.POLICY
+    assert decision.values == pytest.approx([0.35])  # from where it is, and not from where it was told to be
+
+
+def test_two_robots_with_clocks_far_apart_are_never_believed() -> None:
+    chosen = ready(limits(Kind.POSITION), place=1.0)
+    chosen.observe([1.0], 1_000_000 * MS, 0)
+    chosen.command([1.0], 0, 0)
+    for now in range(10, 3_000, 10):
+        chosen.observe([0.0], now * MS, now * MS)
+        chosen.observe([1.0], (1_000_000 + now) * MS, now * MS)
+        assert chosen.command([1.0], 0, now * MS).values == pytest.approx([1.0])
+        assert chosen.tick(now * MS) is not None
+
+
+def test_a_state_of_other_joints_stops() -> None:
+    chosen = SafetyFilter(limits())
+    chosen.observe([0.0, 1.0], 1, 0, ["shoulder", "elbow"])
+    assert chosen.command([0.5], 0, 0).source is Source.POLICY
+    chosen.observe([1.0, 0.0], 2, 1 * MS, ["elbow", "shoulder"])
+    chosen.observe([0.0, 1.0], 3, 2 * MS, ["shoulder", "elbow"])
+    decision = chosen.command([0.5], 0, 2 * MS)
+    assert decision.source is Source.STOP
+    assert "joints ['elbow', 'shoulder'], it was of ['shoulder', 'elbow']" in decision.reason
+    chosen.observe([0.0, 1.0], 4, 1_100 * MS, ["shoulder", "elbow"])
+    assert chosen.command([0.5], 0, 1_100 * MS).source is Source.POLICY
+
+
+@pytest.mark.parametrize("first_stamp", [60_000 * MS, 0])
+def test_a_robot_that_was_gone_and_moved_is_held_where_it_comes_back(first_stamp: int) -> None:
+    """A driver killed and started again, the arm moved by hand meanwhile: it must not leap back."""
+    chosen = ready(limits(Kind.POSITION, velocity=0.5), place=1.0)
+    chosen.command([1.0], 0, 0)
+    told = [chosen.tick(now) for now in range(0, 60_000 * MS, 10 * MS)]
+    values = [decision.values for decision in told if decision is not None]
+    # It is told to stop, and then, for as long as nobody knows where it is, nothing.
+    assert [value is not None for value in values] == [True] * 15 + [False] * (len(values) - 15)
+    chosen.observe([0.0], first_stamp, 60_000 * MS)  # a stamp of 0 is in doubt: it tells nothing yet
+    came_back = []
+    for now in range(60_000, 62_000, 10):
+        chosen.observe([0.0], now * MS, now * MS)
+        came_back += [chosen.tick(now * MS), chosen.command([0.0], 0, now * MS)]
+    assert came_back[-1] is not None
+    assert came_back[-1].source is Source.POLICY
+    for decision in came_back:
+        assert decision is None or decision.values is None or decision.values == pytest.approx([0.0])
+
+
+def test_a_reset_without_a_state_holds_nothing_from_before() -> None:
+    chosen = ready(limits(Kind.POSITION), place=1.0)
+    chosen.estop("button", 0)
+    chosen.reset()
+    decision = chosen.tick(5_000 * MS)
+    assert decision is not None
+    assert decision.values is None
+    moving = SafetyFilter(limits(Kind.VELOCITY))
+    moving.observe([0.0], 1, 0)
+    decision = moving.tick(5_000 * MS)  # whereas a velocity is told to be 0 for as long as it takes
+    assert decision is not None
+    assert decision.values == pytest.approx([0.0])
+
+
+def test_a_stopped_robot_that_is_moved_is_held_where_it_is_but_drift_is_not_followed() -> None:
+    """An arm and its gripper, stopped: it sags, then is jogged away with its controller off."""
+    kinds, both = (Kind.POSITION, Kind.POSITION), np.full(2, math.inf)
+    grips = SafetyLimits(
+        kinds, -both, both, both, both, np.ones(2), (0, 1), np.zeros(2), np.array([0.1, math.inf])
+    )
+    chosen = SafetyFilter(grips)
+    chosen.observe([1.0, 0.4], 1, 0)
+    chosen.command([1.0, 0.0], 0, 0)  # the gripper closes on a thing that is 0.4 wide
+
+    def held(place: float, now: int) -> list[float]:
+        chosen.observe([place, 0.4], now * MS, now * MS)
+        decision = chosen.tick(now * MS)
+        assert decision is not None
+        assert decision.values is not None
+        return decision.values.tolist()
+
+    sagging = [held(1.0 - 0.09 * min(now / 2_000, 1.0), now) for now in range(160, 3_000, 10)]
+    assert all(values == [1.0, 0.0] for values in sagging)
+    jogged = [held(max(1.0 - (now - 3_000) / 1_000, 0.0), now) for now in range(3_000, 4_500, 10)]
+    assert jogged[-1] == pytest.approx([0.0, 0.0], abs=0.1)
+    assert len({values[0] for values in jogged}) < 8  # by steps, not with every state
+    assert all(values[1] == 0.0 for values in jogged)
+    decision = chosen.command([0.0, 0.0], 0, 4_500 * MS)
+    assert decision.source is Source.POLICY
+
+
+def test_an_arm_that_pushes_is_not_taken_for_one_that_was_moved() -> None:
+    """While the policy moves it: it stands at 1.0 before a thing, and its command goes on as time does."""
+    chosen = ready(limits(Kind.POSITION, velocity=0.5), place=1.0)
+    chosen.command([1.0], 0, 0)
+    for now in range(10, 1_010, 10):
+        chosen.observe([1.0], now * MS, now * MS)
+        decision = chosen.command([1.4], 0, now * MS)
+        assert decision.values == pytest.approx([min(1.0 + 0.5 * now / 1_000, 1.4)])
 
 
 @pytest.mark.parametrize(
@@ -192,6 +373,7 @@ def test_a_tool_outside_its_workspace_moves_only_by_hand() -> None:
         ({"low": 1.0, "high": 0.0}, "low 1.0 must be below high 0.0"),
         ({"velocity": 0.0}, "must be more than 0"),
         ({"rate": math.nan}, "may be NaN"),
+        ({"tolerance": 0.0}, "tolerance must be more than 0"),
         ({"state": (0, 1)}, "state has 2 values for 1 component"),
         ({"rest": 3.0, "high": 1.0, "state": (-1,)}, "rest 3.0 is outside"),
     ],

@@ -138,6 +138,14 @@ def test_annotation_is_checked(store: EpisodeStore) -> None:
         store.annotate("b", ("a",), np.array([0, 10]))
     store.annotate("episode_000000", (), None)
     assert store.episodes[0].info.boundaries is None
+    # What reading refuses may not be written: nothing could be read, or annotated, any more.
+    bare = {"truth": None, "boundaries": None, "stage_names": (), "success": None}
+    store.write(make_episode("failed", uid="f", outcome=Outcome.FAILURE, reached=2, **bare))
+    with pytest.raises(
+        DataError, match=r"'failed': reached=2 is for failures, the index of a stage \(of 2\)"
+    ):
+        store.annotate("failed", ("reach", "pull"), np.array([0, 50, 100]))
+    assert [each.info.name for each in store.episodes] == ["episode_000000", "failed", "oracle"]
 
 
 def test_attributes(store: EpisodeStore) -> None:

@@ -91,7 +91,7 @@ def test_fused_streams_say_what_the_offline_path_says(seed: int) -> None:
 def test_a_goal_picture_adds_the_backward_perspective_live_and_offline() -> None:
     episode, other = toy_episode(0, length=9), toy_episode(1, length=9)
     reader = MemoryReader(episode)
-    goal = encode_goal(MODEL, reader, MemoryReader(other), 8)
+    goal = encode_goal(MODEL, reader, MemoryReader(other), 8, episode.info.cameras)
     found = estimate_episode(MODEL, encode_episode(MODEL, reader), CALIBRATION, goal=goal)
     stream = Stream(CHECKPOINT, TASK)
     live = []

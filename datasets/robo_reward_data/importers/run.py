@@ -70,7 +70,12 @@ def run(config: ImportConfig) -> None:
     options = _options(config)
     importer: Importer = instantiate(config.source)
     result = import_recordings(
-        importer, Path(config.path), Path(config.out), options, skip_errors=config.on_error == "skip"
+        importer,
+        Path(config.path),
+        Path(config.out),
+        options,
+        skip_errors=config.on_error == "skip",
+        source=config.source,
     )
     for name, reason in result.left_out.items():
         sys.stdout.write(f"left out {name}: {reason}\n")
@@ -90,7 +95,12 @@ def run(config: ImportConfig) -> None:
 
 
 def import_recordings(
-    importer: Importer, path: Path, out: Path, options: Options, skip_errors: bool = False
+    importer: Importer,
+    path: Path,
+    out: Path,
+    options: Options,
+    skip_errors: bool = False,
+    source: Mapping[str, Any] | None = None,
 ) -> ImportResult:
     """Import every recording below `path` into the store at `out`, which is made if need be.
 
@@ -102,13 +112,14 @@ def import_recordings(
         out: Folder of the store.
         options: Cameras, frame rate, image size, and how recordings ended that do not say.
         skip_errors: Leave out what cannot be imported, and note it in the store's attributes as `left_out`.
+        source: The importer's own options, which all episodes of a store share.
 
     Raises:
         DataError: a recording that cannot be imported (with `skip_errors`: where none can), or a store made
             with other options.
     """
     recordings = importer.recordings(path)
-    store, is_new = _open_store(out, options)
+    store, is_new = _open_store(out, options, source or {})
     imported: list[EpisodeInfo] = []
     already: list[str] = []
     left_out: dict[str, str] = {}
@@ -197,22 +208,28 @@ def _origin(attributes: Mapping[str, Any]) -> str:
     return str(attributes["source"].get("path", "elsewhere"))
 
 
-def _open_store(out: Path, options: Options) -> tuple[EpisodeStore, bool]:
-    asked = {
+def _open_store(out: Path, options: Options, source: Mapping[str, Any]) -> tuple[EpisodeStore, bool]:
+    asked: dict[str, Any] = {
         "cameras": None if options.cameras is None else list(options.cameras),
         "fps": options.fps,
         "size": None if options.size is None else list(options.size),
         "outcome": options.outcome,
         "reached": options.reached,
     }
+    # An instruction is a label of its recordings: those of another task may join the store.
+    own = {f"source.{key}": value for key, value in source.items() if key != "instruction"}
     is_new = not (out / "zarr.json").exists()
-    store = EpisodeStore.create(out, {"import": asked, "left_out": []}, exist_ok=True)
+    store = EpisodeStore.create(out, {"import": {**asked, **own}, "left_out": []}, exist_ok=True)
     made = cast("dict[str, Any] | None", store.attrs.get("import"))
     if made is None:
         raise DataError(f"{store.path} was not made by import: choose another out")
-    # As it was before there was a choice.
+    # As it was before there was a choice. A store of before does not say what its importer was asked.
     made = {**made, "outcome": made.get("outcome", "auto"), "reached": made.get("reached")}
+    asked |= {key: value for key, value in own.items() if key in made}
+    made = {key: value for key, value in made.items() if key in asked}
     if made != asked:
+        same = [key for key, value in asked.items() if key in own and made[key] == value]
+        made, asked = ({k: v for k, v in options.items() if k not in same} for options in (made, asked))
         raise DataError(
             f"{store.path} was made with {_spell(made)}; this import asks for {_spell(asked)}: "
             "choose another out, or the same options"

@@ -161,8 +161,8 @@ def _notes(checkpoint: Checkpoint, episodes: Sequence[LeRobotEpisode], config: L
     rate, own = float(dataset.info["fps"]), 1.0 / model.period_s
     if config.fps is None and rate < 0.9 * own:
         notes.append(f"the dataset has {rate:g} frames/s, the model was trained at {own:.3g}")
-    if not checkpoint.calibration.fitted:
-        notes.append("the model has no calibration split: its std is a guess")
+    if not checkpoint.calibration.quantiles:
+        notes.append("no labelled episode was kept to calibrate the model: its std is a guess")
     return notes
 
 

@@ -135,7 +135,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
                 cameras=", ".join(known.cameras),
                 size="x".join(map(str, known.image_size)),
                 rate=1 / known.period_s,
-                calibrated="yes" if self._checkpoint.calibration.fitted else "no: its std is a guess",
+                calibrated="yes" if self._checkpoint.calibration.quantiles else "no: its std is a guess",
                 steps=training.get("steps", "unknown"),
                 fingerprint=training.get("fingerprint", "unknown"),
             )

@@ -21,12 +21,13 @@ from rich.table import Table
 
 from robo_reward.checkpoint import Checkpoint, load_checkpoint, write_atomic
 from robo_reward.errors import ConfigError, DataError
-from robo_reward.evaluate.predict import seen_frames, true_labels
+from robo_reward.evaluate.predict import true_labels
 from robo_reward.evaluate.quantities import end_level
 from robo_reward.metrics import Metric
-from robo_reward.offline import encode_episode, estimate_episode, resolve_task
+from robo_reward.offline import check_instructions, encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
+from robo_reward.train.split import seen_frames
 from robo_reward_data.rank.filtered import check_target, write_store
 from robo_reward_data.rank.judge import (
     Failure,
@@ -107,6 +108,7 @@ def run(config: RankConfig) -> None:
     errors = Console(stderr=True)
     checkpoint = load_checkpoint(config.model, config.device)
     readers, _ = open_sources(config.reader, config.data)
+    check_instructions(checkpoint.model, readers)
     if config.store is not None:
         check_target(Path(config.store), readers)
     folder = _claim(Path(config.out), config.overwrite)
@@ -114,7 +116,8 @@ def run(config: RankConfig) -> None:
     rollouts = order([judge_rollout(checkpoint, reader, config) for reader in shown])
     rng = np.random.default_rng(config.seed)
     kept = keep(rollouts, config.keep.top, config.keep.min_score, config.keep.max_std)
-    seen = sum(bool(seen_frames(checkpoint.training, reader.info).any()) for reader in readers)
+    split = checkpoint.training.get("split", {})
+    seen = sum(bool(seen_frames(split, reader.info).any()) for reader in readers)
     groups, tau = compare_groups(rollouts, rng), agreement(rollouts, rng)
     table = _table(rollouts, kept)
     pq.write_table(table, folder / "ranking.parquet")

@@ -81,6 +81,11 @@ class CameraState[T]:
         gaps = sorted(b - a for a, b in pairwise(self.arrivals))
         return gaps[len(gaps) // 2]
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it has been in no set for so long that none waits for it."""
+        return self.misses >= _MISSES
+
     def silent(self, now_ns: int, timeout_ns: int, grace_ns: int) -> bool:
         """Whether its next frame is overdue."""
         if not self.arrivals:
@@ -191,7 +196,7 @@ class Aligner[T]:
     def _worth_waiting(self, camera: str, now_ns: int) -> bool:
         """All may pause together; one camera is gone where the others have gone on without it."""
         state = self.cameras[camera]
-        return state.misses == 0 or (state.misses < _MISSES and not self._silent(camera, now_ns))
+        return state.misses == 0 or (not state.given_up and not self._silent(camera, now_ns))
 
     def _silent(self, camera: str, now_ns: int) -> bool:
         return self.cameras[camera].silent(now_ns, self.settings.timeout_ns, self.settings.wait_ns)

@@ -1,8 +1,10 @@
 """The player: a bag's messages onto their topics again, in their own time. Works without `ros2 bag`.
 
 Messages go out as they were recorded, undecoded, so their stamps are those of the recording: nodes that look
-at the time need `publish_clock` here and `use_sim_time` there. With `episodes` it waits for a reward node and
-starts and ends episodes there: those of the bag's markers, or one for all of it. Ends when the bag does.
+at the time need `publish_clock` here and `use_sim_time` there. /clock is then the recorded one, by which such
+a bag's stamps were made, and the time of receipt only where there is none. With `episodes` it waits for a
+reward node and starts and ends episodes there: those of the bag's markers, or one for all of it. Ends when
+the bag does.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ __all__ = ["BagPlayer", "main", "message_class"]
 
 _SETTLE_S = 0.5
 _NODE_S = 300.0
+_CLOCK = "/clock"
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
@@ -49,7 +52,8 @@ class BagPlayer(Node):
         positive = [FloatingPointRange(from_value=0.001, to_value=1000.0, step=0.0)]
         for name, default, text, more in (
             ("path", "", "folder of the bag", {}),
-            ("topics", [""], "those to play; empty: all", {}),
+            ("topics", [""], "those to play, which must be there; empty: all, but with optional none", {}),
+            ("optional", [""], "others to play, where the bag has them", {}),
             ("rate", 1.0, "times faster than it was recorded", {"floating_point_range": positive}),
             ("publish_clock", True, "publish the time of the recording on /clock", {}),
             ("wait_s", 30.0, "how long to wait until every image topic has a subscriber, seconds", {}),
@@ -63,25 +67,37 @@ class BagPlayer(Node):
         if not self._value("path"):
             raise ConfigError("the player needs path:=FOLDER")
         self._bag_path = Path(str(self._value("path")))
-        wanted = [str(topic) for topic in self._value("topics") if topic]
         with open_bag(self._bag_path) as bag:
-            kinds = {topic: kind for topic, kind in bag.topics.items() if topic in (wanted or bag.topics)}
-            if missing := [topic for topic in wanted if topic not in kinds]:
-                raise ConfigError(f"{self._bag_path} has no '{missing[0]}': it has {', '.join(bag.topics)}")
+            kinds = self._chosen(bag)
         qos = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
         self._outputs = {
             topic: self.create_publisher(message_class(kind), topic, qos) for topic, kind in kinds.items()
         }
         self._images = [topic for topic, kind in kinds.items() if kind in _IMAGES]
         sure = QoSProfile(depth=10, durability=QoSDurabilityPolicy.VOLATILE)
-        self._ticks = (
-            self.create_publisher(ClockMsg, "/clock", sure) if self._value("publish_clock") else None
-        )
+        # One clock: of two that disagree the time would jump at every message.
+        ticks = self._value("publish_clock") and _CLOCK not in kinds
+        self._ticks = self.create_publisher(ClockMsg, _CLOCK, sure) if ticks else None
         # Once the executor spins: what waits for subscribers must not keep the constructor.
         self._start = self.create_timer(0.01, self._play, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
+
+    def _chosen(self, bag: Bag) -> dict[str, str]:
+        """Type by topic of what is played."""
+        wanted, optional = (
+            [str(topic) for topic in self._value(name) if topic] for name in ("topics", "optional")
+        )
+        there = bag.topics
+        if missing := [topic for topic in wanted if topic not in there]:
+            raise ConfigError(f"{bag.path} has no '{missing[0]}': it has {', '.join(there)}")
+        if missing := [topic for topic in optional if topic not in there]:
+            self.get_logger().warning(f"{bag.path} has no {', '.join(missing)}")
+        chosen = [*wanted, *optional] or list(there)
+        if self._value("publish_clock"):
+            chosen.append(_CLOCK)
+        return {topic: kind for topic, kind in there.items() if topic in chosen}
 
     def _play(self) -> None:
         self._start.cancel()

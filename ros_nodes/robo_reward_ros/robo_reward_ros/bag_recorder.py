@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rosbags.interfaces import Nodetype
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 
 from robo_reward.errors import ConfigError
 from robo_reward_ros.bag_player import message_class
@@ -26,11 +29,25 @@ from robo_reward_ros.running import run_node
 
 __all__ = ["BagRecorder", "main"]
 
+# Best effort hears everyone, and loses of a large image what a reliable sender would have sent again.
+_ALL_OFFERED = QoSProfile(
+    depth=100,
+    reliability=QoSReliabilityPolicy.BEST_AVAILABLE,
+    durability=QoSDurabilityPolicy.BEST_AVAILABLE,
+)
+_EVERYONE = QoSProfile(
+    depth=100,
+    reliability=QoSReliabilityPolicy.BEST_EFFORT,
+    durability=QoSDurabilityPolicy.VOLATILE,
+)
 _STORAGE = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 
 class BagRecorder(Node):
-    """Records topics from when their first publisher appears until `finish`."""
+    """Records topics from when their first publisher appears until `finish`.
+
+    One whose type cannot be written is left out, with a warning.
+    """
 
     def __init__(
         self, path: str = "", topics: Sequence[str] = (), storage: str = "mcap", **options: Any
@@ -67,6 +84,9 @@ class BagRecorder(Node):
             raise ConfigError(f"cannot record into {self._path}: {error}") from error
         self._types = get_typestore(Stores.ROS2_KILTED)
         self._counts: dict[str, int] = {}
+        self._inputs: dict[str, Any] = {}
+        self._refused: set[str] = set()
+        self._unheard: set[str] = set()
         self._wall = Clock(clock_type=ClockType.SYSTEM_TIME)
         self.create_timer(0.2, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._look()
@@ -91,12 +111,22 @@ class BagRecorder(Node):
         """Subscribe to what has a publisher by now, and so a type."""
         for topic in self._wanted:
             infos = self.get_publishers_info_by_topic(topic)
-            if topic not in self._counts and infos:
-                self._record(topic, infos[0].topic_type)
+            if topic not in self._counts and topic not in self._refused and infos:
+                try:
+                    self._record(topic, infos[0].topic_type)
+                except (ConfigError, TypesysError) as error:
+                    # The other topics would be lost with a recorder that ends here.
+                    self._refused.add(topic)
+                    self.get_logger().warning(f"'{topic}' is not recorded: {error}")
+        for topic in sorted(self._unheard):
+            old = self._inputs[topic]
+            self.destroy_subscription(old)
+            self._listen(topic, old.msg_type, old.callback, _EVERYONE)
+        self._unheard.clear()
 
     def _record(self, topic: str, kind: str) -> None:
-        if kind not in self._types.types:
-            self._types.register(get_types_from_msg(_definition(kind), kind))
+        message = message_class(kind)
+        _register(self._types, kind)
         connection = self._writer.add_connection(topic, kind, typestore=self._types)
         self._counts[topic] = 0
 
@@ -106,8 +136,28 @@ class BagRecorder(Node):
             self._writer.write(connection, received_ns, data)
             self._counts[topic] += 1
 
-        qos = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-        self.create_subscription(message_class(kind), topic, write, qos, raw=True)
+        self._listen(topic, message, write, _ALL_OFFERED)
+
+    def _listen(self, topic: str, kind: Any, write: Callable[..., None], qos: QoSProfile) -> None:
+        # A publisher that came later may offer less than those before it.
+        unheard = SubscriptionEventCallbacks(incompatible_qos=lambda _: self._unheard.add(topic))
+        self._inputs[topic] = self.create_subscription(
+            kind, topic, write, qos, raw=True, event_callbacks=unheard
+        )
+
+
+def _register(types: Typestore, kind: str) -> None:
+    """Make a message type known, and those that it is made of."""
+    if kind in types.types:
+        return
+    found = get_types_from_msg(_definition(kind), kind)
+    for _, fields in found.values():
+        for _, (node, inner) in fields:
+            # An array's is its element's, beside its length.
+            name = inner[0][1] if node in (Nodetype.ARRAY, Nodetype.SEQUENCE) else inner
+            if isinstance(name, str):
+                _register(types, name)
+    types.register(found)
 
 
 def _definition(kind: str) -> str:

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 
+from robo_reward_ros.launch_arguments import Arguments, default_text, values
 from robo_reward_ros.launch_plan import Plan
 
 __all__ = ["actions", "description"]
 
 
-def description(make: Callable[..., Plan], arguments: Mapping[str, tuple[Any, str]]) -> LaunchDescription:
+def description(make: Callable[..., Plan], arguments: Arguments) -> LaunchDescription:
     """What a launch file returns: declared arguments, and the plan that they make.
 
     Args:
         make: a function of `robo_reward_ros.launch_plan`.
-        arguments: by name the default (None: required, "": leave it to `make`) and what it is.
+        arguments: see `robo_reward_ros.launch_arguments`.
     """
     declared = [
-        DeclareLaunchArgument(name, default_value=None if default is None else str(default), description=text)
+        DeclareLaunchArgument(name, default_value=default_text(default), description=text)
         for name, (default, text) in arguments.items()
     ]
 
     def build(context: Any) -> list[ExecuteProcess]:
         given = {name: LaunchConfiguration(name).perform(context) for name in arguments}
-        kinds = {name: type(default) for name, (default, _) in arguments.items()}
-        return actions(
-            make(**{name: _typed(value, kinds[name]) for name, value in given.items() if value != ""})
-        )
+        return actions(make(**values(arguments, given)))
 
     return LaunchDescription([*declared, OpaqueFunction(function=build)])
 
@@ -50,11 +48,3 @@ def actions(plan: Plan) -> list[ExecuteProcess]:
         )
         for process in plan.processes
     ]
-
-
-def _typed(value: str, kind: type) -> Any:
-    if kind is bool:
-        return value.lower() in ("true", "1")
-    if kind is tuple:
-        return tuple(value.split())
-    return float(value) if kind is float else value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.reward_topics import topics_read
 
 __all__ = ["Plan", "Process", "params_file", "replay_plan", "reward_plan", "sim_improve_plan"]
 
@@ -121,8 +122,12 @@ def replay_plan(
     rate: float = 1.0,
     namespace: str = "",
     markers: str = "/episode_marker",
+    topics: Sequence[str] = (),
 ) -> Plan:
     """A bag in, rewards out, in the bag's own episodes; everything ends with the bag.
+
+    What else was recorded is left alone: a command would move whatever robot listens, and old estimates and
+    rewards would mix with the new ones.
 
     Args:
         bag: folder of the bag.
@@ -131,6 +136,7 @@ def replay_plan(
         rate: how many times faster than it was recorded.
         namespace: of the nodes.
         markers: topic of the episode markers, see `robo_reward_data.bags`; a bag without is one episode.
+        topics: what to play of the bag; with none, what the reward node reads (by `params`) and the markers.
 
     Raises:
         ConfigError: no such file, model or bag, or a rate that is not positive.
@@ -139,6 +145,8 @@ def replay_plan(
         raise ConfigError(f"rate is {rate}: it must be more than 0")
     if not Path(bag).exists():
         raise ConfigError(f"no bag {bag}")
+    read = _existing(params or params_file("reward.yaml"))
+    played = {"topics": list(topics)} if topics else {"optional": [*topics_read(read, namespace), markers]}
     player = Process(
         "bag_player",
         "robo_reward_ros.bag_player",
@@ -148,9 +156,10 @@ def replay_plan(
             "publish_clock": True,
             "episodes": True,
             "markers": markers,
+            **played,
         },
     )
-    reward = _reward(model, params or params_file("reward.yaml"), use_sim_time=True)
+    reward = _reward(model, read, use_sim_time=True)
     return Plan((reward, player), namespace, _environment())
 
 

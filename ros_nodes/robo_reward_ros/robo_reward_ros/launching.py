@@ -53,28 +53,59 @@ def run(config: LaunchConfig) -> None:
 def run_plan(plan: Plan) -> None:
     """Start every process, pass on what they print, and end all when one fails or an essential one ends.
 
-    The others are asked with SIGINT, last started first, and killed after some seconds.
+    So do SIGINT, SIGTERM and the end of the terminal (SIGHUP). The others are asked with SIGINT, last started
+    first, and killed after some seconds.
 
     Raises:
         LaunchError: the process that ended it all has failed.
+        KeyboardInterrupt: a signal has ended it all.
     """
     environment = {**os.environ, **plan.environment}
     running: list[_Running] = []
-    try:
-        for process in plan.processes:
-            one = _Running(process, plan.namespace, environment)
-            running.append(one)  # at once: where the next one does not start, this one has to end
-        ended = _watch(running)
-    finally:
-        for one in reversed(running):
-            one.end()
+    ended = None
+    with _asked_to_end() as asked:
+        try:
+            for process in plan.processes:
+                if asked.is_set():
+                    break
+                one = _Running(process, plan.namespace, environment)
+                running.append(one)  # at once: where the next one does not start, this one has to end
+            ended = _watch(running, asked)
+        finally:
+            for one in reversed(running):
+                one.end()
+    if ended is None:
+        raise KeyboardInterrupt
     if ended.status:
         raise LaunchError(f"'{ended.process.name}' ended with status {ended.status}: see its output above")
 
 
-def _watch(running: list[_Running]) -> _Running:
-    """Wait until an essential process ends or one fails; start again what was killed and asks for it."""
-    while True:
+@contextmanager
+def _asked_to_end() -> Generator[threading.Event]:
+    """An event that is set by the signals that ask a process to end.
+
+    They raise nothing: that could happen between a process and the note of it, or while others are ended, and
+    would leave a robot's nodes running.
+    """
+    asked = threading.Event()
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background
+                before[number] = signal.signal(number, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(running: list[_Running], asked: threading.Event) -> _Running | None:
+    """Wait until an essential process ends or one fails; start again what was killed and asks for it.
+
+    None where it was asked to end before.
+    """
+    while not asked.is_set():
         for one in running:
             if one.status is None:
                 continue
@@ -84,6 +115,7 @@ def _watch(running: list[_Running]) -> _Running:
             elif one.process.essential or one.status:
                 return one
         time.sleep(0.05)
+    return None
 
 
 class _Running:

@@ -15,6 +15,7 @@ from robo_reward.shaping import Shaper
 from robo_reward_ros.alignment import AlignerSettings
 from robo_reward_ros.episode import TaskRewards, shaper_factory
 from robo_reward_ros.given import given_names, refuse_unknown
+from robo_reward_ros.reward_topics import default_topic
 
 __all__ = ["LIVE", "CameraSettings", "Settings", "check", "declare", "read"]
 
@@ -213,7 +214,7 @@ def _camera(name: str, values: dict[str, Any]) -> CameraSettings:
     compressed = own["transport"] == "compressed"
     return CameraSettings(
         name=name,
-        topic=own["topic"] or f"{name}/image_raw" + ("/compressed" if compressed else ""),
+        topic=own["topic"] or default_topic(name, compressed),
         compressed=compressed,
         reliability=own["reliability"],
         depth=own["depth"],

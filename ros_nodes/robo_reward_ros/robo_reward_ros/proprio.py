@@ -26,7 +26,8 @@ class Proprioception:
     def __init__(self, node: Node, topic: str, size: int) -> None:
         """Take the positions of `topic`, of which the model wants `size`."""
         self.topic, self.size = topic, size
-        self.problem = ""
+        self.problem = ""  # of the newest message
+        self.absence = ""  # why there was nothing for the newest moment that was asked for
         self._node = node
         self._seen: deque[tuple[int, Float32[np.ndarray, " p"]]] = deque(maxlen=_KEPT)
         self._lock = Lock()
@@ -40,10 +41,13 @@ class Proprioception:
         None where there are none: the model then does without.
         """
         with self._lock:
-            for stamp, values in reversed(self._seen):
-                if stamp <= moment_ns:
-                    return values if moment_ns - stamp <= timeout_ns else None
-        return None
+            newest = self._seen[-1][0] if self._seen else None
+            found = next((entry for entry in reversed(self._seen) if entry[0] <= moment_ns), None)
+        if found is None or moment_ns - found[0] > timeout_ns:
+            self.absence = self._why_absent(moment_ns, newest)
+            return None
+        self.absence = ""
+        return found[1]
 
     def close(self) -> None:
         """Stop listening."""
@@ -61,6 +65,16 @@ class Proprioception:
                     return  # overtaken on the way: newer ones are there
                 self._seen.clear()  # its clock went back: what came before is of another time
             self._seen.append((stamp, values))
+
+    def _why_absent(self, moment_ns: int, newest_ns: int | None) -> str:
+        """What to say where there are no positions for an image: the model runs without."""
+        if newest_ns is None:
+            return f"proprio_topic '{self.topic}': nothing has come"
+        return (
+            f"proprio_topic '{self.topic}': no positions for the newest image, their newest stamp is "
+            f"{(newest_ns - moment_ns) * 1e-9:+.3f} s from its: they stopped, come late (proprio_timeout_s), "
+            "or their clock is another one"
+        )
 
     def _why_not(self, values: np.ndarray, stamp: int) -> str:
         if stamp <= 0:

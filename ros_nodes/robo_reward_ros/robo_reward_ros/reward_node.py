@@ -303,7 +303,8 @@ class RewardNode(LifecycleNode):
         self._aligner.restart(f"the ROS clock jumped by {seconds:+.3f} s")
 
     def _on_success(self, message: Bool) -> None:
-        self._success_ns = self._now() if message.data else None
+        # Since when the robot says so: one that repeats itself must not put it off.
+        self._success_ns = (self._success_ns or self._now()) if message.data else None
 
     def _take(self, ready: list[AlignedSet[Any]]) -> None:
         for images in ready:
@@ -385,10 +386,9 @@ class RewardNode(LifecycleNode):
         try:
             if not self._running:
                 raise ConfigError("the node is not active: activate it first")
-            self._success_ns = None
             episode = str(request.episode_id) or f"episode_{time.time_ns()}"
             self._judge.start(episode, self._instruction(request), self._goal(request))
-            self._started_ns = self._now()
+            self._success_ns, self._started_ns = None, self._now()
         except RoboRewardError as error:
             response.success, response.message = False, str(error)
             return response
@@ -483,12 +483,14 @@ class RewardNode(LifecycleNode):
         worst, statuses = "", list[DiagnosticStatus]()
         for camera in self._cameras.values():
             well, text = camera.state(self._settings.frozen_after_s)
+            if well and (why := self._why_left_out(camera)):
+                well, text = False, why
             worst = worst or ("" if well else f"{camera.settings.name}: {text}")
             level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
             label = f"{name}: camera {camera.settings.name}"
             statuses.append(status_msg(label, level, text, self._camera_values(camera)))
         if self._proprio is not None:
-            text = self._proprio.problem
+            text = self._proprio.problem or self._proprio.absence
             worst = worst or text
             level = DiagnosticStatus.WARN if text else DiagnosticStatus.OK
             statuses.append(status_msg(f"{name}: proprioception", level, text or "ok", {}))
@@ -496,6 +498,21 @@ class RewardNode(LifecycleNode):
         statuses.insert(0, status_msg(f"{name}: rewards", level, worst or "ok", self._values()))
         now = stamp_msg(self.get_clock().now().nanoseconds)
         return DiagnosticArray(header=Header(stamp=now), status=statuses)
+
+    def _why_left_out(self, camera: Camera) -> str:
+        """What to say of a camera whose images come and get into no set; "" where they do."""
+        name, now = camera.settings.name, self._now()
+        state, reference = self._aligner.cameras[name], self._aligner.reference(now)
+        if not state.given_up or self._aligner.silent(name, now) or reference is None or reference == name:
+            return ""
+        newest = self._aligner.cameras[reference].stamp_ns
+        if state.stamp_ns is None or newest is None:
+            return ""
+        return (
+            f"left out of {state.misses} sets in a row: its newest stamp is "
+            f"{(state.stamp_ns - newest) * 1e-9:+.3f} s from that of '{reference}': it comes later than "
+            "wait_s, its clock is another one, or tolerance_s is too small for its rate"
+        )
 
     def _values(self) -> dict[str, object]:
         offered, dropped = self._worker.offered, self._worker.dropped

@@ -25,9 +25,10 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from gymnasium import spaces
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, String
@@ -51,6 +52,7 @@ class _Stream:
     keep: int
     stamps: deque[int] = field(init=False)
     messages: deque[Any] = field(init=False)
+    restarts: int = field(default=0, init=False)  # how often its clock went back
 
     def __post_init__(self) -> None:
         self.stamps = deque(maxlen=self.keep)
@@ -62,6 +64,7 @@ class _Stream:
         if self.stamps and stamp_ns == self.stamps[-1]:
             return
         if self.stamps and stamp_ns < self.stamps[-1]:
+            self.restarts += 1
             self.stamps.clear()
             self.messages.clear()
         self.stamps.append(stamp_ns)
@@ -215,7 +218,13 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._subscribe(DiagnosticArray, status_topic, self._on_status, newest)
         sure = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
         self._command = self._node.create_publisher(JointState, command_topic, sure)
-        self._markers = self._node.create_publisher(String, marker_topic, sure) if marker_topic else None
+        # The newest one is kept: a recorder that finds this publisher only now has to hear of the start.
+        kept = QoSProfile(
+            depth=1,
+            reliability=QoSReliabilityPolicy.RELIABLE,
+            durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+        )
+        self._markers = self._node.create_publisher(String, marker_topic, kept) if marker_topic else None
         self._asked = False
         self._help = self._node.create_publisher(Bool, help_topic, sure) if help_topic else None
         self._instruction = instruction
@@ -243,7 +252,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """
         super().reset(seed=seed, options=options)
         self._drain()
-        before_ns = self._newest_ns()
+        after = self._from_now()
         if seed is not None and self._seed_client is not None:
             self._set_seed(seed)
         if self._lock_step:
@@ -255,12 +264,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._success, self._held, self._decisions, self._last = False, 0, 0, None
         if not self._lock_step:
             self._drain()
-            before_ns = self._newest_ns()
+            after = self._from_now()
             self._mark(f"start: {self._instruction}")  # what the robot did to reset is no part of it
         self._applied.clear()
-        found = self._wait(before_ns + 1, self._reset_timeout_s)
+        found = self._wait(after, self._reset_timeout_s)
         if found is None:
-            raise RobotError(f"no observation after the reset: {self._silence(before_ns + 1)}")
+            raise RobotError(f"no observation after the reset: {self._silence(after())}")
         self._take(*found)
         self._first_ns = self._last_ns
         return self._copy(), {"success": self._ask_success(), "elapsed_ns": 0}
@@ -282,7 +291,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         target_ns = self._last_ns + self._period_ns - self._slop_ns
         # A robot in lock-step waits for an answer that may have been lost: it is sent again.
         again = (lambda: self._command.publish(message)) if self._lock_step else None
-        found = self._wait(target_ns, self._timeout_s, again)
+        found = self._wait(lambda: target_ns, self._timeout_s, again)
         if found is None:
             self._end("truncated")
             return (
@@ -343,6 +352,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _mark(self, text: str) -> None:
         if self._markers is not None:
+            # The one before is on its way, where it is not there yet: this one would take its place.
+            self._markers.wait_for_all_acked(Duration(seconds=_ACK_S))
             self._markers.publish(String(data=text))
 
     def _on_success(self, message: Bool) -> None:
@@ -359,21 +370,27 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             if self._callbacks == before:
                 return
 
-    def _newest_ns(self) -> int:
+    def _from_now(self) -> Callable[[], int]:
+        """The first stamp that is later than any there now; ask again as messages come.
+
+        A topic whose clock goes back meanwhile has nothing left from before: its stamps of then do not count.
+        """
         streams = [*self._cameras.values(), self._joints]
-        return max([self._last_ns, *(stream.stamps[-1] for stream in streams if stream.stamps)])
+        seen = [(stream, stream.restarts, stream.stamps[-1]) for stream in streams if stream.stamps]
+        return lambda: 1 + max((last for stream, was, last in seen if stream.restarts == was), default=0)
 
     def _wait(
-        self, target_ns: int, timeout_s: float, again: Callable[[], None] | None = None
+        self, target_ns: Callable[[], int], timeout_s: float, again: Callable[[], None] | None = None
     ) -> tuple[int, dict[str, Any], JointState] | None:
-        """The newest complete observation of `target_ns` or later, or None after the timeout."""
+        """The newest complete observation of `target_ns()` or later, or None after the timeout."""
         deadline = time.monotonic() + timeout_s
         repeat_at = time.monotonic() + _REPEAT_S
         while True:
             self._executor.spin_once(timeout_sec=0.02)
-            if self._complete(target_ns) is not None:
+            if self._complete(target_ns()) is not None:
                 self._drain()
-                return self._complete(target_ns)
+                if (found := self._complete(target_ns())) is not None:
+                    return found
             now = time.monotonic()
             if now > deadline:
                 return None
@@ -515,4 +532,5 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
 
 _REPEAT_S = 0.3
+_ACK_S = 0.5
 _AGAIN_S = 5.0

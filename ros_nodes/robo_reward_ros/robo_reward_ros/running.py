@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -14,6 +15,8 @@ from rclpy.signals import SignalHandlerOptions
 from robo_reward.errors import RoboRewardError
 
 __all__ = ["run_node"]
+
+_LISTEN_S = 0.2
 
 
 def run_node[NodeT: Node](
@@ -45,6 +48,8 @@ def run_node[NodeT: Node](
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         rclpy.try_shutdown()
         return 1
+    # Python hears a signal when the executor's wait returns, and that of an idle node need not.
+    node.create_timer(_LISTEN_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     status = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -46,6 +46,8 @@ class SafetyLimits:
     scale     velocity components: speed per unit of the command
     state     index of the component's position in the measured state, or -1 where nothing measures it
     rest      position components that nothing measures: the command that holds before the first one
+    tolerance measured position components: how far from its last command a robot may be that is held there;
+              infinite where it is far from it by nature, as a gripper that grips
     horizon_s velocity components: how far ahead the position limits look; no less than the time to stop
     """
 
@@ -57,12 +59,13 @@ class SafetyLimits:
     scale: Float64[np.ndarray, " a"]
     state: tuple[int, ...]
     rest: Float64[np.ndarray, " a"]
+    tolerance: Float64[np.ndarray, " a"]
     horizon_s: float = 0.2
 
     def __post_init__(self) -> None:
         """Refuse limits that do not fit each other."""
         size = len(self.kinds)
-        for name in ("low", "high", "velocity", "rate", "scale", "state", "rest"):
+        for name in ("low", "high", "velocity", "rate", "scale", "state", "rest", "tolerance"):
             values = getattr(self, name)
             if len(values) != size:
                 raise ConfigError(f"{name} has {len(values)} values for {size} components of the command")
@@ -73,8 +76,11 @@ class SafetyLimits:
                 raise ConfigError(
                     f"component {index}: low {self.low[index]} must be below high {self.high[index]}"
                 )
-            if not (self.velocity[index] > 0 and self.rate[index] > 0 and 0 < self.scale[index] < math.inf):
-                raise ConfigError(f"component {index}: velocity, rate and scale must be more than 0")
+            positive = min(self.velocity[index], self.rate[index], self.tolerance[index]) > 0
+            if not (positive and 0 < self.scale[index] < math.inf):
+                raise ConfigError(
+                    f"component {index}: velocity, rate, scale and tolerance must be more than 0"
+                )
             if not self.low[index] <= self.rest[index] <= self.high[index] and self.state[index] < 0:
                 raise ConfigError(f"component {index}: rest {self.rest[index]} is outside its own limits")
         if not 0 < self.horizon_s < math.inf:
@@ -102,10 +108,11 @@ class Workspace:
 class Timeouts:
     """How long silence may last, in seconds of the steady clock; infinite turns one off.
 
-    observation_s  between two messages of the robot's state
-    frozen_s       during which the stamps of the state stand still
+    observation_s  between two messages of the robot's state, or of its tool's position
+    frozen_s       during which the stamps of either stand still
     command_s      between two commands
-    lag_s          how much older than the newest state the state may be that a command answers
+    lag_s          how much older than the newest state the state may be that a command answers (one that is
+                   newer by more than observation_s has not been)
     override_s     after a human's last command, the policy stays out for so long
     step_s         the longest time that one command's change may be stretched over
     """
@@ -128,7 +135,7 @@ class Timeouts:
 class Decision:
     """What the robot is told.
 
-    values    f64[a], or None while the robot's position is unknown: then nothing may be sent
+    values    f64[a], or None where nothing may be sent: the robot's position is unknown
     source    who decided
     reason    why the robot is stopped, else ""
     limited   indices of the components that a limit has changed
@@ -144,11 +151,37 @@ class Decision:
 
 @dataclass(slots=True)
 class _Applied:
-    """The last command that went out, and when."""
+    """The last command that went out.
+
+    at_ns     when, by the steady clock
+    until_ns  up to when, by the robot's clock, the time has been used for a change of the command
+    holds     it was a stop
+    """
 
     values: Float64[np.ndarray, " a"]
     at_ns: int
-    stamp_ns: int = 0
+    until_ns: int
+    holds: bool = False
+
+
+@dataclass(slots=True)
+class _Tool:
+    """Where the tool was last; when that came, and when its stamp last advanced, by the steady clock."""
+
+    position: tuple[float, ...]
+    stamp_ns: int
+    heard_ns: int
+    advanced_ns: int
+
+
+@dataclass(slots=True)
+class _Restart:
+    """Stamps that began anew, before those that are known; when they began and last came (steady)."""
+
+    first_ns: int
+    newest_ns: int
+    began_ns: int
+    heard_ns: int
 
 
 @dataclass
@@ -156,6 +189,16 @@ class SafetyFilter:
     """The state between messages. Not thread-safe: call it from one executor thread.
 
     A stop ends by itself when its cause does, but for the emergency stop, which stays until `reset`.
+
+    A stop holds a position where it was commanded last, not where it is measured: an arm that sags under its
+    load, or is still on its way, is somewhere else, and a hold that followed it would let it sink. Only where
+    a stopped robot is farther off than its `tolerance` has something else moved it, and it is held where it
+    is: at once after its state was silent, else after all that was heard for `observation_s` says so (an arm
+    that sags farther needs a larger tolerance). While the state is gone, a robot of positions alone is told
+    nothing: it keeps what it has, and one that is started again does not leap to what held before.
+
+    The change of a command is limited by the robot's own time, up to its newest state, so that no stamp of
+    the policy's lengthens it.
     """
 
     limits: SafetyLimits
@@ -164,43 +207,71 @@ class SafetyFilter:
 
     _state: Float64[np.ndarray, " n"] | None = field(default=None, init=False)
     _bad_state: str = field(default="", init=False)
+    _names: tuple[str, ...] = field(default=(), init=False)
     _heard_ns: int = field(default=0, init=False)
     _stamp_ns: int = field(default=-1, init=False)
     _advanced_ns: int = field(default=0, init=False)
-    _tool: tuple[tuple[float, ...], int] | None = field(default=None, init=False)
+    _restart: _Restart | None = field(default=None, init=False)
+    _doubt: tuple[str, int] | None = field(default=None, init=False)
+    _away_ns: int | None = field(default=None, init=False)
+    _lost: bool = field(default=False, init=False)
+    _tool: _Tool | None = field(default=None, init=False)
     _applied: _Applied | None = field(default=None, init=False)
     _command_ns: int | None = field(default=None, init=False)
     _bad_command: str = field(default="", init=False)
     _human: tuple[Float64[np.ndarray, " a"] | None, int] | None = field(default=None, init=False)
     _estop: str = field(default="", init=False)
 
-    def observe(self, state: Sequence[float], stamp_ns: int, now_ns: int) -> None:
-        """Take in the measured state, f64[n] in the robot's own order."""
+    def observe(self, state: Sequence[float], stamp_ns: int, now_ns: int, names: Sequence[str] = ()) -> None:
+        """Take in the measured state, f64[n] in the robot's own order, and the names of its joints.
+
+        A state that may be another robot's stops for a second and is not taken in: one with other names than
+        the first had, or with a stamp before the newest. Stamps that go back and then on, with none of the
+        old ones between them, are the robot's after `observation_s`: its clock was set, or started again.
+        """
         values = np.asarray(state, np.float64)
-        needed = 1 + max((*self.limits.state, *((self.workspace and self.workspace.state) or ())), default=-1)
-        if values.ndim != 1 or len(values) < needed:
-            self._bad_state = f"the state has {values.size} values, the limits need {needed}"
+        if self._state is not None and tuple(names) != self._names:
+            theirs = f"the state is of the joints {list(names)}, it was of {list(self._names)}"
+            way_out = "let one robot publish it; where its joints have changed, start the safety node again"
+            self._doubt = (f"{theirs}: {way_out}", now_ns)
             return
-        if not np.isfinite(values).all():
-            self._bad_state = f"the state has {values[~np.isfinite(values)][0]} in it"
+        if unfit := self._unfit(values):
+            self._bad_state = unfit
             return
         if stamp_ns < self._stamp_ns:
-            self._applied = None  # another robot, or another clock: what was commanded before holds no more
+            if not self._started_again(stamp_ns, now_ns):
+                back = f"{(self._stamp_ns - stamp_ns) / 1e9:.3f}"
+                self._doubt = (f"the state's stamps went back by {back} s: who else publishes it?", now_ns)
+                return
+            # Another robot, or another clock: what was commanded before holds no more.
+            self._applied, self._doubt, self._lost = None, None, False
+        elif stamp_ns > self._stamp_ns or not stamp_ns:
+            self._find_again(values, now_ns)
         if stamp_ns != self._stamp_ns:
             self._advanced_ns = now_ns
-        self._state, self._bad_state = values, ""
-        self._heard_ns, self._stamp_ns = now_ns, stamp_ns
+        self._state, self._bad_state, self._names = values, "", tuple(names)
+        self._heard_ns, self._stamp_ns, self._restart = now_ns, stamp_ns, None
 
-    def observe_tool(self, position: Sequence[float], now_ns: int) -> None:
-        """Take in where the tool is: x, y, z in meters. A position that is not finite counts as silence."""
-        if len(position) == 3 and all(math.isfinite(value) for value in position):
-            self._tool = (tuple(float(value) for value in position), now_ns)
+    def observe_tool(self, position: Sequence[float], stamp_ns: int, now_ns: int) -> None:
+        """Take in where the tool is: x, y, z in meters.
+
+        A position that is not finite, or older than the last while that is fresh, counts as silence.
+        """
+        if len(position) != 3 or not all(math.isfinite(value) for value in position):
+            return
+        known, advanced_ns = self._tool, now_ns
+        if known is not None:
+            if stamp_ns < known.stamp_ns and now_ns - known.heard_ns <= self.timeouts.observation_s * 1e9:
+                return
+            if stamp_ns == known.stamp_ns:
+                advanced_ns = known.advanced_ns
+        self._tool = _Tool(tuple(float(value) for value in position), stamp_ns, now_ns, advanced_ns)
 
     def command(self, values: Sequence[float], stamp_ns: int, now_ns: int) -> Decision:
         """Decide about a policy's command f64[a] that answers the state of `stamp_ns` (0: does not say)."""
         if self._human_in_charge(now_ns):
             return self._answer_for_human(stamp_ns, now_ns)
-        wrong = self._wrong(values) or self._late(stamp_ns)
+        wrong = self._wrong(values) or self._untimely(stamp_ns)
         if wrong:
             self._bad_command = f"the policy's command was refused: {wrong}"
             return self._stop(self._bad_command, now_ns)
@@ -277,16 +348,83 @@ class SafetyFilter:
             return f"it has {command[~np.isfinite(command)][0]} in it"
         return ""
 
-    def _late(self, stamp_ns: int) -> str:
-        lag = (self._stamp_ns - stamp_ns) / 1e9
-        if stamp_ns and lag > self.timeouts.lag_s:
-            return f"it answers a state of {lag:.2f} s ago"
+    def _unfit(self, state: Float64[np.ndarray, "..."]) -> str:
+        needed = 1 + max((*self.limits.state, *((self.workspace and self.workspace.state) or ())), default=-1)
+        if state.ndim != 1 or len(state) < needed:
+            return f"the state has {state.size} values, the limits need {needed}"
+        if not np.isfinite(state).all():
+            return f"the state has {state[~np.isfinite(state)][0]} in it"
         return ""
+
+    def _untimely(self, stamp_ns: int) -> str:
+        lag = (self._stamp_ns - stamp_ns) / 1e9
+        if not stamp_ns or self._stamp_ns <= 0:  # one of them does not say
+            return ""
+        if lag > self.timeouts.lag_s:
+            return f"it answers a state of {lag:.2f} s ago"
+        # A camera may be ahead of the joints, but the next state is due before that.
+        if -lag > self.timeouts.observation_s:
+            return (
+                f"it answers a state that has not been, {-lag:.2f} s after the newest: stamp it with the "
+                "observation that it answers"
+            )
+        return ""
+
+    def _started_again(self, stamp_ns: int, now_ns: int) -> bool:
+        """Whether stamps that went back are a clock of their own by now, and not a second publisher's."""
+        begun, patience_ns = self._restart, self.timeouts.observation_s * 1e9
+        if begun is None or stamp_ns < begun.newest_ns or now_ns - begun.heard_ns > patience_ns:
+            self._restart = _Restart(stamp_ns, stamp_ns, now_ns, now_ns)
+            return False
+        begun.newest_ns, begun.heard_ns = stamp_ns, now_ns
+        # In lock-step the stamps stand still until a command is let through.
+        goes_on = stamp_ns > begun.first_ns or math.isinf(self.timeouts.frozen_s)
+        return goes_on and now_ns - begun.began_ns >= patience_ns
+
+    def _find_again(self, state: Float64[np.ndarray, " n"], now_ns: int) -> None:
+        """Hold a robot that was moved while it was stopped where it is now (the class tells when)."""
+        self._lost = self._lost or self._silent(now_ns)
+        if self._doubtful(now_ns):
+            self._away_ns = None
+            return
+        lost, self._lost = self._lost, False
+        away = self._away(state)
+        if self._applied is None or not away or not (self._applied.holds or lost):
+            self._away_ns = None
+            return
+        self._away_ns = now_ns if self._away_ns is None else self._away_ns
+        if lost or (now_ns - self._away_ns) / 1e9 >= self.timeouts.observation_s:
+            values = self._applied.values.copy()
+            values[away] = [state[self.limits.state[index]] for index in away]
+            self._applied, self._away_ns = replace(self._applied, values=values), None
+
+    def _silent(self, now_ns: int, times: int = 1) -> bool:
+        """Whether no new state has come for so many times as long as it may take."""
+        silence, still = (now_ns - self._heard_ns) / 1e9, (now_ns - self._advanced_ns) / 1e9
+        return silence > times * self.timeouts.observation_s or still > times * self.timeouts.frozen_s
+
+    def _away(self, state: Float64[np.ndarray, " n"]) -> list[int]:
+        """The position components that are measured farther from the last command than their tolerance."""
+        if self._applied is None:
+            return []
+        return [
+            index
+            for index, (kind, place) in enumerate(zip(self.limits.kinds, self.limits.state, strict=True))
+            if kind is Kind.POSITION
+            and place >= 0
+            and abs(state[place] - self._applied.values[index]) > self.limits.tolerance[index]
+        ]
+
+    def _doubtful(self, now_ns: int) -> str:
+        """Why the last states may not be the robot's, or ""."""
+        return self._doubt[0] if self._doubt and (now_ns - self._doubt[1]) / 1e9 <= _DOUBT_S else ""
 
     def _blocked(self, now_ns: int) -> str:
         """Why nobody may move the robot now, or ""."""
         if self._estop:
             return self._estop
+        if doubt := self._doubtful(now_ns):
+            return doubt
         if self._bad_state:
             return self._bad_state
         if self._state is None:
@@ -298,8 +436,10 @@ class SafetyFilter:
         if self.workspace is not None and self.workspace.state is None:
             if self._tool is None:
                 return "no position of the tool yet"
-            if (silence := (now_ns - self._tool[1]) / 1e9) > self.timeouts.observation_s:
+            if (silence := (now_ns - self._tool.heard_ns) / 1e9) > self.timeouts.observation_s:
                 return f"no position of the tool for {silence:.2f} s"
+            if (still := (now_ns - self._tool.advanced_ns) / 1e9) > self.timeouts.frozen_s:
+                return f"the stamps of the tool's position have stood still for {still:.2f} s"
         return ""
 
     def _outside(self) -> str:
@@ -309,7 +449,7 @@ class SafetyFilter:
         if self.workspace.state is not None:
             position = tuple(float(self._state[index]) for index in self.workspace.state)
         else:
-            position = self._tool[0] if self._tool is not None else ()
+            position = self._tool.position if self._tool is not None else ()
         box = zip(self.workspace.low, position, self.workspace.high, strict=True)
         if all(low <= value <= high for low, value, high in box):
             return ""
@@ -317,10 +457,24 @@ class SafetyFilter:
         return f"the tool is at ({spelled}) m, outside its workspace: move it back by hand or by override"
 
     def _stop(self, reason: str, now_ns: int) -> Decision:
-        values = self._hold()
+        values = None if self._gone(now_ns) else self._hold()
         if values is not None:
-            self._applied = _Applied(values, now_ns)
+            used_ns = 0 if self._applied is None else self._applied.until_ns
+            self._applied = _Applied(values, now_ns, max(used_ns, self._stamp_ns), holds=True)
         return Decision(values, Source.STOP, reason)
+
+    def _gone(self, now_ns: int) -> bool:
+        """Whether nobody knows where a robot of positions is: it keeps its last command by itself.
+
+        A velocity must be told to be 0, whatever else is told with it.
+        """
+        if (
+            self._state is None
+            or Kind.VELOCITY in self.limits.kinds
+            or max(self.limits.state, default=-1) < 0
+        ):
+            return False
+        return self._lost or self._silent(now_ns, times=2)  # once: the stop goes out, many times over
 
     def _hold(self) -> Float64[np.ndarray, " a"] | None:
         """The command that holds the robot still, or None where that is unknown."""
@@ -345,21 +499,29 @@ class SafetyFilter:
         if hold is None:
             return Decision(None, Source.STOP, "no state of the robot yet")
         before = hold if self._applied is None else self._applied.values
-        elapsed = self._elapsed(stamp_ns, now_ns)
+        elapsed, until_ns = self._elapsed(stamp_ns, now_ns)
         low, high = _intervals(self.limits, hold, before, elapsed, self._state)
         values = np.clip(wanted, low, high)
-        self._applied = _Applied(values, now_ns, stamp_ns)
+        self._applied = _Applied(values, now_ns, until_ns)
         limited = tuple(int(index) for index in np.flatnonzero(values != wanted))
         return Decision(values, source, "", limited, stamp_ns)
 
-    def _elapsed(self, stamp_ns: int, now_ns: int) -> float:
-        """Seconds since the last command: by the robot's clock where both commands tell it, else steady."""
+    def _elapsed(self, stamp_ns: int, now_ns: int) -> tuple[float, int]:
+        """Seconds that this command's change may use, and up to when the robot's time is used with them.
+
+        The robot's time where the command tells it, else (and between two observations) steady time; what one
+        clock has given the other does not give again.
+        """
         if self._applied is None:
-            return self.timeouts.step_s
-        by_stamp = stamp_ns - self._applied.stamp_ns
-        stamped = stamp_ns and self._applied.stamp_ns and by_stamp > 0
-        elapsed = (by_stamp if stamped else now_ns - self._applied.at_ns) / 1e9
-        return min(max(elapsed, 0.0), self.timeouts.step_s)
+            return self.timeouts.step_s, self._stamp_ns
+        used_ns, told_ns = self._applied.until_ns, min(stamp_ns, self._stamp_ns)
+        # Steady time runs ahead of the newest state by no more than the next may take to come.
+        left = (self._stamp_ns - used_ns) / 1e9 + self.timeouts.observation_s
+        elapsed = (now_ns - self._applied.at_ns) / 1e9
+        if told_ns > 0:
+            elapsed = (told_ns - used_ns) / 1e9 if told_ns > used_ns else min(elapsed, left)
+        elapsed = min(max(elapsed, 0.0), self.timeouts.step_s)
+        return elapsed, max(told_ns, used_ns + round(1e9 * min(elapsed, left)))
 
 
 def _intervals(
@@ -393,3 +555,7 @@ def _intervals(
 def _change(per_second: float, elapsed: float) -> float:
     """How far something may go in a time; no limit stays no limit, however short the time."""
     return math.inf if math.isinf(per_second) else per_second * elapsed
+
+
+# A second publisher may be slower than the robot: what it has sent is in doubt until so long after, seconds.
+_DOUBT_S = 1.0

@@ -4,7 +4,9 @@ Subscribes `command` (the policy's), `override` (a human's), `joint_states`, and
 workspace needs it. Publishes `robot_command`, whose `header.frame_id` says who decided (policy, override,
 stop), and `~/status`. Services `~/estop` and `~/reset` (std_srvs/Trigger). Commands are
 sensor_msgs/JointState, the values in `position` whatever they mean; their stamp is that of the observation
-that they answer.
+that they answer. One node alone may publish `joint_states`, always with the same names: states that go back
+in time or change their names stop the robot, and a second publisher is reported. While they are gone, a robot
+that takes positions alone is told nothing after the first stops: no one knows where it is.
 """
 
 from __future__ import annotations
@@ -62,10 +64,15 @@ class SafetyNode(Node):
         self._filter = SafetyFilter(limits, timeouts, self._workspace())
         # Steady: a watchdog must go on when simulated time stops or jumps.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._names: list[str] = []
         self._last: Decision | None = None
         self._counts = dict.fromkeys(Source, 0)
-        self._ours = _PublisherNames(self)
+        to = self.resolve_topic_name("command")
+        self._commanders = _Rivals(
+            self, "robot_command", f"commands the robot past the safety node: remap it to {to}", ours=True
+        )
+        self._sources = _Rivals(
+            self, "joint_states", "publish the robot's state: end all but one of them, or remap them"
+        )
 
         self._out = self.create_publisher(JointState, "robot_command", _SURE)
         self._array_out = (
@@ -126,6 +133,7 @@ class SafetyNode(Node):
             ("rate", math.inf),
             ("scale", 1.0),
             ("rest", 0.0),
+            ("tolerance", 0.1),
         ):
             given = list(self._value(name))
             # ROS 2 has no empty array of numbers in YAML: one NaN stands for "not given".
@@ -155,12 +163,13 @@ class SafetyNode(Node):
         return self._steady.now().nanoseconds
 
     def _on_state(self, message: JointState) -> None:
-        self._names = list(message.name)
-        self._filter.observe(message.position, Time.from_msg(message.header.stamp).nanoseconds, self._now())
+        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
+        self._filter.observe(message.position, stamp_ns, self._now(), list(message.name))
 
     def _on_tool(self, message: PoseStamped) -> None:
         place = message.pose.position
-        self._filter.observe_tool((place.x, place.y, place.z), self._now())
+        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
+        self._filter.observe_tool((place.x, place.y, place.z), stamp_ns, self._now())
 
     def _on_command(self, message: JointState) -> None:
         stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
@@ -207,7 +216,8 @@ class SafetyNode(Node):
                 log.info(f"{decision.source.value} moves the robot", throttle_duration_sec=1.0)
 
     def _report(self) -> None:
-        self._ours.check()
+        self._commanders.check()
+        self._sources.check()
         if self._last is not None:
             message = self._message(self._last)
             self._diagnostics.publish(message)
@@ -223,7 +233,8 @@ class SafetyNode(Node):
             "source": decision.source.value,
             "limited": " ".join(map(str, decision.limited)),
             "answers_stamp_ns": str(decision.stamp_ns),
-            "other_commanders": " ".join(self._ours.others),
+            "other_commanders": " ".join(self._commanders.names),
+            "rival_states": " ".join(self._sources.names),
             **{f"{source}_decisions": str(count) for source, count in self._counts.items()},
         }
         status = DiagnosticStatus(
@@ -237,25 +248,26 @@ class SafetyNode(Node):
         return array
 
 
-class _PublisherNames:
-    """Who else publishes on the robot's command topic: a policy that goes around the safety node."""
+class _Rivals:
+    """Who publishes on a topic that is one node's alone: this node's (`ours`), or one other's."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self.others: list[str] = []
+    def __init__(self, node: Node, topic: str, what_they_do: str, *, ours: bool = False) -> None:
+        self._node, self._what = node, what_they_do
+        self._topic = node.resolve_topic_name(topic)
+        self._ours = {node.get_fully_qualified_name()} if ours else set[str]()
+        self.names: list[str] = []
 
     def check(self) -> None:
-        """Look, and warn when it changes."""
-        own = self._node.get_name()
-        topic = self._node.resolve_topic_name("robot_command")
-        infos = self._node.get_publishers_info_by_topic(topic)
-        others = sorted({info.node_name for info in infos} - {own})
-        if others and others != self.others:
-            self._node.get_logger().error(
-                f"{', '.join(others)} commands the robot on {topic} past the safety node: remap it to "
-                f"{self._node.resolve_topic_name('command')}"
-            )
-        self.others = others
+        """Look, and report an error when it changes."""
+        infos = self._node.get_publishers_info_by_topic(self._topic)
+        # With its namespace: the drivers of two arms have one name otherwise.
+        found = {f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos}
+        names = sorted(found - self._ours)
+        if not self._ours and len(names) <= 1:
+            names = []
+        if names and names != self.names:
+            self._node.get_logger().error(f"on {self._topic}, {', '.join(names)} {self._what}")
+        self.names = names
 
 
 _TIMEOUTS = ("observation_s", "frozen_s", "command_s", "lag_s", "override_s", "step_s")
@@ -268,14 +280,24 @@ _ARRAYS: dict[str, tuple[Any, str]] = {
     "rate": ([_NAN], "largest change of each component's command, per second; [.nan]: no limit"),
     "scale": ([_NAN], "velocity components: speed per unit of the command; [.nan]: 1"),
     "rest": ([_NAN], "position components that nothing measures: the first command that holds; [.nan]: 0"),
+    "tolerance": (
+        [_NAN],
+        "measured position components: farther than this from its last command, a stopped robot was moved by "
+        "something else and is held where it is; .inf: never (a gripper that grips); [.nan]: 0.1",
+    ),
     "state": ([-2], "index of each component in joint_states, -1: not measured; [-2]: the same order"),
     "workspace_low": ([_NAN], "corner x, y, z of the box that the tool must not leave, m; [.nan]: no box"),
     "workspace_high": ([_NAN], "the opposite corner, m"),
     "workspace_state": ([-1], "indices of the tool's x, y, z in joint_states; [-1]: from tool_pose"),
 }
 _NUMBERS: dict[str, tuple[float, float, float, str]] = {
-    "observation_s": (0.15, 0.001, 3600.0, "stop after so many seconds without joint_states"),
-    "frozen_s": (0.15, 0.001, math.inf, "stop after so many seconds of unchanged stamps (lock-step: .inf)"),
+    "observation_s": (0.15, 0.001, 3600.0, "stop after so many seconds without joint_states, or tool_pose"),
+    "frozen_s": (
+        0.15,
+        0.001,
+        math.inf,
+        "stop after so many seconds of unchanged stamps of joint_states, or tool_pose (lock-step: .inf)",
+    ),
     "command_s": (0.15, 0.001, 3600.0, "stop after so many seconds without a command"),
     "lag_s": (1.0, 0.001, math.inf, "refuse a command that answers a state older than this, seconds"),
     "override_s": (
