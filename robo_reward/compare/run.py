@@ -290,15 +290,16 @@ def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: 
         for key, value in vars(data.options).items()
         if key not in ("out", "data", "threads", "cache_gb", "accelerator", "reader")
     }
+    recipe = dict(method.recipe)
     depends = {
-        "recipe": dict(method.recipe),
+        "recipe": recipe,
         "budget": [budget.steps, budget.minutes],
         "seed": config.seed,
         "data": data.fingerprint,
         "options": options,
     }
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
-    name = str(depends["recipe"].get("method", type(method).__name__))
+    name = str(recipe.get("method", type(method).__name__))
     return Path(config.fitted or Path(config.out) / "methods") / f"{name}-{digest}"
 
 

@@ -158,7 +158,13 @@ class WindowSampler:
         self._timeline, self._pixels = timeline, pixels
         self._infos = [reader.info for reader in readers]
         self._labels = [label_episode(info) for info in self._infos]
-        ceilings = [label_ceiling(info) for info in self._infos]
+        # How far a failure got says nothing where its task is none of the model's.
+        several = len(model.tasks) > 1
+        strange = [several and model.task_of(info.instruction) is None for info in self._infos]
+        ceilings = [
+            None if unknown else label_ceiling(info)
+            for info, unknown in zip(self._infos, strange, strict=True)
+        ]
         self._ceilings = np.array([-1 if ceiling is None else ceiling for ceiling in ceilings], np.int64)
         self._success = [label_success(info) for info in self._infos]
         self._proprio = proprio

@@ -123,7 +123,7 @@ def test_methods_are_compared_resumed_and_shown(stores: dict[str, Path], tmp_pat
     errors = [x["methods"]["hop_incremental"]["metrics"]["progress_mae"]["value"] for x in (again, near)]
     assert errors[0] != errors[1]
     assert len(list((out / "methods").glob("hop-*"))) == 1
-    _look_at(out / "report.html", list(again["methods"]))
+    _look_at(out / "report.html", list(near["methods"]))
 
 
 def _look_at(page: Path, methods: list[str]) -> None:

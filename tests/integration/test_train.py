@@ -16,6 +16,7 @@ from robo_reward.checkpoint import load_checkpoint
 from robo_reward.cli.main import run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.intake import resize_frames
+from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.data import FrameCache
 from robo_reward_data.store import EpisodeStore
@@ -273,19 +274,25 @@ def test_a_task_without_a_label_among_others_does_not_end_the_training(
     for index in range(30, 36):
         episode = toy_episode(index, length=18, instruction="sort" if index % 2 else "stack")
         if index % 2:
-            episode = dataclasses.replace(
-                episode, info=dataclasses.replace(episode.info, truth=None, stage_names=(), success=None)
-            )
+            bare = {
+                "truth": None,
+                "stage_names": (),
+                "success": None,
+                "outcome": Outcome.FAILURE,
+                "reached": 0,
+            }
+            episode = dataclasses.replace(episode, info=dataclasses.replace(episode.info, **bare))
         store.write(episode)
     options = ["steps=2", "holdout.calibration=0.5"]
     run_command("train", [f"data=[{toy_store},{store.path}]", f"out={tmp_path / 'run'}", *FAST, *options])
     found = load_checkpoint(tmp_path / "run")
     assert [task.instructions[0] for task in found.model.config.tasks] == ["fill the bar", "stack"]
     assert found.calibration.quantiles
-    with pytest.raises(DataError, match=r"toy_031: the model does not know the instruction 'sort'"):
-        run_command(
-            "evaluate", [f"model={tmp_path / 'run'}", f"data={store.path}", f"out={tmp_path / 'out'}"]
-        )
+    new = EpisodeStore.create(tmp_path / "new")
+    for index, text in ((50, "stack"), (51, "sort")):
+        new.write(toy_episode(index, length=18, instruction=text))
+    with pytest.raises(DataError, match=r"toy_051: the model does not know the instruction 'sort'"):
+        run_command("evaluate", [f"model={tmp_path / 'run'}", f"data={new.path}", f"out={tmp_path / 'out'}"])
 
 
 def test_cameras_that_are_not_trained_on_do_not_calibrate(tmp_path: Path) -> None:
