@@ -25,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "check_device",
     "checkpoint_version",
+    "foreign_parts",
     "load_checkpoint",
     "save_checkpoint",
     "write_atomic",
@@ -124,6 +125,26 @@ def checkpoint_version(folder: Path | str) -> str:
         CheckpointError: no checkpoint there, or unreadable.
     """
     return str(_read_meta(Path(folder)).get("version", ""))
+
+
+def foreign_parts(folder: Path | str) -> list[str]:
+    """Import paths outside this package that loading the checkpoint in a folder would call.
+
+    A checkpoint names its encoder by import path, with arguments: one from elsewhere may name anything.
+
+    Raises:
+        CheckpointError: no checkpoint there, or unreadable.
+    """
+    model = _read_meta(Path(folder)).get("model", {})
+    named = [str(model[part]["_target_"]) for part in ("encoder", "instruction") if model.get(part)]
+    # By where the thing is defined: robo_reward.x.os.system is no part of this package.
+    return [path for path in named if not _is_own(path)]
+
+
+def _is_own(path: str) -> bool:
+    if path.replace(":", ".").split(".")[0] != "robo_reward":
+        return False
+    return str(getattr(import_object(path), "__module__", "")).split(".")[0] == "robo_reward"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import sys
 import warnings
@@ -342,7 +343,10 @@ def largest_difference(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> f
         for ours, theirs in zip(*found, strict=True):
             if ours.valid != theirs.valid:
                 return float("inf")
-            worst = max(worst, *np.abs(_numbers(ours) - _numbers(theirs))) if ours.valid else worst
+            gap = float(np.abs(_numbers(ours) - _numbers(theirs)).max()) if ours.valid else 0.0
+            if math.isnan(gap) or math.isnan(ours.novelty) != math.isnan(theirs.novelty):
+                return float("inf")
+            worst = max(worst, gap)
     return float(worst)
 
 

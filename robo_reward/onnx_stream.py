@@ -214,6 +214,7 @@ class _OnnxEngine:
 
     def forget(self, index: int) -> None:
         self._known[index] = False
+        self._goal_mask[index] = False
         self._cache["filled"][index] = False
         self._last_s[index] = np.nan
         self._readout.reset(index)

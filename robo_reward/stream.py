@@ -96,6 +96,7 @@ class _TorchEngine:
     @torch.inference_mode()
     def forget(self, index: int) -> None:
         self._context.first_mask[index] = False
+        self._context.goal_mask[index] = False  # of the episode that is over
         self._cache.filled[index] = False
         self._firsts.forget(index)
         self._tracker.reset(index)

@@ -165,7 +165,7 @@ print(json.dumps({
     "version": torch.__version__,
     "built_for": torch.version.cuda,
     "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-    "bf16": cuda and torch.cuda.is_bf16_supported(),
+    "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
 }))
 """
 

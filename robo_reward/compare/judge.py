@@ -100,6 +100,7 @@ def save_judged(path: Path, judged: Sequence[Judged]) -> None:
     """Write predictions, whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
     reasons: dict[str, str] = {}
+    may_pass: list[str] = []
 
     def put(key: str, found: MethodPrediction) -> None:
         for name in ("progress", "std", "success_prob", "stage"):
@@ -108,6 +109,8 @@ def save_judged(path: Path, judged: Sequence[Judged]) -> None:
                 arrays[f"{key}/{name}"] = values
         if found.reason:
             reasons[key] = found.reason
+        if found.may_pass:
+            may_pass.append(key)
 
     for index, one in enumerate(judged):
         for name in ("forward", "backward", "wrong"):
@@ -116,7 +119,7 @@ def save_judged(path: Path, judged: Sequence[Judged]) -> None:
         for condition, found in (one.conditions or {}).items():
             put(f"{index}/condition/{condition}", found)
     arrays["meta"] = np.frombuffer(
-        json.dumps({"count": len(judged), "reasons": reasons}).encode(), dtype=np.uint8
+        json.dumps({"count": len(judged), "reasons": reasons, "may_pass": may_pass}).encode(), dtype=np.uint8
     )
     buffer = BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
@@ -140,7 +143,11 @@ def load_judged(path: Path) -> list[Judged]:
     for name, values in arrays.items():
         key, field = name.rsplit("/", 1)
         table.setdefault(key, {})[field] = values
-    found = {key: MethodPrediction(**v, reason=meta["reasons"].get(key, "")) for key, v in table.items()}
+    passing = set(meta.get("may_pass", ()))
+    found = {
+        key: MethodPrediction(**v, reason=meta["reasons"].get(key, ""), may_pass=key in passing)
+        for key, v in table.items()
+    }
     get: Callable[[str], MethodPrediction | None] = found.get
     judged: list[Judged] = []
     for index in range(meta["count"]):

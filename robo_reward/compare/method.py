@@ -61,7 +61,7 @@ class MethodPrediction:
     success_prob  f32[t], in [0, 1], or None
     stage         i64[t], -1 where unknown, or None
     reason        why frames are NaN, "" where none is
-    may_pass      the reason may be gone another time: what is missing is asked for again
+    may_pass      the reason may be gone another time: the episode is asked for again then
     """
 
     progress: Float32[np.ndarray, " t"]

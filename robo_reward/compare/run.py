@@ -34,6 +34,7 @@ from robo_reward.compare.summary import (
 from robo_reward.compare.table import compare_methods
 from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
 from robo_reward.imports import instantiate
+from robo_reward.labels import label_episode
 from robo_reward.metrics import Metric
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import command_line, open_sources, spell_sources
@@ -146,7 +147,7 @@ def run(config: CompareConfig) -> None:
     test_truth = truths(tasks, episodes.test)
     workdirs = _for_each(methods, lambda method: _workdir(config, method, episodes.data, budget))
     paths = {name: _judged_paths(config, name, episodes, folder, workdirs[name].name) for name in methods}
-    unjudged = {name: method for name, method in methods.items() if not _are_there(paths[name])}
+    unjudged = {name: method for name, method in methods.items() if not _are_whole(paths[name])}
     _for_each(unjudged, lambda method: _check(method, episodes))
     folder.mkdir(parents=True, exist_ok=True)
     results, judged, calibrations, costs = {}, {}, {}, {}
@@ -291,13 +292,17 @@ def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: 
         if key not in ("out", "data", "threads", "cache_gb", "accelerator", "reader")
     }
     recipe = dict(method.recipe)
-    depends = {
+    depends: dict[str, Any] = {
         "recipe": recipe,
         "budget": [budget.steps, budget.minutes],
         "seed": config.seed,
         "data": data.fingerprint,
         "options": options,
     }
+    held = [*data.train, *data.calibration]
+    if any(label_episode(reader.info) is None for reader in held):
+        # Which episodes are held out of such stores has changed once; the fingerprint says nothing of it.
+        depends["calibration"] = sorted(reader.info.uid for reader in data.calibration)
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
     name = str(recipe.get("method", type(method).__name__))
     return Path(config.fitted or Path(config.out) / "methods") / f"{name}-{digest}"
@@ -344,20 +349,29 @@ def _are_there(paths: Sequence[Path]) -> bool:
     return all(path.is_file() for path in paths)
 
 
+def _are_whole(paths: Sequence[Path]) -> bool:
+    """Predictions are there, and none of them is to be asked for again."""
+    return _are_there(paths) and not any(one.may_pass for path in paths for one in load_judged(path))
+
+
 def _judge_all(
     name: str, method: Method, episodes: _Episodes, paths: Sequence[Path], seed: int, console: Console
 ) -> tuple[list[Judged], list[Judged]]:
     """Predictions on calibration and test episodes; from disk where they are there."""
+    before: list[Judged] = []
     if _are_there(paths):
-        return load_judged(paths[0]), load_judged(paths[1])
+        before = [*load_judged(paths[0]), *load_judged(paths[1])]
     wrong = _wrong_instructions(episodes, seed)
     work = [(r, None, False) for r in episodes.data.calibration]
     work += [(r, text, True) for r, text in zip(episodes.test, wrong, strict=True)]
-    shown = track(work, f"  {name}: judge", console=console, disable=not console.is_terminal)
-    done = [judge(method, name, reader, text, whole) for reader, text, whole in shown]
+    asked = [i for i in range(len(work)) if not before or before[i].may_pass]
+    shown = track(asked, f"  {name}: judge", console=console, disable=not console.is_terminal)
+    said = {index: judge(method, name, *work[index]) for index in shown}
+    done = [said.get(index) or before[index] for index in range(len(work))]
     split = len(episodes.data.calibration)
-    if any(one.may_pass for one in done):
-        console.print(f"  {name}: could not say all; overwrite=true asks again")
+    if missing := sum(one.may_pass for one in done):
+        console.print(f"  {name}: no answer on {missing} episodes; overwrite=true asks about them again")
+    if not said:
         return done[:split], done[split:]
     save_judged(paths[0], done[:split])
     save_judged(paths[1], done[split:])

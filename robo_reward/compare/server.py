@@ -42,7 +42,12 @@ _SCORE = re.compile(r"<score>\s*([+-]?\d+(?:\.\d+)?)\s*%?\s*</score>")
 
 
 class ServerError(RoboRewardError):
-    """A server that cannot be reached, refuses, or answers what cannot be read."""
+    """A server that cannot be reached, refuses, or answers what cannot be read.
+
+    may_pass   it may answer another time: there was no connection, too much to do (429), or a fault (5xx)
+    """
+
+    may_pass = False
 
 
 class ChatClient:
@@ -64,7 +69,7 @@ class ChatClient:
             "temperature": 0,
             "max_tokens": 256,
         }
-        problem, attempt = "", 0
+        problem, attempt, may_pass = "", 0, True
         for attempt in range(self._retries + 1):
             if attempt:
                 time.sleep(min(0.2 * 2**attempt, 10.0))
@@ -73,11 +78,14 @@ class ChatClient:
             except urllib.error.HTTPError as error:
                 said = error.read(300).decode("utf-8", "replace").strip()
                 problem = f"HTTP {error.code} {said}"
-                if error.code != 429 and error.code < 500:
+                may_pass = error.code == 429 or error.code >= 500
+                if not may_pass:
                     break
             except (OSError, http.client.HTTPException) as error:  # no connection, time-out, half an answer
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
-        raise ServerError(f"{self._url}: {problem} (after {attempt + 1} tries): is the server running?")
+        failed = ServerError(f"{self._url}: {problem} (after {attempt + 1} tries): is the server running?")
+        failed.may_pass = may_pass
+        raise failed
 
     def check(self) -> None:
         """Whether something answers there, whatever it says.
@@ -126,10 +134,6 @@ def parse_hop(text: str) -> float:
     if abs(percent) > 100:
         raise ServerError(f"the answer's score is {found[-1]} %, outside -100 to 100")
     return percent / 100
-
-
-class _NoAnswerError(ServerError):
-    """None came: one may come another time."""
 
 
 class HopServer:
@@ -209,7 +213,7 @@ class HopServer:
             try:
                 hop = self._ask(reader, cameras, before, now)
             except ServerError as error:
-                reason, may_pass = str(error), may_pass or isinstance(error, _NoAnswerError)
+                reason, may_pass = str(error), may_pass or error.may_pass
                 if self._readout == "incremental":
                     return MethodPrediction(progress, reason=reason, may_pass=may_pass)
                 last, at = float("nan"), now
@@ -227,11 +231,7 @@ class HopServer:
             for camera in cameras:
                 rgb = reader.read_frames(camera, np.array([frame]))[0]
                 content.append({"type": "image_url", "image_url": {"url": _data_url(rgb)}})
-        try:
-            answer = self._client.ask(content)
-        except ServerError as error:
-            raise _NoAnswerError(str(error)) from error
-        return parse_hop(answer)
+        return parse_hop(self._client.ask(content))
 
 
 def _data_url(rgb: UInt8[np.ndarray, "h w 3"]) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from robo_reward.errors import DataError
 from robo_reward.imports import import_object
-from robo_reward.improve.config import ImproveConfig
+from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.improve.worker import Worker
 from robo_reward.labels import equal_stage_weights, label_episode, task_progress
@@ -128,9 +128,12 @@ def _check_fits(
     config: ImproveConfig, worker: Worker, name: str, length: int, action: int, proprio: int
 ) -> None:
     """Refuse a demonstration of another robot, and one that shows nothing."""
+    seen = {"proprio", "motion"} & set(observed_parts(config))
+    if worker.model is not None and worker.model.checkpoint.model.config.proprio_dim:
+        seen.add("model")
     for what, found, wanted in (
         ("actions", action, worker.action_size),
-        ("proprioception", proprio, worker.proprio_size),
+        ("proprioception", proprio, worker.proprio_size if seen else None),
     ):
         if wanted is not None and found != wanted:
             raise DataError(

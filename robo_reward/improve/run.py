@@ -425,7 +425,7 @@ class _Session:
         path = self.folder / _STATE
         if not path.is_file():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.learner.load_state_dict(state["learner"])
         self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
         self.done, self.seconds = state["done"], state["seconds"]

@@ -274,7 +274,10 @@ def _load_weights(body: nn.Module, path: str) -> None:
     if not file.is_file():
         raise ConfigError(f"encoder.weights: no file '{path}'")
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
         raise ConfigError(f"encoder.weights='{path}' is not a file of weights: {error}") from error
     try:

@@ -145,6 +145,9 @@ class TrainConfig:
         shares = self.practice_share * bool(self.practice) + self.reorder.share * bool(self.reorder.stages)
         fits = 0.0 < self.practice_share < 1.0 and shares < 1.0
         _check("practice_share", self.practice_share, "a share that leaves windows of the data", fits)
+        # Not 16-mixed: its loss scale would have to live through a kill, and hear of steps that are skipped.
+        known = ("auto", "32-true", "bf16-mixed")
+        _check("precision", self.precision, "auto, 32-true or bf16-mixed", self.precision in known)
         _check("batch_size", self.batch_size, "2 or more", self.batch_size >= 2)
         _check("windows.frames", self.windows.frames, "2 or more", self.windows.frames >= 2)
         strides = self.windows.strides

@@ -109,6 +109,7 @@ def make_fabric(config: TrainConfig) -> Any:
     precision = config.precision
     if precision == "auto":
         gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        gpu = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         # A step in bfloat16 took 0.6 of the time on one CPU, and 1.3 times as long on another, which has
         # AVX-512's dot products of bfloat16 but no matrix tiles (AMX): those alone do not pay.
         fast = gpu or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]

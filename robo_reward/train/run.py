@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -103,6 +104,9 @@ def train_from(config: TrainConfig, start: Start) -> None:
     proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
     model_config = start.configure(config, [reader.info for reader in practised], proprio)
     split = learned_before(make_split(infos, config.holdout, config.seed), infos, start.seen)
+    held_out = hashlib.sha256(json.dumps(split.to_json(infos), sort_keys=True).encode()).hexdigest()
+    usual = all(label_episode(info) is not None and info.uid not in start.seen for info in infos)
+    check_held_out(folder, held_out, usual=usual)
     beside = list(start.beside)
     if config.reorder.stages:
         views, size = model_config.cameras, model_config.image_size
@@ -123,7 +127,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
     )
     model = start.build(model_config, proprio[: len(readers)], split)
     if fabric.is_global_zero:
-        claim_folder(folder, config, fingerprint, own)
+        claim_folder(folder, config, fingerprint, own, held_out)
         _describe(console, infos, model, config)
         for group in beside:
             console.print(
@@ -190,7 +194,27 @@ def is_finished(folder: Path, config: TrainConfig, fingerprint: str, own: str) -
     return finished
 
 
-def claim_folder(folder: Path, config: TrainConfig, fingerprint: str, own: str) -> None:
+def check_held_out(folder: Path, held_out: str, *, usual: bool) -> None:
+    """Refuse to go on with a run that has trained on what is held out now.
+
+    Runs of before did not note what they held out. It is the same today where every episode is labelled and
+    none was learned from before (`usual`).
+
+    Raises:
+        CheckpointError: a run of the other kind.
+    """
+    path = folder / _RUN_FILE
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8")).get("held_out", held_out if usual else "")
+    if found != held_out:
+        raise CheckpointError(
+            f"'{folder}' was begun by an older version, which held out other episodes: choose another out=, "
+            "or delete it"
+        )
+
+
+def claim_folder(folder: Path, config: TrainConfig, fingerprint: str, own: str, held_out: str) -> None:
     """Make `folder` this run's, once nothing can be wrong with its options any more; see `is_finished`.
 
     Raises:
@@ -200,7 +224,8 @@ def claim_folder(folder: Path, config: TrainConfig, fingerprint: str, own: str) 
     free = shutil.disk_usage(folder).free
     if free < _ROOM_BYTES:
         raise CheckpointError(f"only {free / 1e6:.0f} MB left on the disk of '{folder}'")
-    write_atomic(folder / _RUN_FILE, json.dumps(_claim(config, fingerprint, own), indent=1).encode())
+    claim = {**_claim(config, fingerprint, own), "held_out": held_out}
+    write_atomic(folder / _RUN_FILE, json.dumps(claim, indent=1).encode())
 
 
 def _claim(config: TrainConfig, fingerprint: str, own: str) -> dict[str, Any]:

@@ -314,6 +314,13 @@ def test_other_labels_are_not_overwritten(
     assert path.read_bytes() == before
     assert main([*again, "overwrite=true"]) == 0
     assert path.read_bytes() != before
+    # Trained again in the same place, by the same process, it is the new one that is asked.
+    said = pq.read_table(path).to_pandas()
+    colder = {**meta["calibration"], "stage_temperature": 9.0}
+    (other / "model.json").write_text(json.dumps({**meta, "version": "third", "calibration": colder}))
+    assert main([*again, "overwrite=true"]) == 0
+    now = pq.read_table(path).to_pandas()
+    assert not np.allclose(now.select_dtypes("number"), said.select_dtypes("number"), equal_nan=True)
     path.write_bytes(b"nothing of ours")
     assert label(labelled_sources, dataset) == 1
     assert "cannot read" in capsys.readouterr().err

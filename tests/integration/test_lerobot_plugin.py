@@ -68,6 +68,19 @@ asked = []
 plugin.snapshot_download = lambda name, **_: asked.append(name) or str(hub / name)
 downloaded = plugin.RoboProgressRewardModel.from_pretrained("someone/bars")
 assert asked == ["someone/bars"]
+# One of the Hub that names other code is not loaded; from a folder it is as it was.
+from robo_reward.errors import CheckpointError
+import json, shutil
+shutil.copytree(hub / "someone/bars", hub / "anyone/bars")
+meta = json.loads((hub / "anyone/bars/model.json").read_text())
+meta["model"]["encoder"]["_target_"] = "os.system"
+(hub / "anyone/bars/model.json").write_text(json.dumps(meta))
+try:
+    plugin.RoboProgressRewardModel.from_pretrained("anyone/bars")
+except CheckpointError as error:
+    assert "of the Hub would call os.system" in str(error)
+else:
+    raise AssertionError("it would have run what it names")
 settings.pretrained_path = str(saved)
 loaded = make_reward_model(settings)
 assert robo_reward.load(saved).version == checkpoint.version

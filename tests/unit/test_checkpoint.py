@@ -10,7 +10,7 @@ import torch
 
 import robo_reward
 from robo_reward.calibration import Calibration, SuccessDetector
-from robo_reward.checkpoint import load_checkpoint, save_checkpoint
+from robo_reward.checkpoint import checkpoint_version, foreign_parts, load_checkpoint, save_checkpoint
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -49,6 +49,18 @@ def test_round_trip(folder: Path) -> None:
     again = save_checkpoint(folder, first.model, CALIBRATION, {"seed": 3})
     assert again == first.version
     assert save_checkpoint(folder, first.model, Calibration(), {"seed": 3}) != first.version
+
+
+def test_what_a_checkpoint_from_elsewhere_would_call_is_told_without_calling_it(folder: Path) -> None:
+    path = folder / "model.json"
+    meta = json.loads(path.read_text())
+    assert foreign_parts(folder) == []
+    assert checkpoint_version(folder) == meta["version"]
+    for target in ("os.system", "robo_reward.checkpoint.os.system"):
+        meta["model"]["instruction"] = {"_target_": target, "command": f"touch {folder / 'ran'}"}
+        path.write_text(json.dumps(meta))
+        assert foreign_parts(folder) == [target]
+    assert not (folder / "ran").exists()
 
 
 def test_the_front_door(folder: Path) -> None:

@@ -129,8 +129,9 @@ def test_failures_that_may_pass_are_asked_again_and_others_are_not(stub: Stub) -
     assert len(stub.requests) == 4
     stub.requests.clear()
     stub.answer = lambda _: (401, b"no such key")
-    reason = method(stub).predict(EPISODE, ["front"]).reason
-    assert "HTTP 401 no such key" in reason
+    found = method(stub).predict(EPISODE, ["front"])
+    assert "HTTP 401 no such key" in found.reason
+    assert not found.may_pass
     assert len(stub.requests) == 1
 
 

@@ -106,6 +106,20 @@ def test_a_goal_picture_adds_the_backward_perspective_live_and_offline() -> None
     assert abs(live[-1].progress - found.progress[-1]) < abs(live[-1].progress - without.progress[-1])
 
 
+def test_a_goal_is_of_its_episode_alone() -> None:
+    """Where the next one has none, the stream is as one that never had any."""
+    episode, other = toy_episode(0, length=9), toy_episode(1, length=9)
+    used, fresh = Stream(CHECKPOINT, TASK), Stream(CHECKPOINT, TASK)
+    for index, (images, stamp) in enumerate(moments(episode)):
+        used.push(images, stamp)
+        if index == 0:
+            used.set_goal({name: rgb[8] for name, rgb in other.frames.items()})
+    used.reset()
+    for images, stamp in moments(other):
+        said, expected = used.push(images, stamp), fresh.push(images, stamp)
+        np.testing.assert_allclose(numbers([said]), numbers([expected]), atol=1e-6)
+
+
 def test_a_stuck_camera_is_left_out_and_comes_back() -> None:
     front, wrist = moving(40, 0), moving(40, 1)
     front[10:30] = front[10]

@@ -14,7 +14,7 @@ from robo_reward.evaluate.predict import true_labels
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward.testing import toy_episode
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig
-from robo_reward.train.run import claim_folder, is_finished, make_tasks
+from robo_reward.train.run import check_held_out, claim_folder, is_finished, make_tasks
 from robo_reward.train.split import learned_before, make_split, seen_frames
 
 
@@ -23,7 +23,7 @@ def _config(muon: float) -> TrainConfig:
 
 
 def test_a_run_of_before_goes_on_as_it_was_trained_and_not_otherwise(tmp_path: Path) -> None:
-    claim_folder(tmp_path, _config(0.0), "data", "data")
+    claim_folder(tmp_path, _config(0.0), "data", "data", "held")
     path = tmp_path / "train.json"
     before = json.loads(path.read_text())
     del before["config"]["optimizer"]["muon"]
@@ -37,7 +37,7 @@ def test_a_run_of_before_goes_on_as_it_was_trained_and_not_otherwise(tmp_path: P
 
 def test_a_run_is_told_by_its_options_and_not_by_what_does_not_change_it(tmp_path: Path) -> None:
     config = _config(2.0)
-    claim_folder(tmp_path, config, "data", "data")
+    claim_folder(tmp_path, config, "data", "data", "held")
     assert not is_finished(tmp_path, dataclasses.replace(config, threads=1, log_every=5), "data", "data")
     with pytest.raises(CheckpointError, match=r"seed \(0, now 1\)"):
         is_finished(tmp_path, dataclasses.replace(config, seed=1), "data", "data")
@@ -45,9 +45,24 @@ def test_a_run_is_told_by_its_options_and_not_by_what_does_not_change_it(tmp_pat
 
 def test_what_is_practised_beside_is_no_part_of_what_a_run_is_about(tmp_path: Path) -> None:
     """The same episodes, all of them data once, some of them put aside the other time."""
-    claim_folder(tmp_path, _config(2.0), "F+D", "F+D")
+    claim_folder(tmp_path, _config(2.0), "F+D", "F+D", "held")
     with pytest.raises(CheckpointError, match="other data"):
         is_finished(tmp_path, _config(2.0), "F+D", "D")
+
+
+def test_a_run_that_held_out_other_episodes_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Which these are has changed once, for stores with unlabelled episodes; runs of before do not say."""
+    claim_folder(tmp_path, _config(2.0), "data", "data", "held")
+    check_held_out(tmp_path, "held", usual=False)
+    with pytest.raises(CheckpointError, match="held out other episodes"):
+        check_held_out(tmp_path, "others", usual=True)
+    path = tmp_path / "train.json"
+    before = json.loads(path.read_text())
+    del before["held_out"]
+    path.write_text(json.dumps(before))
+    check_held_out(tmp_path, "held", usual=True)
+    with pytest.raises(CheckpointError, match="held out other episodes"):
+        check_held_out(tmp_path, "held", usual=False)
 
 
 def _marked(index: int, names: tuple[str, ...], outcome: Outcome) -> EpisodeInfo:

@@ -216,8 +216,8 @@ def _open_store(out: Path, options: Options, source: Mapping[str, Any]) -> tuple
         "outcome": options.outcome,
         "reached": options.reached,
     }
-    # An instruction is a label of its recordings: those of another task may join the store.
-    own = {f"source.{key}": value for key, value in source.items() if key != "instruction"}
+    # Recordings of other robots may join a store; half of one without positions would go unnoticed.
+    own = {f"source.{key}": source[key] and "..." for key in ("proprio", "actions") if key in source}
     is_new = not (out / "zarr.json").exists()
     store = EpisodeStore.create(out, {"import": {**asked, **own}, "left_out": []}, exist_ok=True)
     made = cast("dict[str, Any] | None", store.attrs.get("import"))

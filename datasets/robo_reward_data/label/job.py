@@ -59,7 +59,9 @@ class Job:
     """
 
     model: str
+    version: str
     root: Path
+    fingerprint: str
     parts: Path
     fps: float | None = None
     cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -137,8 +139,8 @@ def label_group(task: tuple[Job, tuple[int, ...]], advance: Callable[[int], None
         import torch
 
         torch.set_num_threads(job.threads)
-    checkpoint = _checkpoint(job.model, job.device)
-    chosen = [_episodes(job.root)[index] for index in wanted]
+    checkpoint = _checkpoint(job.model, job.version, job.device)
+    chosen = [_episodes(job.root, job.fingerprint)[index] for index in wanted]
     frames = 0
     shown: dict[int, LeRobotEpisode] = {}
 
@@ -156,12 +158,15 @@ def label_group(task: tuple[Job, tuple[int, ...]], advance: Callable[[int], None
 
 
 @lru_cache(maxsize=1)
-def _checkpoint(model: str, device: str) -> Checkpoint:
-    return load_checkpoint(model, device)
+def _checkpoint(model: str, version: str, device: str) -> Checkpoint:
+    found = load_checkpoint(model, device)
+    if found.version != version:
+        raise DataError(f"'{model}' was version {version}, and is {found.version} now: label again")
+    return found
 
 
 @lru_cache(maxsize=1)
-def _episodes(root: Path) -> Sequence[LeRobotEpisode]:
+def _episodes(root: Path, _fingerprint: str) -> Sequence[LeRobotEpisode]:
     return LeRobot().recordings(root)
 
 

@@ -177,7 +177,7 @@ def _label(
     """Estimate what is missing, then write everything; returns the number of frames."""
     dataset = episodes[0].dataset
     indices = [int(episode.row["episode_index"]) for episode in episodes]
-    _estimate(config, dataset.root, parts, episodes)
+    _estimate(config, dataset.root, parts, episodes, identity)
     table = work / FILE
     write_labels(table, parts, indices, recipe, float(dataset.info["fps"]), identity)
     if config.in_place or config.out is not None:
@@ -190,11 +190,19 @@ def _label(
     return sum(int(episode.row["length"]) for episode in episodes)
 
 
-def _estimate(config: LabelConfig, root: Path, parts: Parts, episodes: Sequence[LeRobotEpisode]) -> None:
+def _estimate(
+    config: LabelConfig,
+    root: Path,
+    parts: Parts,
+    episodes: Sequence[LeRobotEpisode],
+    identity: Mapping[str, Any],
+) -> None:
     """Have the pool make the parts that are not there, with a progress bar over frames."""
     job = Job(
         model=config.model,
+        version=identity["model_version"],
         root=root,
+        fingerprint=identity["dataset_fingerprint"],
         parts=parts.folder,
         fps=config.fps,
         cameras=config.cameras,

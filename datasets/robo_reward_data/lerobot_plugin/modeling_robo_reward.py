@@ -17,7 +17,7 @@ from lerobot.configs.rewards import RewardModelConfig
 from lerobot.rewards.pretrained import PreTrainedRewardModel
 from torch import Tensor
 
-from robo_reward.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from robo_reward.checkpoint import Checkpoint, foreign_parts, load_checkpoint, save_checkpoint
 from robo_reward.errors import CheckpointError, DataError
 from robo_reward.estimate import Moments, Tracker
 from robo_reward.model.progress_model import Context
@@ -76,7 +76,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         """A saved model, from a folder or from the Hub, in eval mode; weights are loaded strictly.
 
         Raises:
-            CheckpointError: no model of ours there.
+            CheckpointError: no model of ours there, or one from the Hub that names code of another package.
         """
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
@@ -91,6 +91,11 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
                     allow_patterns=["*.json", "*.safetensors", "*.md"],
                 )
             )
+            if foreign := foreign_parts(folder):
+                raise CheckpointError(
+                    f"'{pretrained_name_or_path}' of the Hub would call {', '.join(foreign)}, not of "
+                    f"this package: look at '{folder}/model.json', and load that folder if you trust it"
+                )
         own = config or RewardModelConfig.from_pretrained(folder)
         if not isinstance(own, RoboProgressConfig):
             raise CheckpointError(f"'{folder}' has a reward model of type {own.type}, not {cls.name}")
