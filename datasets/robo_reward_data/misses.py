@@ -1,9 +1,11 @@
 """`robo-reward misses`: the robot does what it did in a demonstration, beside where the objects are.
 
 A reward model that knows one demonstration of a task has never seen the hand move without the object, and
-takes the motion for progress. So the demonstrated actions are played back after a step aside: by the way such
-an episode is made nothing is achieved in it, and it needs no other label than that. As nothing is moved,
-there is nothing to put back between two of them.
+takes the motion for progress. So the demonstrated actions are played back after a step aside. Of such an
+episode it is said that it never gets beyond the stage `reached`, and it needs no other label than that. Where
+the environment tells the true stage, as simulators do, one that gets further is thrown away and another step
+aside tried. On a robot a person must see to it: where the hand takes the object along after all, the label is
+false, and where nothing is moved, there is nothing to put back between two episodes.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from robo_reward.sources import open_sources
 from robo_reward_data._files import lock
 from robo_reward_data.store import EpisodeStore
 
-__all__ = ["MissesConfig", "run"]
+__all__ = ["MissesConfig", "check_pace", "run"]
 
-_ATTEMPTS = 5
+_RECIPE = 2  # raise it where the same options begin to give other misses
+_ATTEMPTS = 20  # of a door, which the hand catches easily, about half are thrown away
 _LEAST = 0.6  # of the longest step aside that the options allow
 
 
@@ -57,11 +60,13 @@ def run(config: MissesConfig) -> None:
 
     Raises:
         ConfigError: options that do not fit each other or the environment.
-        DataError: no demonstration with actions, or one that succeeds again whatever the step aside.
+        DataError: no demonstration with actions, one that gets beyond `reached` whatever the step aside, or
+            `out` holds something else.
     """
     _check(config)
     demos = _demonstrations(config)
     identity = {
+        "recipe": _RECIPE,
         "env": config.env,
         "env_args": dict(config.env_args),
         "same_scene": config.same_scene,
@@ -71,7 +76,13 @@ def run(config: MissesConfig) -> None:
         "aside": [list(config.aside_low), list(config.aside_high), config.aside_decisions],
     }
     store = EpisodeStore.create(config.out, attrs={"misses": identity}, exist_ok=True)
-    if store.attrs.get("misses") != identity:
+    found = store.attrs.get("misses")
+    if found is not None and found.get("recipe") != _RECIPE:
+        raise DataError(
+            f"{config.out} has misses of another version of robo-reward, which made them otherwise: choose "
+            "another out="
+        )
+    if found != identity:
         raise DataError(f"{config.out} is a store of other episodes: choose another out=")
     with lock(Path(config.out) / ".misses.lock"):
         if missing := [index for index in range(config.episodes) if _name(index) not in store]:
@@ -86,6 +97,12 @@ def _record(
     env = open_environment(config.env, config.plugins, config.env_args)
     try:
         _check_fit(config, env, demos)
+        if not hasattr(env.unwrapped, "oracle"):
+            console.print(
+                f"{config.env} does not tell the true stage: watch that nothing gets beyond stage "
+                f"{config.reached} in a miss, or give a higher reached=",
+                markup=False,
+            )
         for index in track(missing, "misses", console=console, disable=not console.is_terminal):
             store.write(_miss(config, env, demos[index % len(demos)], index))
     finally:
@@ -93,7 +110,7 @@ def _record(
 
 
 def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReader, index: int) -> Episode:
-    """One episode that achieves nothing."""
+    """One episode that does not get beyond `reached`, as far as the environment can tell."""
     actions = _actions(demo)
     space = cast("gymnasium.spaces.Box", env.action_space)
     for attempt in range(_ATTEMPTS):
@@ -103,13 +120,14 @@ def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReade
         first[:, : len(aside)] = aside
         plan = np.clip(np.concatenate([first, actions[:-1]]), space.low, space.high)
         scene = demo.info.source.get("reset_seed") if config.same_scene else None
-        tape = _play(env, plan, seed=int(rng.integers(2**31)) if scene is None else int(scene))
+        begin = int(rng.integers(2**31)) if scene is None else int(scene)
+        tape = _play(env, plan, begin, config.reached)
         if tape is not None:
             source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist()}
             return _episode(tape, demo.info, config.reached, _name(index), source)
     raise DataError(
-        f"{demo.info.name} succeeds again after a step aside, {_ATTEMPTS} times: step further "
-        "(aside_low, aside_high, aside_decisions)"
+        f"{demo.info.name} gets beyond stage {config.reached} after a step aside too, {_ATTEMPTS} times: "
+        "step further (aside_low, aside_high, aside_decisions), or give a higher reached="
     )
 
 
@@ -122,8 +140,10 @@ class _Tape:
     actions: list[np.ndarray]
 
 
-def _play(env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: int) -> _Tape | None:
-    """The plan carried out as far as it goes, or None where the task is done by it, against all odds.
+def _play(
+    env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: int, reached: int
+) -> _Tape | None:
+    """The plan carried out as far as it goes, or None where the task gets beyond the stage `reached` by it.
 
     Raises:
         DataError: the environment breaks off at once.
@@ -133,7 +153,8 @@ def _play(env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: 
     tape = _Tape([observation], [int(info.get("elapsed_ns", 0))], [])
     for action in plan:
         observation, _, terminated, truncated, info = env.step(action)
-        if terminated or info.get("success"):
+        stage = _true_stage(env)
+        if terminated or info.get("success") or (stage is not None and stage > reached):
             return None
         if info.get("physics_error") or info.get("reason"):
             break  # the moment that would follow is not real
@@ -145,6 +166,12 @@ def _play(env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: 
     if not tape.actions:
         raise DataError(f"the environment broke off at the first action: {info.get('reason') or 'physics'}")
     return tape
+
+
+def _true_stage(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The stage that the task is in now, None where the environment does not tell."""
+    base: Any = env.unwrapped
+    return getattr(base.oracle(), "stage", None) if hasattr(base, "oracle") else None
 
 
 def _episode(tape: _Tape, demo: EpisodeInfo, reached: int, name: str, source: Mapping[str, Any]) -> Episode:
@@ -226,8 +253,6 @@ def _check(config: MissesConfig) -> None:
 
 def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequence[EpisodeReader]) -> None:
     shape = env.action_space.shape or (0,)
-    base: Any = env.unwrapped
-    decision_s = float(getattr(base, "decision_ns", 0)) * 1e-9
     seen = cast("Any", env.observation_space).spaces
     cameras = seen["images"].spaces if "images" in seen else {}
     for demo in demos:
@@ -238,11 +263,20 @@ def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequen
             )
         if absent := [camera for camera in demo.info.cameras if camera not in cameras]:
             raise ConfigError(f"{config.env} has no camera '{absent[0]}', which {demo.info.name} has")
-        period = float(np.median(np.diff(demo.info.stamp_ns))) * 1e-9
-        if decision_s and abs(period - decision_s) > 0.1 * decision_s:
-            raise ConfigError(
-                f"{demo.info.name} has an action every {period:.3f} s, {config.env} every "
-                f"{decision_s:.3f} s: give env_args={{...}} as it was recorded"
-            )
+        check_pace(demo.info.name, float(np.median(np.diff(demo.info.stamp_ns))), config.env, env)
     if len(config.aside_low) > shape[0]:
         raise ConfigError(f"aside_low has {len(config.aside_low)} axes, an action of {config.env} {shape[0]}")
+
+
+def check_pace(who: str, period_ns: float, name: str, env: gymnasium.Env[Any, Any]) -> None:
+    """Refuse an environment, called `name`, whose actions follow each other faster or slower than `who` has.
+
+    Raises:
+        ConfigError: its decisions take more than 10 % more or less; one that does not say how long is taken.
+    """
+    decision_ns = float(getattr(env.unwrapped, "decision_ns", 0))
+    if decision_ns and abs(period_ns - decision_ns) > 0.1 * decision_ns:
+        raise ConfigError(
+            f"{who} has an action every {period_ns * 1e-9:.3f} s, {name} every {decision_ns * 1e-9:.3f} s: "
+            "give env_args={...} as it was recorded"
+        )

@@ -33,6 +33,7 @@ from robo_reward.improve.worker import open_environment
 from robo_reward.metrics import Metric
 from robo_reward.schema import Episode, Outcome
 from robo_reward_data._files import encode_json, lock, replace_file
+from robo_reward_data.misses import check_pace
 from robo_reward_data.store import EpisodeStore
 
 __all__ = ["ImprovedPolicy", "LeRobotPolicy", "RunPolicyConfig", "run"]
@@ -184,6 +185,7 @@ class ImprovedPolicy:
         self.folder, self._policy = folder, load_policy(folder, model, device)
         self.cameras, self.image_size = self._policy.cameras, None
         self.action_size, self.state_size = self._policy.action_size, self._policy.proprio_size
+        self.decision_ns = self._policy.decision_ns
         self._clock = 0
 
     def reset(self) -> None:
@@ -199,7 +201,7 @@ class ImprovedPolicy:
         """
         if instruction != self._policy.instruction:
             raise ConfigError(f"the policy has learned '{self._policy.instruction}', not '{instruction}'")
-        stamp_ns, self._clock = self._clock, self._clock + self._policy.decision_ns
+        stamp_ns, self._clock = self._clock, self._clock + self.decision_ns
         return self._policy.act(observation.get("images", {}), stamp_ns, observation["proprio"])
 
 
@@ -237,10 +239,10 @@ def run(config: RunPolicyConfig) -> None:
     out, seeds = Path(config.out), [config.seed + index for index in range(config.episodes)]
     out.mkdir(parents=True, exist_ok=True)
     with lock(out / ".lock"):
-        done = _begin(out, json.dumps(identity) + "\n", config.overwrite)
-        store = _open_store(config.store, identity)
+        done = _found(out, identity, config.overwrite)
+        store = _open_store(config.store, {**identity, "kind": config.kind})
         if missing := [seed for seed in seeds if seed not in done or not _is_kept(store, config, seed)]:
-            _run_missing(config, identity["policy_version"], store, missing, done)
+            _run_missing(config, identity, store, missing, done)
         results = [done[seed] for seed in seeds]
         metrics = summarize(results)
         body = {
@@ -300,23 +302,28 @@ def summarize(results: list[RolloutResult]) -> dict[str, Metric]:
 
 def _run_missing(
     config: RunPolicyConfig,
-    version: str,
+    identity: Mapping[str, Any],
     store: EpisodeStore | None,
     seeds: list[int],
     done: dict[int, RolloutResult],
 ) -> None:
-    """Run these rollouts, add them to `done`, and note each in the file as it ends."""
+    """Run these rollouts, add them to `done`, and note each in the file as it ends.
+
+    What was there of another policy or with other options goes only once there is nothing left to refuse.
+    """
     console = Console(stderr=True)
     policy = _open_policy(config, policy_folder(Path(config.policy)))
-    source = {"env": config.env, "policy": str(policy.folder), "policy_version": version}
-    with _environment(config, policy) as env, (Path(config.out) / _ROLLOUTS).open("a") as file:
-        for seed in track(seeds, "rollouts", console=console, disable=not console.is_terminal):
-            episode = _roll(config, policy, env, seed, source)
-            if store is not None and not _is_kept(store, config, seed):
-                store.write(episode)
-            done[seed] = _result(episode, seed)
-            file.write(json.dumps(dataclasses.asdict(done[seed])) + "\n")
-            file.flush()
+    source = {"env": config.env, "policy": str(policy.folder), "policy_version": identity["policy_version"]}
+    with _environment(config, policy) as env:
+        _begin(Path(config.out), identity, done)
+        with (Path(config.out) / _ROLLOUTS).open("a") as file:
+            for seed in track(seeds, "rollouts", console=console, disable=not console.is_terminal):
+                episode = _roll(config, policy, env, seed, source)
+                if store is not None and not _is_kept(store, config, seed):
+                    store.write(episode)
+                done[seed] = _result(episode, seed)
+                file.write(_line(dataclasses.asdict(done[seed])))
+                file.flush()
 
 
 def _name(config: RunPolicyConfig, seed: int) -> str:
@@ -395,13 +402,15 @@ def _environment(config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy
         arguments.setdefault("image_size", policy.image_size)
     env = _Watched(open_environment(config.env, config.plugins, arguments))
     try:
-        _check_fit(policy, env)
+        _check_fit(config, policy, env)
         yield env
     finally:
         env.close()
 
 
-def _check_fit(policy: ImprovedPolicy | LeRobotPolicy, env: gymnasium.Env[Any, Any]) -> None:
+def _check_fit(
+    config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy, env: gymnasium.Env[Any, Any]
+) -> None:
     actions, proprio = env.action_space.shape, cast("Any", env.observation_space)["proprio"].shape
     if actions != (policy.action_size,):
         raise ConfigError(
@@ -411,12 +420,18 @@ def _check_fit(policy: ImprovedPolicy | LeRobotPolicy, env: gymnasium.Env[Any, A
         raise ConfigError(
             f"the policy sees a state of {policy.state_size} numbers, the environment has {proprio}"
         )
+    if isinstance(policy, ImprovedPolicy):  # LeRobot's do not say
+        check_pace("the policy", policy.decision_ns, config.env, env)
 
 
 # --- what is there already -----------------------------------------------------------------------------
 
 
-def _begin(out: Path, identity: str, overwrite: bool) -> dict[int, RolloutResult]:
+def _line(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts) + "\n"
+
+
+def _found(out: Path, identity: Mapping[str, Any], overwrite: bool) -> dict[int, RolloutResult]:
     """The rollouts by seed that an earlier run left; the first line of their file says what they are of.
 
     Raises:
@@ -429,19 +444,24 @@ def _begin(out: Path, identity: str, overwrite: bool) -> dict[int, RolloutResult
     # What a killed run was about to write has no line end yet.
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    if lines and lines[0] != identity and not overwrite:
-        was, now = json.loads(lines[0]), json.loads(identity)
+    ours = bool(lines) and lines[0] == _line(identity)
+    if lines and not ours and not overwrite:
+        was, now = json.loads(lines[0]), json.loads(_line(identity))
         key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
         raise DataError(
             f"'{out}' has rollouts with {key}={was.get(key)}, not {now.get(key)}: choose another out=, or "
             "overwrite=true replaces them"
         )
-    kept = lines[1:] if lines and lines[0] == identity else []
-    if not kept:
-        (out / _METRICS).unlink(missing_ok=True)
-    replace_file(path, "".join([identity, *kept]))
-    results = [RolloutResult(**json.loads(line)) for line in kept]
+    results = [RolloutResult(**json.loads(line)) for line in (lines[1:] if ours else [])]
     return {result.seed: result for result in results}
+
+
+def _begin(out: Path, identity: Mapping[str, Any], done: Mapping[int, RolloutResult]) -> None:
+    """Leave in `out` what is done of these rollouts, and nothing else."""
+    if not done:
+        (out / _METRICS).unlink(missing_ok=True)
+    lines = [_line(identity), *(_line(dataclasses.asdict(result)) for result in done.values())]
+    replace_file(out / _ROLLOUTS, "".join(lines))
 
 
 def _open_store(path: str | None, identity: Mapping[str, Any]) -> EpisodeStore | None:
@@ -453,8 +473,15 @@ def _open_store(path: str | None, identity: Mapping[str, Any]) -> EpisodeStore |
     if path is None:
         return None
     store = EpisodeStore.create(path, attrs={"run_policy": identity}, exist_ok=True)
-    if store.attrs.get("run_policy") != identity:
+    found = store.attrs.get("run_policy")
+    if found is None:
         raise DataError(f"{path} is a store of other episodes: choose another store=")
+    found = {"kind": identity["kind"], **found}  # stores of earlier versions do not say
+    if differing := [key for key in (*identity, *found) if found.get(key) != identity.get(key)]:
+        key = differing[0]
+        raise DataError(
+            f"{path} has rollouts with {key}={found.get(key)}, not {identity.get(key)}: choose another store="
+        )
     return store
 
 

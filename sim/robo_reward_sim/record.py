@@ -43,6 +43,7 @@ DEFAULT_MIX: Mapping[str, float] = {
 """Share of each kind of episode where the config names no mix."""
 
 _RECIPE = 12  # raise it where the same options and seed begin to give other episodes
+_LIGHT_RECIPE = 2  # ... and this one where only those with variation.light are others
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,10 @@ def _checked(config: RecordConfig) -> list[str]:
 
 def _options(config: RecordConfig) -> dict[str, Any]:
     """What an episode depends on, besides its number and kind."""
+    lit = {"light_recipe": _LIGHT_RECIPE} if config.variation.light else {}
     return {
         "recipe": _RECIPE,
+        **lit,
         "env": config.env,
         "seed": config.seed,
         "cameras": list(config.cameras),
@@ -240,11 +243,14 @@ def _options(config: RecordConfig) -> dict[str, Any]:
 
 def _open_store(config: RecordConfig, options: Mapping[str, Any]) -> Any:
     mix = dict(DEFAULT_MIX if config.mix is None else config.mix)
-    wanted = {**options, "mix": {kind: float(mix[kind]) for kind in DEMONSTRATORS if mix.get(kind)}}
+    shares = {kind: float(mix[kind]) for kind in DEMONSTRATORS if mix.get(kind)}
+    # Where two kinds lag alike, the one that the mix names first comes first.
+    wanted = {**options, "mix": shares, "mix_order": [kind for kind in mix if mix[kind]]}
     store = import_object(config.writer).create(config.out, attrs={"record": wanted}, exist_ok=True)
     found = store.attrs.get("record")
     if found is None:
         raise DataError(f"{config.out} is a store that 'record' did not write: choose another out=...")
+    found = {"mix_order": wanted["mix_order"], **found}  # stores of earlier versions do not say
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
         key = differing[0]

@@ -83,6 +83,7 @@ class SceneRenderer:
         self._views = {name: self._view(camera) for name, camera in cameras.items()}
         self._paint: Paint | None = None
         self._bystanders: list[Bystander] = []
+        self._turned = False  # the lamps
         self._gl = create_context(image_size[1], image_size[0])
         # Registered only now: the GL module, imported by the line above, has an exit hook of its own that
         # ends the display, and exit hooks run last in, first out.
@@ -110,6 +111,7 @@ class SceneRenderer:
             self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
         self._views = {name: self._view(camera) for name, camera in self._cameras.items()}
         self._bystanders = [] if look is None else bystanders(look)
+        self._turned = look is not None and look.variation.light > 0.0
         if look is not None:
             for index, (name, camera) in enumerate(self._cameras.items()):
                 if isinstance(camera, FreeCamera):
@@ -133,6 +135,8 @@ class SceneRenderer:
             else:
                 mujoco.mjv_updateScene(self._model, data, self._option, None, view, everything, self._scene)
                 self._add_bystanders()
+                if self._turned:
+                    self._turn_lights(data)
             mujoco.mjr_render(self._rect, self._scene, self._context)
             upside_down = np.empty((*self._size, 3), np.uint8)
             mujoco.mjr_readPixels(upside_down, None, self._rect, self._context)
@@ -154,6 +158,15 @@ class SceneRenderer:
         for item in self._bystanders:
             item.draw(self._scene.geoms[self._scene.ngeom])
             self._scene.ngeom += 1
+
+    def _turn_lights(self, data: Any) -> None:
+        # The scene has its directions from `data`, where the physics model has put its own.
+        model = self._model
+        # The headlight, which goes with the camera, comes first; lights that are off are not there.
+        lights = [light for light in self._scene.lights[: self._scene.nlight] if not light.headlight]
+        for light, index in zip(lights, np.flatnonzero(model.light_active), strict=True):
+            turn = data.xmat[model.light_bodyid[index]].reshape(3, 3)
+            light.dir[:] = turn @ model.light_dir[index]
 
     def _view(self, camera: FreeCamera | FixedCamera) -> Any:
         mujoco = self._mujoco

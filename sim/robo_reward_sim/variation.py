@@ -37,6 +37,8 @@ class Variation:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("light", "color", "camera"):
+            # 1 and 1.0 are one amount: what is recorded of it must not tell them apart.
+            object.__setattr__(self, name, float(getattr(self, name)))
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"variation.{name}={getattr(self, name)}: must be in [0, 1]")
         if not 0 <= self.distractors <= _MOST:

@@ -14,6 +14,7 @@ import robo_reward
 from robo_reward.cli.main import main, run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.improve.rollouts import load_rollout
+from robo_reward_data.store import EpisodeStore
 
 HERE = Path(__file__).parent
 TOY = ["env={_target_: improve_toy.Dot}", "plugins=[]", "reader={_target_: improve_toy.Demos}"]
@@ -108,12 +109,35 @@ def test_a_command_counts_its_successes(tmp_path: Path, capsys: pytest.CaptureFi
         "improve", [env, f"demos={tmp_path / 'demos'}", f"out={tmp_path / 'run'}", "arm=sparse", *limits]
     )
     rolled = [*("run_policy", env, f"policy={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "episodes=2")]
-    rolled += ["env_args={max_episode_steps: 4}", f"store={tmp_path / 'rolled'}"]
+    rolled += [f"store={tmp_path / 'rolled'}", "env_args={max_episode_steps: 4}"]
     assert main([*rolled, "action_steps=2"]) == 1
     assert "action_steps is for policies that predict chunks" in capsys.readouterr().err
     assert main(rolled) == 0
     found = json.loads((tmp_path / "out/metrics.json").read_text())
     assert found["success"]["n"] == 2
     assert [row["decisions"] for row in found["rollouts"]] == [4, 4]
+    # Whatever is refused leaves what is there.
+    left = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    for asked, message in (
+        (["kind=other"], "rolled has rollouts with kind=policy, not other: choose another store="),
+        (["seed=5", "overwrite=true"], "rolled has rollouts with seed=1000000, not 5: choose another store="),
+        (
+            ["env_args={action_repeat: 10}", "store=null", "overwrite=true"],  # as it was not trained
+            "the policy has an action every 0.062 s, robo_reward/PegInsertSide-v0 every 0.125 s: give env",
+        ),
+    ):
+        assert main([*(rolled[:-1] if "env_args" in asked[0] else rolled), *asked]) == 1
+        assert message in capsys.readouterr().err
+        assert left == {name: (tmp_path / "out" / name).read_bytes() for name in left}
+    store = EpisodeStore.open(tmp_path / "rolled")
+    assert len(store.episodes) == 2
+    noted = dict(store.attrs["run_policy"])
+    assert noted.pop("kind") == "policy"
+    store.update_attrs({"run_policy": noted})  # as earlier versions wrote it
+    assert main([*rolled, "episodes=3"]) == 0
+    assert len(EpisodeStore.open(tmp_path / "rolled").episodes) == 3
+    assert main([*rolled, "seed=5", "store=null", "episodes=1", "overwrite=true"]) == 0
+    assert [row["seed"] for row in json.loads((tmp_path / "out/metrics.json").read_text())["rollouts"]] == [5]
+    capsys.readouterr()
     assert main([*rolled[:2], f"policy={tmp_path}", f"out={tmp_path / 'x'}"]) == 1
     assert "the out of a finished robo-reward improve" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,36 @@ def test_the_demonstration_is_played_back_aside_and_achieves_nothing(tmp_path: P
         misses(tmp_path / "misses", "same_scene=false")
     with pytest.raises(DataError, match="store of other episodes"):
         misses(tmp_path / "misses", "env_args.limit=20")
+    store = EpisodeStore.open(tmp_path / "misses")
+    before = {key: value for key, value in store.attrs["misses"].items() if key != "recipe"}
+    store.update_attrs({"misses": before})
+    with pytest.raises(DataError, match=r"misses of another version of robo-reward.*choose another out="):
+        misses(tmp_path / "misses")
+
+
+def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("robo_reward_sim")
+    import gymnasium
+
+    env, views = "robo_reward/DoorOpen-v0", {"cameras": ["right"], "image_size": [24, 24]}
+    seen = [f"{name}={value}" for name, value in views.items()]
+    demo = ["episodes=1", "workers=1", "mix={expert: 1}", f"out={tmp_path / 'demo'}"]
+    run_command("record", [f"env={env}", *seen, *demo])
+    where = [f"env={env}", f"demos={tmp_path / 'demo'}", *(f"env_args.{option}" for option in seen)]
+    run_command("misses", [*where, "episodes=6", f"out={tmp_path / 'misses'}"])
+    scene = EpisodeStore.open(tmp_path / "demo").episodes[0].info.source["reset_seed"]
+    world = gymnasium.make(env, cameras=(), max_episode_steps=1000)
+    base: Any = world.unwrapped
+    for reader in EpisodeStore.open(tmp_path / "misses").episodes:
+        world.reset(seed=scene)
+        stages = [base.oracle().stage]
+        actions = reader.read_actions()
+        assert actions is not None
+        for action in actions[:-1]:  # what is stored is played once more
+            world.step(action)
+            stages.append(base.oracle().stage)
+        assert max(stages) <= (reader.info.reached or 0) == 0, reader.info.name
+    world.close()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +119,11 @@ def test_the_demonstration_is_played_back_aside_and_achieves_nothing(tmp_path: P
         (["aside_low=[0,0]", "aside_high=[0,0]"], ConfigError, "played back as it was may succeed"),
         (["aside_low=[-1]"], ConfigError, "as many axes each"),
         (["aside_low=[-1,-1,-1]", "aside_high=[1,1,1]"], ConfigError, "has 3 axes, an action of"),
-        (["aside_high=[0.01,0.0]", "aside_low=[0,0]"], DataError, "succeeds again after a step aside"),
+        (
+            ["aside_high=[0.01,0.0]", "aside_low=[0,0]"],
+            DataError,
+            "gets beyond stage 0 after a step",
+        ),
         (["reached=2"], ConfigError, r"reached=2: dot_000 has stages 0\.\.1"),
         (["episodes=0"], ConfigError, "must be 1 or more"),
         (["env_args.cameras=[side]"], ConfigError, "has no camera 'top', which dot_000 has"),

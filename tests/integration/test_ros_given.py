@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (what needs rclpy is imported after the skip)
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +18,11 @@ pytest.importorskip(
 )
 
 import rclpy
+from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.safety import Source
 
 REWARD, SAFETY = "reward_node.RewardNode", "safety_node.SafetyNode"
 
@@ -74,3 +78,37 @@ def test_nodes_have_every_parameter_of_our_files(
         more += ["-p", "cameras:=[front]", "-p", "autostart:=false"]
     made = node(context, name, "--params-file", str(repo / "launch/params" / file), *more)
     made.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "held", "said"),
+    [([], 0.0, True), (["-p", "tolerance:=[.inf]"], 0.0, False), (["-p", "tolerance:=[0.1]"], 0.4, False)],
+    ids=["not_given", "infinite", "given"],
+)
+def test_a_gripper_that_grips_is_held_as_it_was_told_unless_a_tolerance_says_otherwise(
+    context: rclpy.Context, tolerance: list[str], held: float, said: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Closed on a thing that is 0.4 wide, then stopped: a hold at 0.4 would let it fall."""
+    one = {"kinds": "[position]", "state": "[0]", "low": "[0.0]", "high": "[1.0]"}
+    given = [text for key, value in one.items() for text in ("-p", f"{key}:={value}")]
+    gripper = node(context, SAFETY, *given, *tolerance)
+    assert ("no tolerance is given" in capfd.readouterr().err) == said
+
+    def measure() -> None:
+        state = JointState(position=[0.4])
+        state.header.stamp = gripper.get_clock().now().to_msg()
+        gripper._on_state(state)
+
+    while gripper._last is None or gripper._last.source is not Source.POLICY:
+        measure()
+        gripper._on_command(JointState(position=[0.0]))
+    gripper._on_estop(Trigger.Request(), Trigger.Response())
+    told, end = [], time.monotonic() + 1.0  # several times as long as it takes to be believed
+    while time.monotonic() < end or not told:
+        measure()
+        gripper._on_tick()
+        if gripper._last.values is not None:
+            told.append(gripper._last.values.tolist())
+        time.sleep(0.01)
+    assert told[-1] == [held]
+    gripper.destroy_node()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -237,6 +238,17 @@ def test_a_robot_hears_no_command_of_a_bag_and_there_is_one_clock(
     executor.shutdown()
     node.destroy_node()
     context.try_shutdown()
+    # By the wrong parameter file it would play nothing, and end as if all were well.
+    wrong = ["path:=" + str(path), "optional:=[/robot_command, /left/image_raw]", "publish_clock:=true"]
+    done = subprocess.run(
+        [sys.executable, "-m", "robo_reward_ros.bag_player", "--ros-args"]
+        + [text for value in wrong for text in ("-p", value)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no images on /robot_command, /left/image_raw: its images are on /front/image_raw" in done.stderr
 
 
 def _stamp_ns(message: Any) -> int:

@@ -30,12 +30,12 @@ from geometry_msgs.msg import PoseStamped
 from gymnasium.utils.env_checker import check_env
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.time import Time
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Bool, Header
+from std_msgs.msg import Bool, Header, String
 from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError
@@ -437,15 +437,39 @@ def test_a_recorder_hears_the_start_however_soon_it_is_and_one_that_is_late_the_
     env.reset()
     wait_for(lambda: first.counts.get("/episode_marker") == 1)
     assert env.step(np.zeros(2, np.float32))[3]
-    late, end_late = record("late")
-    wait_for(lambda: late.counts.get("/episode_marker") == 1)  # the end, which was kept for it
+    late, end_late = record("late")  # the end is kept for it, but not its own
     env.reset()
+    wait_for(lambda: late.counts.get("/episode_marker"))
     env.step(np.zeros(2, np.float32))
-    wait_for(lambda: first.counts["/episode_marker"] == 4 and late.counts["/episode_marker"] == 3)
+    wait_for(lambda: first.counts["/episode_marker"] == 4 and late.counts["/episode_marker"] == 2)
     end_first()
     end_late()
     assert outcomes("first") == [("lift it", True)] * 2
     assert outcomes("late") == [("lift it", True)]
+
+
+def test_a_recorder_writes_no_marker_from_before_it_began_but_one_that_it_finds_late(
+    listener: Listener, run_recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    kept = QoSProfile(
+        depth=10,
+        reliability=QoSReliabilityPolicy.RELIABLE,
+        durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+    )
+    # All are kept, so that the old one comes first, wherever the recorder has got to.
+    markers = listener.node.create_publisher(String, "markers", kept)
+    markers.publish(String(data="start: the old"))
+    listener.node.create_publisher(JointState, "state", kept).publish(JointState(name=["a"]))
+    topics = ["/markers", "/state", "/soon"]
+    recorder, end = run_recorder(path=str(tmp_path / "bag"), topics=topics)
+    soon = listener.node.create_publisher(String, "soon", kept)
+    soon.publish(String(data="start: the new"))  # before the recorder has found who publishes it
+    markers.publish(String(data="start: the new"))
+    wait_for(lambda: all(recorder.counts.get(topic) for topic in topics))
+    end()
+    with open_bag(tmp_path / "bag") as bag:
+        for topic in ("/markers", "/soon"):
+            assert [str(m.content.data) for m in bag.messages(topic, *bag.span_ns)] == ["start: the new"]
 
 
 # rclpy's own report on the publisher's side uses a deprecated method of its logger.

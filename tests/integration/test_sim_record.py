@@ -65,6 +65,17 @@ def test_a_store_of_other_options_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "was recorded with seed=0, not seed=1" in capsys.readouterr().err
     assert run(out, "episodes=1", "workers=1", "mix={expert: 1}") == 1
     assert "mix=" in capsys.readouterr().err
+    once = [*FAST[:2], FAST[3], f"out={tmp_path / 'even'}", "workers=1"]
+    assert main(["record", *once, "episodes=1", "mix={expert: 1, aborted: 1}"]) == 0
+    assert main(["record", *once, "episodes=2", "mix={aborted: 1, expert: 1}"]) == 1
+    message = "was recorded with mix_order=['expert', 'aborted'], not mix_order=['aborted', 'expert']"
+    assert message in capsys.readouterr().err
+    even = EpisodeStore.open(tmp_path / "even")
+    assert "light_recipe" not in even.attrs["record"]  # nor is any other store in another light
+    noted = {key: value for key, value in even.attrs["record"].items() if key != "mix_order"}
+    even.update_attrs({"record": noted})  # as earlier versions wrote it
+    assert main(["record", *once, "episodes=2", "mix={expert: 1, aborted: 1}"]) == 0
+    assert [e.info.kind for e in EpisodeStore.open(tmp_path / "even").episodes] == ["expert", "aborted"]
     EpisodeStore.create(tmp_path / "imported", attrs={"fps": 10})
     assert run(tmp_path / "imported", "episodes=1") == 1
     assert "'record' did not write" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,30 @@ def test_each_part_changes_the_image_alone(part: str) -> None:
     assert not np.array_equal(first, plain)
     assert np.array_equal(first, again), "the seed fixes it"
     assert not np.array_equal(first, other)
+
+
+def test_lamps_are_turned() -> None:
+    env = ManipulationEnv(
+        "push", cameras=("left", "right"), image_size=(64, 64), variation=Variation(light=1)
+    )
+    turned = env.reset(seed=0)[0]["images"]
+    renderer: Any = env._renderer
+    scene, plain = renderer._scene, env._sim.data.light_xdir
+    lamps = np.array([light.dir for light in scene.lights[: scene.nlight] if not light.headlight])
+    np.testing.assert_allclose(lamps, renderer._model.light_dir, atol=1e-6)
+    degrees = np.rad2deg(np.arccos((lamps * plain).sum(axis=1).clip(-1, 1)))
+    assert (degrees > 3).all()
+    assert (degrees < 45).all()
+    renderer._model.light_dir[:] = plain  # as bright as before, from where the task has them
+    straight = renderer.render(env._sim.data)
+    for name, image in turned.items():
+        assert np.abs(image.astype(int) - straight[name]).mean() > 0.5, name
+    env.close()
+
+
+def test_an_amount_is_recorded_alike_however_it_is_spelled() -> None:
+    facts = [json.dumps(asdict(Variation(**dict.fromkeys(("light", "color"), one)))) for one in (1, 1.0)]
+    assert facts[0] == facts[1]
 
 
 def test_nothing_varies_unless_asked_for() -> None:
@@ -110,6 +135,11 @@ def test_a_recording_says_what_it_looks_like(tmp_path: Path, capsys: pytest.Capt
     assert kinds["wrong_task"].source["plan"]["pursued"]
     assert main(command) == 1
     assert "was recorded with variation=" in capsys.readouterr().err
+    store = EpisodeStore.open(out)
+    noted = {key: value for key, value in store.attrs["record"].items() if key != "light_recipe"}
+    store.update_attrs({"record": noted})  # as it was when lamps did not turn
+    assert main([*command, *varied]) == 1
+    assert "was recorded with light_recipe=None, not light_recipe=2" in capsys.readouterr().err
 
 
 def test_environments_run_side_by_side() -> None:

@@ -22,6 +22,7 @@ from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import toy_episode
 from robo_reward_data.rank import filtered, show
+from robo_reward_data.rank import run as rank_run
 from robo_reward_data.rank.judge import Rollout, agreement, find_failure, keep, order, preferences
 from robo_reward_data.rank.run import _spell
 from robo_reward_data.store import EpisodeStore
@@ -67,6 +68,9 @@ def test_order_and_filter() -> None:
     ]
     assert [r.name for r in order(given)] == ["fast", "slow", "almost", "bad", "unknown"]
     assert keep(given, top=0.4) == {"fast", "slow"}
+    hundred = [rollout(f"r{i:03d}", 1.0 - i / 100) for i in range(100)]
+    for percent in range(1, 101):
+        assert len(keep(hundred, top=percent / 100)) == percent
     assert keep(given, min_score=0.5) == {"fast", "slow", "almost"}
     assert keep([rollout("unsure", 0.9, std=0.4)], max_std=0.3) == set()
 
@@ -183,6 +187,28 @@ def test_the_kept_rollouts_become_a_store_of_their_own(
     assert main(nothing) == 1
     assert "no rollout is good enough" in capsys.readouterr().err
     assert not (suite / "none").exists()
+
+
+def test_a_summary_is_of_the_tables_beside_it(
+    suite: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["rank", f"model={suite / 'run'}", f"data={suite / 'store'}", f"out={suite / 'out'}"]
+    assert main([*arguments, "group=robot"]) == 1
+    assert "group is 'robot', which toy_000 does not have" in capsys.readouterr().err
+    assert not (suite / "out").exists()  # refused before anything is judged
+    assert main(arguments) == 0
+    assert main([*arguments, "group=robot", "overwrite=true"]) == 1
+    assert (suite / "out/summary.json").is_file()
+
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(rank_run, "preferences", cut_off)  # the tables are written by then
+        main([*arguments, "overwrite=true", "keep.top=0.5"])
+    assert not (suite / "out/summary.json").exists()
+    assert main([*arguments, "keep.top=0.5"]) == 0  # and again, without overwrite
+    assert len(json.loads((suite / "out/summary.json").read_text())["kept"]) == 2
 
 
 @pytest.mark.parametrize("keep_more", ["min_score=2", "max_std=-1", "top=0"])

@@ -8,6 +8,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +115,13 @@ def test_a_replay_plays_what_the_reward_node_reads_and_no_command(tmp_path: Path
     names = ["left/image_raw/compressed", "right/rgb", "/top", "joint_states", "success"]
     absolute = [name if name.startswith("/") else f"/arm/{name}" for name in names]
     assert player.parameters["optional"] == [*absolute, "/m"]
+    params.write_text(
+        "/**:\n  ros__parameters:\n    cameras: [left]\n    camera.left.topic: ~/left\n"
+        "    proprio_topic: ~/body\n"
+    )
+    for namespace, place in (("arm", "/arm/reward"), ("", "/reward")):
+        player = replay_plan(tmp_path, "package.Model", params, namespace=namespace).processes[-1]
+        assert player.parameters["optional"] == [f"{place}/left", f"{place}/body", "/episode_marker"]
     params.write_text("safety:\n  ros__parameters: {cameras: [ear]}\n")
     with pytest.raises(ConfigError, match="names no cameras for the node '/reward'"):
         replay_plan(tmp_path, "package.Model", params)
@@ -320,6 +329,50 @@ def test_a_launch_that_is_asked_to_end_ends_its_processes(
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("session", [False, True], ids=["its_session", "own_session"])
+def test_what_a_process_leaves_behind_does_not_keep_the_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: bool
+) -> None:
+    """A child of the child, with its output: it is killed, but for one that has left the session."""
+    leaves = _script(
+        tmp_path,
+        "leaves",
+        "import subprocess, sys, time\n"
+        "program = 'import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)'\n"
+        f"left = subprocess.Popen([sys.executable, '-c', program], start_new_session={session})\n"
+        "open('left', 'w').write(str(left.pid))\n"
+        "try:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    pass\n",
+        monkeypatch,
+    )
+    waits = (
+        "import os, time\nwhile not (os.path.exists('left') and open('left').read()):\n    time.sleep(0.05)\n"
+    )
+    ends = _script(tmp_path, "ends", waits, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robo_reward_ros.launching._GRACE_S", 2.0)
+    plan = Plan((Process("leaves", leaves, is_node=False), Process("ends", ends, is_node=False)))
+    launch = threading.Thread(target=run_plan, args=(plan,), daemon=True)
+    launch.start()
+    launch.join(timeout=60)
+    pid = int((tmp_path / "left").read_text())
+    try:
+        assert not launch.is_alive()
+        while not session and _runs(pid):  # its output is closed a moment before it is gone
+            time.sleep(0.01)
+        assert _runs(pid) == session
+    finally:
+        if _runs(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    """Whether it is there, and not merely waiting for who adopted it to notice that it was killed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_node_that_is_killed_is_started_again(

@@ -110,7 +110,7 @@ def keep(
     kept: set[str] = set()
     for task in {r.task for r in rollouts}:
         best = order([r for r in rollouts if r.task == task])
-        best = best[: math.ceil(top * len(best))]
+        best = best[: math.ceil(top * len(best) - 1e-9)]  # .07 * 100 is a little more than 7
         kept |= {r.uid for r in best if r.score >= min_score and r.std <= max_std}
     return kept
 

@@ -96,7 +96,7 @@ def run(config: RankConfig) -> None:
     without it a run was cut off, and may be started again.
 
     Raises:
-        ConfigError: a share, score or standard deviation out of range.
+        ConfigError: a share, score or standard deviation out of range, or a `group` that a rollout lacks.
         DataError: no rollouts, a folder that holds a ranking or other files, a store that is there, or
             nothing kept to put into one.
     """
@@ -111,6 +111,8 @@ def run(config: RankConfig) -> None:
     check_instructions(checkpoint.model, readers)
     if config.store is not None:
         check_target(Path(config.store), readers)
+    for reader in readers:
+        _group(reader.info, config.group)
     folder = _claim(Path(config.out), config.overwrite)
     shown = track(readers, "judging rollouts", console=errors, disable=not errors.is_terminal)
     rollouts = order([judge_rollout(checkpoint, reader, config) for reader in shown])
@@ -208,6 +210,7 @@ def _claim(folder: Path, overwrite: bool) -> Path:
         if "summary.json" in present and not overwrite:
             raise DataError(f"'{folder}' holds a ranking: overwrite=true, or choose another out=")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").unlink(missing_ok=True)  # it says that a ranking is whole
     return folder
 
 

@@ -45,7 +45,8 @@ class BagPlayer(Node):
         """Open the bag and announce its topics; `options` go to rclpy's Node.
 
         Raises:
-            ConfigError: a parameter it does not have, no path, or topics of a type that is not installed.
+            ConfigError: a parameter it does not have, no path, topics that are not there or of a type that is
+                not installed, or `optional` without any of the bag's images.
             DataError: no bag there, or a damaged one.
         """
         super().__init__("bag_player", **options)
@@ -95,6 +96,13 @@ class BagPlayer(Node):
         if missing := [topic for topic in optional if topic not in there]:
             self.get_logger().warning(f"{bag.path} has no {', '.join(missing)}")
         chosen = [*wanted, *optional] or list(there)
+        images = [topic for topic, kind in there.items() if kind in _IMAGES]
+        if optional and images and not set(images) & set(chosen):
+            # It would end at once, with nothing played and nothing wrong.
+            raise ConfigError(
+                f"{bag.path} has no images on {', '.join(chosen)}: its images are on {', '.join(images)}; "
+                "give these topics to the cameras of the reward node's parameter file"
+            )
         if self._value("publish_clock"):
             chosen.append(_CLOCK)
         return {topic: kind for topic, kind in there.items() if topic in chosen}

@@ -1,7 +1,8 @@
 """The recorder: topics into a bag (MCAP or sqlite3) that `robo-reward import source=rosbag` reads.
 
 Works where `ros2 bag` is not installed. Messages are written as they come, undecoded. Episode markers are
-ordinary messages on a topic of the list (see `robo_reward_data.bags` for what they say).
+ordinary messages on a topic of the list (see `robo_reward_data.bags` for what they say); one that was
+published before the recorder began, and kept for it, is left out: it would be written as if it were new.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _EVERYONE = QoSProfile(
     reliability=QoSReliabilityPolicy.BEST_EFFORT,
     durability=QoSDurabilityPolicy.VOLATILE,
 )
+_MARKERS = "std_msgs/msg/String"
 _STORAGE = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 
@@ -88,6 +90,7 @@ class BagRecorder(Node):
         self._refused: set[str] = set()
         self._unheard: set[str] = set()
         self._wall = Clock(clock_type=ClockType.SYSTEM_TIME)
+        self._began_ns = self._wall.now().nanoseconds
         self.create_timer(0.2, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._look()
 
@@ -131,12 +134,29 @@ class BagRecorder(Node):
         self._counts[topic] = 0
 
         def write(data: bytes, info: dict[str, int]) -> None:
+            if kind == _MARKERS and self._is_old(topic, info["source_timestamp"]):
+                return
             # When it came, not when this thread got to it: messages of several topics keep their order.
             received_ns = info["received_timestamp"] or self._wall.now().nanoseconds
             self._writer.write(connection, received_ns, data)
             self._counts[topic] += 1
 
         self._listen(topic, message, write, _ALL_OFFERED)
+
+    def _is_old(self, topic: str, sent_ns: int) -> bool:
+        """Whether it tells an event from before the recorder began.
+
+        What is kept of another type, such as /tf_static, is how things still are.
+        """
+        if not 0 < sent_ns < self._began_ns:  # 0: the middleware does not say
+            return False
+        # Any other publisher's is new, and its machine's clock behind this one's.
+        infos = self.get_publishers_info_by_topic(topic)
+        if all(info.qos_profile.durability != QoSDurabilityPolicy.TRANSIENT_LOCAL for info in infos):
+            return False
+        ago = f"{(self._began_ns - sent_ns) / 1e9:.1f}"
+        self.get_logger().warning(f"on {topic}, what was published {ago} s before the recording is left out")
+        return True
 
     def _listen(self, topic: str, kind: Any, write: Callable[..., None], qos: QoSProfile) -> None:
         # A publisher that came later may offer less than those before it.

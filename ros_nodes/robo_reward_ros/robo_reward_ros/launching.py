@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -20,6 +20,7 @@ from robo_reward_ros.launch_plan import Plan, Process
 __all__ = ["LaunchConfig", "LaunchError", "run", "run_plan"]
 
 _GRACE_S = 8.0
+_DRAIN_S = 2.0
 _RESPAWN_S = 1.0
 
 
@@ -54,7 +55,7 @@ def run_plan(plan: Plan) -> None:
     """Start every process, pass on what they print, and end all when one fails or an essential one ends.
 
     So do SIGINT, SIGTERM and the end of the terminal (SIGHUP). The others are asked with SIGINT, last started
-    first, and killed after some seconds.
+    first, and killed after some seconds, with what they have started.
 
     Raises:
         LaunchError: the process that ended it all has failed.
@@ -144,15 +145,19 @@ class _Running:
             self._start()
 
     def end(self) -> None:
-        """Ask it to end, and make it."""
+        """Ask it to end, and make it, and what it has started and left behind with its output open."""
+        until = time.monotonic() + _GRACE_S
         if self.status is None:
             self._popen.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout=_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
+        self._reader.join(timeout=max(until - time.monotonic(), 0.0))
+        if self.status is None or self._reader.is_alive():
+            with suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait()
-        self._reader.join()
+        # One in a session of its own is out of reach, and may hold the output for ever.
+        self._reader.join(timeout=_DRAIN_S)
 
     def _start(self) -> None:
         # A group of its own: Ctrl-C reaches the launch alone, which then ends the processes in order.

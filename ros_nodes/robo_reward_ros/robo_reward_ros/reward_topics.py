@@ -41,7 +41,13 @@ def topics_read(path: Path, namespace: str = "", node: str = "reward") -> list[s
     topics.append(values.get("proprio_topic") or "")
     topics.append("success" if values.get("success_source") == "topic" else "")
     named = (str(topic) for topic in topics if topic)
-    return [topic if topic.startswith("/") else f"{place}/{topic}" for topic in named]
+    return [_absolute(topic, place, node) for topic in named]
+
+
+def _absolute(topic: str, place: str, node: str) -> str:
+    if topic.startswith("~/"):
+        return f"{place}/{node}/{topic[2:]}"
+    return topic if topic.startswith("/") else f"{place}/{topic}"
 
 
 def _values_for(path: Path, node: str) -> dict[str, Any]:

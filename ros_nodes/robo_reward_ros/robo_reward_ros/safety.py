@@ -47,7 +47,8 @@ class SafetyLimits:
     state     index of the component's position in the measured state, or -1 where nothing measures it
     rest      position components that nothing measures: the command that holds before the first one
     tolerance measured position components: how far from its last command a robot may be that is held there;
-              infinite where it is far from it by nature, as a gripper that grips
+              infinite where it is held there however far off: one that is far from it by nature, as a gripper
+              that grips, or that nothing else ever moves
     horizon_s velocity components: how far ahead the position limits look; no less than the time to stop
     """
 
@@ -195,7 +196,8 @@ class SafetyFilter:
     a stopped robot is farther off than its `tolerance` has something else moved it, and it is held where it
     is: at once after its state was silent, else after all that was heard for `observation_s` says so (an arm
     that sags farther needs a larger tolerance). While the state is gone, a robot of positions alone is told
-    nothing: it keeps what it has, and one that is started again does not leap to what held before.
+    nothing: it keeps what it has, and, with a finite tolerance, one that is started again elsewhere does not
+    leap to what held before.
 
     The change of a command is limited by the robot's own time, up to its newest state, so that no stamp of
     the policy's lengthens it.

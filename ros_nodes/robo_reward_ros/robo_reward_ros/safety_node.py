@@ -62,6 +62,7 @@ class SafetyNode(Node):
                 f"{period_s + timeouts.command_s:.2f} s: choose them to sum to {_STOP_WITHIN_S} or less"
             )
         self._filter = SafetyFilter(limits, timeouts, self._workspace())
+        self._say_what_is_not_followed(limits)
         # Steady: a watchdog must go on when simulated time stops or jumps.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._last: Decision | None = None
@@ -133,12 +134,10 @@ class SafetyNode(Node):
             ("rate", math.inf),
             ("scale", 1.0),
             ("rest", 0.0),
-            ("tolerance", 0.1),
+            ("tolerance", math.inf),
         ):
-            given = list(self._value(name))
-            # ROS 2 has no empty array of numbers in YAML: one NaN stands for "not given".
-            missing = not given or all(math.isnan(value) for value in given)
-            arrays[name] = np.array([nothing] * len(kinds) if missing else given, np.float64)
+            given = self._given(name)
+            arrays[name] = np.array(given or [nothing] * len(kinds), np.float64)
         state = tuple(int(index) for index in self._value("state"))
         return SafetyLimits(
             kinds=tuple(Kind(kind) for kind in kinds),
@@ -146,6 +145,23 @@ class SafetyNode(Node):
             horizon_s=self._number("horizon_s"),
             **arrays,
         )
+
+    def _given(self, name: str) -> list[float]:
+        """The values of an array of numbers, none where it is not given."""
+        values = [float(value) for value in self._value(name)]
+        # ROS 2 has no empty array of numbers in YAML: one NaN stands for "not given".
+        return [] if all(math.isnan(value) for value in values) else values
+
+    def _say_what_is_not_followed(self, limits: SafetyLimits) -> None:
+        # No number fits every joint's unit and load, so there is no other default.
+        components = zip(limits.kinds, limits.state, strict=True)
+        measured = any(kind is Kind.POSITION and place >= 0 for kind, place in components)
+        if measured and not self._given("tolerance"):
+            self.get_logger().warning(
+                "no tolerance is given: a stopped robot that something else moves (a hand, its driver "
+                "started again) is not followed, but told to go back to its last command. Set tolerance for "
+                "each component, in its own unit: more than it sags under its load; .inf for a gripper"
+            )
 
     def _workspace(self) -> Workspace | None:
         low, high = list(self._value("workspace_low")), list(self._value("workspace_high"))
@@ -282,8 +298,9 @@ _ARRAYS: dict[str, tuple[Any, str]] = {
     "rest": ([_NAN], "position components that nothing measures: the first command that holds; [.nan]: 0"),
     "tolerance": (
         [_NAN],
-        "measured position components: farther than this from its last command, a stopped robot was moved by "
-        "something else and is held where it is; .inf: never (a gripper that grips); [.nan]: 0.1",
+        "measured position components, in their own units: farther than this from its last command, a "
+        "stopped robot was moved by something else and is held where it is; .inf: never (a gripper that "
+        "grips); [.nan]: never, and the node warns of it",
     ),
     "state": ([-2], "index of each component in joint_states, -1: not measured; [-2]: the same order"),
     "workspace_low": ([_NAN], "corner x, y, z of the box that the tool must not leave, m; [.nan]: no box"),
