@@ -60,7 +60,7 @@ class Majority:
                 self._courses[text] = (mean, std)
 
     def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
-        """The course of the instruction's task; that of all tasks where it is unknown."""
+        """The course of the instruction's task; no estimate where no training episode has it."""
         info = reader.info
         known = self._courses.get(info.instruction)
         if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 import shutil
@@ -169,6 +170,44 @@ def test_a_run_that_is_there_is_judged(stores: dict[str, Path], tmp_path: Path) 
     swapped = {**stores, "train": stores["test"], "test": stores["train"]}
     with pytest.raises(DataError, match=r"the run has learned from toy_00\d"):
         compare(swapped, tmp_path / "c", "method=ours", f"methods.ours.run={run}")
+
+
+MOODY = """
+from dataclasses import replace
+from robo_reward.compare.floors import Random
+from robo_reward.compare.method import MethodPrediction
+
+down, asked = True, []
+
+class Moody(Random):
+    def predict(self, reader, cameras):
+        asked.append(reader.info.length)
+        if down and reader.info.length == 16:
+            return replace(MethodPrediction.invalid(16, "no connection"), may_pass=True)
+        return super().predict(reader, cameras)
+"""
+
+
+def test_what_had_no_answer_is_asked_again_and_nothing_else(
+    stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moody.py").write_text(MOODY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    moody = importlib.import_module("moody")
+    options = ["method=majority", "+methods.moody._target_=moody.Moody", "reference=moody"]
+
+    def share(*more: str) -> float:
+        moody.asked.clear()
+        found = compare(stores, tmp_path / "out", *options, *more)
+        return found["methods"]["moody"]["metrics"]["valid_share"]["value"]
+
+    assert share() < 1.0
+    assert set(moody.asked) == {12, 13, 14, 15, 16}
+    moody.down = False
+    assert share("overwrite=true") == 1.0
+    assert set(moody.asked) == {16}
+    assert share("overwrite=true") == 1.0
+    assert not moody.asked
 
 
 def test_a_calibration_store_of_its_own(stores: dict[str, Path], tmp_path: Path) -> None:
