@@ -272,6 +272,8 @@ def _unknown_key(error: BaseException, command: str) -> str:
     if found is None:
         return ""
     keys, other = key_names(command, config_dir()), _OTHER_NAMES.get(found[1])
+    if found[1] in keys:  # a mapping that was given before takes no other names
+        return f"'{found[1]}' is given twice: write {found[1]}='{{NAME: VALUE, OTHER: VALUE}}' once"
     close = [other] if other in keys else get_close_matches(found[1], keys, n=1)
     if close and found[1].startswith(f"{close[0]}."):  # the mapping that it would be in: nothing resembles it
         return f"no key '{found[1]}': to add it to '{close[0]}', write +{found[1]}=VALUE"

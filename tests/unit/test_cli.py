@@ -246,6 +246,13 @@ def test_a_key_of_another_command_is_answered_with_the_one_that_does_it_here(
     assert f"no key '{typed.partition('=')[0]}': did you mean '{meant}'?" in capsys.readouterr().err
 
 
+def test_a_mapping_that_is_given_twice_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was answered with "no key 'env_args': did you mean 'env_args'?"."""
+    twice = ["env_args={max_episode_steps: 4}", "env_args={action_repeat: 10}"]
+    assert cli.main(["run_policy", "policy=a", "env=b", "out=c", *twice]) == 2
+    assert "'env_args' is given twice: write env_args='{NAME: VALUE, OTHER" in capsys.readouterr().err
+
+
 def test_the_command_in_a_report_is_one_that_runs() -> None:
     """evaluate wrote `data=a, b` for several stores."""
     typed = shlex.split(command_line("evaluate", {"data": ["run (1)", "c d"]}, model="it's", out="o"))
