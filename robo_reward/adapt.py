@@ -27,8 +27,9 @@ from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, ReorderConfig, TrainConfig, WindowConfig
-from robo_reward.train.run import Start, make_tasks, train_from
+from robo_reward.train.run import Start, train_from
 from robo_reward.train.split import Beside, Split
+from robo_reward.train.vocabulary import make_tasks
 
 __all__ = ["AdaptConfig", "grow", "merge_tasks", "run"]
 

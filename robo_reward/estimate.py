@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from robo_reward.calibration import Calibration
-from robo_reward.fusion import PERSPECTIVES
 from robo_reward.model.progress_model import Context, Prediction, ProgressModel
 from robo_reward.readout import (
     STRANGE,
@@ -24,13 +23,11 @@ from robo_reward.readout import (
     Readout,
     Seen,
     all_finite,
-    assemble,
     band,
-    floored,
     known_hops,
 )
 
-__all__ = ["STRANGE", "Estimates", "Moments", "Seen", "Tracker", "band", "estimates", "look", "raw_progress"]
+__all__ = ["STRANGE", "Estimates", "Moments", "Seen", "Tracker", "band", "look", "raw_progress"]
 
 
 @dataclass(frozen=True)
@@ -103,33 +100,6 @@ class Tracker:
         for row in np.flatnonzero(live.any(axis=1)):
             self._last[row] = moments.state[row, last[row]]
             self._time_s[row] = moments.time_s[row, last[row]]
-
-
-def estimates(
-    model: ProgressModel,
-    prediction: Prediction,
-    task: Int[Tensor, " n"],
-    calibration: Calibration,
-    reasons: list[str],
-) -> Estimates:
-    """Estimates of n moments, each from the direct perspective alone; `reasons` as for `Tracker`."""
-    count = len(task)
-    stage_probs, stage_tau, mean, spread = raw_progress(
-        model, prediction, task, calibration.stage_temperature
-    )
-    logit = _numpy(prediction.success_logit)
-    seen = Seen(
-        *(_numpy(x)[:, None] for x in (stage_probs, stage_tau, mean, spread)),
-        success_logit=logit[:, None],
-        hops=np.full((count, 1, 3, 4), np.nan),
-        distance=np.full((count, 1), np.nan),
-        elapsed_s=np.zeros((count, 1)),
-        finite=all_finite(_numpy(mean), _numpy(spread), logit, _numpy(stage_probs))[:, None],
-    )
-    progress = seen.progress.astype(np.float64)
-    views = np.full((count, 1, len(PERSPECTIVES)), np.nan)
-    views[..., 0] = progress
-    return assemble(seen, progress, floored(seen.spread), views, seen.finite, reasons, calibration)
 
 
 def look(

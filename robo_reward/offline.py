@@ -18,7 +18,7 @@ from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
 from robo_reward.intake import resize_frames
 from robo_reward.model.progress_model import Context, ProgressModel
-from robo_reward.schema import EpisodeReader
+from robo_reward.schema import EpisodeInfo, EpisodeReader
 
 __all__ = [
     "EncodedEpisode",
@@ -71,6 +71,14 @@ class EncodedEpisode:
     proprio: Tensor | None
 
 
+def trained_cameras(model: ProgressModel, info: EpisodeInfo) -> tuple[str, ...]:
+    """Those of an episode that the model was trained on, or all where it was trained on none of them.
+
+    One that training left out on purpose has no name to the model, and bands that know nothing of it.
+    """
+    return tuple(camera for camera in info.cameras if camera in model.config.cameras) or info.cameras
+
+
 @torch.inference_mode()
 def encode_episode(
     model: ProgressModel,
@@ -85,10 +93,11 @@ def encode_episode(
         frames: show these frames in this order instead, at the episode's own pace: `arange(t)[::-1]` is the
             reversed episode, whose anchor is its first shown frame.
         chunk: images of each camera in memory at once.
-        cameras: show these alone (all by default).
+        cameras: show these alone; by default those that the model was trained on, or all where it was trained
+            on none of them.
     """
     info = reader.info
-    shown_by = tuple(info.cameras if cameras is None else cameras)
+    shown_by = tuple(trained_cameras(model, info) if cameras is None else cameras)
     order = np.arange(info.length) if frames is None else np.asarray(frames, dtype=np.int64)
     device = model.no_goal.device
     ids = model.camera_ids(shown_by)
@@ -150,7 +159,7 @@ def estimate_episode(
     """Estimates at every shown moment of an episode.
 
     Args:
-        cameras: look only through these (all by default).
+        cameras: look only through these (all that were encoded by default).
         instruction: ask for another task.
         goal: embeddings of a picture of the goal, see `encode_goal`.
     """

@@ -16,7 +16,7 @@ import numpy as np
 
 from robo_reward.errors import DataError
 
-__all__ = ["WorkFolder", "encode_json", "lock", "read_json", "replace_file", "sync_tree"]
+__all__ = ["WorkFolder", "encode_json", "lock", "publish_file", "read_json", "replace_file", "sync_tree"]
 
 
 def encode_json(value: Any, what: str) -> str:
@@ -57,6 +57,21 @@ def replace_file(path: Path, text: str) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def publish_file(made: Path, path: Path) -> None:
+    """Put a finished file in its place, whole or not at all, from another file system too."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with made.open("rb") as source, draft.open("wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    made.unlink()
 
 
 def sync_folder(folder: Path) -> None:

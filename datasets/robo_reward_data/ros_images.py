@@ -52,7 +52,10 @@ def _decoded(message: Any, who: str) -> UInt8[np.ndarray, "h w 3"]:
 def _raw(message: Any, who: str) -> UInt8[np.ndarray, "h w 3"]:
     encoding, height, width, step = message.encoding, message.height, message.width, message.step
     if encoding not in _ENCODINGS:
-        raise DataError(f"{who}: images are '{encoding}': this reads {', '.join(_ENCODINGS)}")
+        raise DataError(
+            f"{who}: images are '{encoding}': this reads {', '.join(_ENCODINGS)}. "
+            "Leave a camera of depth out: name the others alone (cameras=...)"
+        )
     channels, conversion = _ENCODINGS[encoding]
     data = np.frombuffer(message.data, np.uint8)
     if not height or not width or step < width * channels or len(data) != height * step:

@@ -85,6 +85,20 @@ def key_names(command: str, root: Path) -> list[str]:
     return [*own, *groups, *further]
 
 
+def options_with(key: str, command: str, root: Path) -> list[str]:
+    """Options of a command's groups that have a key which the command itself has not, as they are typed."""
+    keys = list(_keys((root / f"{command}.yaml").read_text(encoding="utf-8")))
+    if any(own.name == key for own in keys):
+        return []
+    groups = [own.name.removeprefix("defaults.") for own in keys if own.name.startswith("defaults.")]
+    return [
+        f"{group}={path.stem}"
+        for group in groups
+        for path in sorted((root / group).glob("*.yaml"))
+        if key in {shown.partition("=")[0] for shown, _ in _further(path, group)}
+    ]
+
+
 def _further(path: Path, group: str) -> list[tuple[str, str]]:
     """The keys of an option, by the names that they have on the command line."""
     text = path.read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from robo_reward.cli.help import command_help, key_names, overview
+from robo_reward.cli.help import command_help, key_names, options_with, overview
 from robo_reward.errors import ConfigError, RoboRewardError
 
 __all__ = ["commands", "config_dir", "load_config", "main", "run_command"]
@@ -72,7 +72,7 @@ def load_config(command: str, overrides: Sequence[str]) -> tuple[Callable[[Any],
             typed = [_as_typed(override, schema, defaults) for override in overrides]
             composed = compose(command, overrides=typed)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = _unknown_key(error, command) or _reason(error)
+        reason = _unknown_key(error, command, overrides) or _reason(error)
         raise UsageError(f"{reason} (see: robo-reward {command} --help)") from error
     OmegaConf.set_struct(composed, False)  # Hydra seals what it composes, and _target_ is no field
     composed.pop("_target_")
@@ -266,13 +266,16 @@ def _fail(error: BaseException, status: int, debug: bool) -> int:
     return status
 
 
-def _unknown_key(error: BaseException, command: str) -> str:
+def _unknown_key(error: BaseException, command: str, overrides: Sequence[str]) -> str:
     """What to say of a key or group that the command has not; "" where the error is another one."""
     found = re.match(r"Could not override '([^']+)'", _first_line(error))
     if found is None:
         return ""
     keys, other = key_names(command, config_dir()), _OTHER_NAMES.get(found[1])
-    if found[1] in keys:  # a mapping that was given before takes no other names
+    if options := options_with(found[1], command, config_dir()):
+        return f"'{found[1]}' is a key of {' or '.join(options)}: choose that too, or add +{found[1]}=VALUE"
+    typed = [override.partition("=")[0].lstrip("+") for override in overrides]
+    if found[1] in keys and typed.count(found[1]) > 1:  # a mapping that was given takes no other names
         return f"'{found[1]}' is given twice: write {found[1]}='{{NAME: VALUE, OTHER: VALUE}}' once"
     close = [other] if other in keys else get_close_matches(found[1], keys, n=1)
     if close and found[1].startswith(f"{close[0]}."):  # the mapping that it would be in: nothing resembles it

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
 from robo_reward.labels import label_episode, task_progress
 from robo_reward.schema import EpisodeReader
-from robo_reward.train.run import make_tasks
+from robo_reward.train.vocabulary import make_tasks
 
 __all__ = ["Majority", "Random"]
 

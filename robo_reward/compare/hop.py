@@ -48,7 +48,7 @@ from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeReader
 from robo_reward.train.loop import Objective
 from robo_reward.train.loss import TensorBatch, true_progress, two_hot
-from robo_reward.train.run import make_tasks
+from robo_reward.train.vocabulary import make_tasks
 
 __all__ = ["READOUTS", "HopModel", "HopPairs", "read_out"]
 
@@ -61,17 +61,24 @@ _EPS = 1e-3
 class HopPairs:
     """Windows of pairs (start, end) of one episode, even over hop value and, for each of these, over gap.
 
+    The episode is any of the window's own task: its instruction and its picture of the goal stay.
+
     Args:
         progress: true progress f32[t] of each episode, NaN where unknown.
+        tasks: instruction of each episode.
         seed: of which pairs of a long episode are kept to draw from (some thousands).
         zeros: share of pairs that are one frame shown twice.
 
     Raises:
-        DataError: no episode has two frames with known progress.
+        DataError: no episode of a task has two frames with known progress.
     """
 
     def __init__(
-        self, progress: Sequence[Float32[np.ndarray, " _t"]], seed: int, zeros: float = 0.05
+        self,
+        progress: Sequence[Float32[np.ndarray, " _t"]],
+        tasks: Sequence[str],
+        seed: int,
+        zeros: float = 0.05,
     ) -> None:
         rng = np.random.default_rng([seed, 0x40B5])
         self._zeros = zeros
@@ -79,15 +86,21 @@ class HopPairs:
         for episode, phi in enumerate(progress):
             if np.isfinite(phi).sum() >= 2:
                 self._rows[episode] = _all_pairs(phi, rng)
-        if not self._rows:
-            raise DataError("no training episode has two frames with known progress: nothing to compare")
-        everything = [np.insert(rows, 0, episode, axis=1) for episode, rows in self._rows.items()]
-        self._everywhere = _cells(np.concatenate(everything), by=1)
+        self._tasks = tuple(tasks)
+        rows = {task: list[Int64[np.ndarray, "m 5"]]() for task in self._tasks}
+        for episode, own in self._rows.items():
+            rows[self._tasks[episode]].append(np.insert(own, 0, episode, axis=1))
+        if missing := [task for task, found in rows.items() if not found]:
+            raise DataError(
+                f"no training episode of '{missing[0]}' has two frames with known progress: "
+                "nothing to compare"
+            )
+        self._everywhere = {task: _cells(np.concatenate(found), by=1) for task, found in rows.items()}
         self._within: dict[int, list[list[Int64[np.ndarray, "m 4"]]]] = {}
 
     def __call__(self, line: Timeline, tracks: Sequence[Track], rng: np.random.Generator) -> Timeline:
         """Pairs in place of the window's frames, all of one episode; the last of an odd number has none."""
-        episode, _, _, *frames = _draw(self._everywhere, rng)
+        episode, _, _, *frames = _draw(self._everywhere[self._tasks[int(line.episode[-1])]], rng)
         if episode not in self._within:
             self._within[episode] = _cells(self._rows[episode], by=0)
         count = len(line.frame)
@@ -163,19 +176,20 @@ class HopModel:
     @property
     def recipe(self) -> Mapping[str, Any]:
         """Options of the model, not of its readout."""
-        return {"method": "hop", "goals": self._goals}
+        # Fits of before, whose pairs came from other tasks than instruction and goal, are not taken for it.
+        return {"method": "hop", "goals": self._goals, "pairs": "of the task"}
 
     def check(self, data: TrainingData) -> None:
         """Refuse data without pairs, a task without a success, and networks that cannot be built."""
         labelled, progress = _lessons(data)
-        HopPairs(progress, seed=0)
+        HopPairs(progress, _instructions(labelled), seed=0)
         check_network(_network, labelled, data)
         check_goals(labelled, configure(labelled, data.options))
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on every labelled episode, successes and failures."""
         labelled, progress = _lessons(data)
-        pairs = HopPairs(progress, seed)
+        pairs = HopPairs(progress, _instructions(labelled), seed)
         # An even number of frames: every window is whole pairs. Anchors are their episode's own first frame.
         options = data.options.windows
         options = replace(
@@ -250,6 +264,10 @@ def _lessons(data: TrainingData) -> tuple[list[EpisodeReader], list[Float32[np.n
     weights = {task.instructions[0]: task.stage_weights for task in tasks}
     labelled = [r for r in data.train if label_episode(r.info) is not None]
     return labelled, [_truth(r, weights[r.info.instruction]) for r in labelled]
+
+
+def _instructions(readers: Sequence[EpisodeReader]) -> list[str]:
+    return [reader.info.instruction for reader in readers]
 
 
 def _truth(reader: EpisodeReader, weights: Sequence[float]) -> Float32[np.ndarray, " t"]:

@@ -32,8 +32,8 @@ from robo_reward.train.config import TrainConfig, WindowConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Objective, Plan, make_fabric, train_loop
 from robo_reward.train.loss import TensorBatch
-from robo_reward.train.run import make_model_config
 from robo_reward.train.split import Split
+from robo_reward.train.vocabulary import make_model_config
 
 __all__ = [
     "EpisodeEncoder",

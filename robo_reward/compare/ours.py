@@ -15,6 +15,7 @@ from robo_reward.compare.networks import check_network
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.fusion import PERSPECTIVES
 from robo_reward.imports import instantiate
+from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import EncodedEpisode, encode_episode, estimate_episode
 from robo_reward.schema import EpisodeReader
@@ -43,10 +44,14 @@ class Ours:
         """Nothing is loaded yet.
 
         Raises:
-            ConfigError: a perspective that does not exist, or none.
+            ConfigError: a perspective that does not exist or is shown no picture of the goal here, or none.
         """
-        if perspectives is not None and (not perspectives or set(perspectives) - set(PERSPECTIVES)):
-            raise ConfigError(f"perspectives={list(perspectives)}: choose some of {', '.join(PERSPECTIVES)}")
+        known = [name for name in PERSPECTIVES if name != "backward"]
+        if perspectives is not None and (not perspectives or set(perspectives) - set(known)):
+            raise ConfigError(
+                f"perspectives={list(perspectives)}: choose some of {', '.join(known)} (backward needs "
+                "pictures of the goal, which ours is not shown here)"
+            )
         self._run = run
         self._perspectives = None if perspectives is None else tuple(perspectives)
         self._checkpoint: Checkpoint | None = None
@@ -113,6 +118,11 @@ class Ours:
         split: Mapping[str, Mapping[str, Any]] = self._checkpoint.training.get("split", {})
         return frozenset(uid for uid, known in split.items() if any(known.get(part) for part in parts))
 
+    @property
+    def config(self) -> ModelConfig | None:
+        """Of the model; None where there is none yet."""
+        return None if self._checkpoint is None else self._checkpoint.model.config
+
     def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
         """What a stream would say, frame by frame."""
         assert self._checkpoint is not None
@@ -148,13 +158,18 @@ class Ours:
     def _calibrate(self, data: TrainingData, folder: Path) -> None:
         """Calibrate on episodes of another store, and keep that."""
         assert self._checkpoint is not None
-        kept = data.calibration
-        everything = tuple(np.ones(r.info.length, dtype=np.bool_) for r in kept)
-        nothing = tuple(~mask for mask in everything)
-        split = Split(train=nothing, calibration=everything, test=nothing)
+        # Those that it has learned from, too: they say what is familiar, and have the pictures of goals.
+        readers = [*data.train, *data.calibration]
+        learned = [index < len(data.train) for index in range(len(readers))]
+        masks = [np.full(r.info.length, known) for r, known in zip(readers, learned, strict=True)]
+        split = Split(
+            train=tuple(masks),
+            calibration=tuple(~mask for mask in masks),
+            test=tuple(np.zeros_like(mask) for mask in masks),
+        )
         model, training = self._checkpoint.model, dict(self._checkpoint.training)
-        training["split"] = {**training["split"], **split.to_json([r.info for r in kept])}
-        calibration = calibrate(model, kept, split)
+        training["split"] = {**training["split"], **split.to_json([r.info for r in readers])}
+        calibration = calibrate(model, readers, split)
         if not calibration.fitted:
             raise CheckpointError(
                 f"no calibration could be fitted for '{folder}': its episodes have no labels"

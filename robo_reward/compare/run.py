@@ -36,10 +36,11 @@ from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewa
 from robo_reward.imports import instantiate
 from robo_reward.labels import label_episode
 from robo_reward.metrics import Metric
+from robo_reward.model.config import TaskConfig
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import command_line, open_sources, spell_sources
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
-from robo_reward.train.run import make_tasks
+from robo_reward.train.vocabulary import make_tasks
 
 __all__ = ["CompareConfig", "run"]
 
@@ -68,6 +69,7 @@ class CompareConfig:
     device: str = "cpu"
     overwrite: bool = False
     batch_size: int = 12
+    other_weight: float = 0.1
     image_size: tuple[int, int] | None = None
     cameras: tuple[str, ...] | None = None
     stage_weights: str = "equal"
@@ -148,7 +150,7 @@ def run(config: CompareConfig) -> None:
     workdirs = _for_each(methods, lambda method: _workdir(config, method, episodes.data, budget))
     paths = {name: _judged_paths(config, name, episodes, folder, workdirs[name].name) for name in methods}
     unjudged = {name: method for name, method in methods.items() if not _are_whole(paths[name])}
-    _for_each(unjudged, lambda method: _check(method, episodes))
+    _for_each(unjudged, lambda method: _check(method, episodes, tasks))
     folder.mkdir(parents=True, exist_ok=True)
     results, judged, calibrations, costs = {}, {}, {}, {}
     seconds: dict[str, float] = {}
@@ -222,6 +224,7 @@ def _options(config: CompareConfig) -> TrainConfig:
         windows=config.windows,
         optimizer=config.optimizer,
         holdout=config.holdout,
+        other_weight=config.other_weight,
         stage_weights=config.stage_weights,
         image_size=config.image_size,
         cameras=config.cameras,
@@ -276,21 +279,22 @@ def _build(spec: Mapping[str, Any]) -> Method:
     return method
 
 
-def _check(method: Method, episodes: _Episodes) -> None:
+def _check(method: Method, episodes: _Episodes, tasks: Mapping[str, TaskConfig]) -> None:
     """Refuse now what the method would refuse once others have been trained."""
     if isinstance(method, CheckedMethod):
         method.check(episodes.data)
     if isinstance(method, Ours):
         _check_unseen(method, episodes)
+        _check_scale(method, tasks)
 
 
 def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: Budget) -> Path:
     """Where a method keeps what it learned: named by all that it depends on, so that nothing is mixed up."""
-    options = {
-        key: value
-        for key, value in vars(data.options).items()
-        if key not in ("out", "data", "threads", "cache_gb", "accelerator", "reader")
-    }
+    ignored = {"out", "data", "threads", "cache_gb", "accelerator", "reader"}
+    if not isinstance(method, Ours):
+        # Others have negatives and weights of their own.
+        ignored |= {"timeline", "other_weight"}
+    options = {key: value for key, value in vars(data.options).items() if key not in ignored}
     recipe = dict(method.recipe)
     depends: dict[str, Any] = {
         "recipe": recipe,
@@ -328,6 +332,25 @@ def _check_unseen(method: Ours, episodes: _Episodes) -> None:
                 f"the run has learned from {reader.info.name} (recording {reader.info.uid}), "
                 "which is in test: judge it on other episodes"
             )
+
+
+def _check_scale(method: Ours, tasks: Mapping[str, TaskConfig]) -> None:
+    """A run that was brought along may count progress in other stages, or weigh them otherwise."""
+    model = method.config
+    for text, task in tasks.items():
+        index = None if model is None else model.task_of(text)
+        if model is None or index is None:
+            continue
+        own, ours = (_rounded(weights) for weights in (model.tasks[index].stage_weights, task.stage_weights))
+        if own != ours:
+            raise DataError(
+                f"the run weighs the stages of '{text}' by {own}, this comparison by {ours}: say the "
+                "stage_weights= that it was trained with"
+            )
+
+
+def _rounded(weights: Sequence[float]) -> list[float]:
+    return [round(weight, 3) for weight in weights]
 
 
 def _judged_paths(
@@ -457,6 +480,10 @@ def _notes(episodes: _Episodes, methods: Mapping[str, Method]) -> list[str]:
             notes.append(
                 f"{name} is a run trained before, on its own data and budget: {method.recipe['run']}"
             )
+            if method.config is not None and method.config.proprio_dim:
+                notes.append(
+                    f"{name} sees proprioception where an episode has it; the other methods see pixels alone"
+                )
             learned = method.seen("train")
             known = sum(reader.info.uid in learned for reader in episodes.data.calibration)
             if known:

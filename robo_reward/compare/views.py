@@ -48,6 +48,7 @@ def blinded(reader: EpisodeReader) -> ShownEpisode:
         boundaries=None,
         truth=None,
         success=None,
+        reached=None,
         outcome=Outcome.UNKNOWN,
         kind="",
         source={},

@@ -167,7 +167,7 @@ def predict_episodes(
             backward=estimate_episode(model, reverse, calibration),
             conditions={
                 name: estimate_episode(model, encoded, calibration, cameras=cameras)
-                for name, cameras in camera_conditions(info.cameras).items()
+                for name, cameras in camera_conditions(encoded.cameras).items()
             },
             bands=(np.stack(low), np.stack(high)),
             perspectives={

@@ -32,7 +32,7 @@ from robo_reward.evaluate.measure import (
 from robo_reward.evaluate.predict import EpisodeResult, predict_episodes
 from robo_reward.evaluate.report import Report, ReportEpisode, write_report
 from robo_reward.metrics import Metric
-from robo_reward.offline import check_instructions, resize_frames, resolve_task
+from robo_reward.offline import check_instructions, resize_frames, resolve_task, trained_cameras
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import command_line, name_sources, open_sources, spell_sources
 from robo_reward.stream import Stream
@@ -162,9 +162,11 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
     strange = [f"'{text}'" for text in asked if config.task_of(text) is None]
     if strange:
         notes.append(f"new to the model and taken for its only task: {', '.join(strange)}")
-    cameras = sorted({c for r in results for c in r.info.cameras} - set(checkpoint.model.config.cameras))
-    if cameras:
+    shown = {c for r in results for c in trained_cameras(checkpoint.model, r.info)}
+    if cameras := sorted(shown - set(config.cameras)):
         notes.append(f"cameras the model was not trained on: {', '.join(cameras)}")
+    if left := sorted({c for r in results for c in r.info.cameras} - shown):
+        notes.append(f"cameras left out, as in training: {', '.join(left)}")
     if any(r.truth.stage is not None and not r.truth.same_stages for r in results):
         notes.append(
             "some episodes have another number of stages than the model: their stages are not compared"
@@ -200,14 +202,15 @@ def measure_latency(
     if count < 10:
         return undefined
     info = reader.info
-    images = {c: reader.read_frames(c, np.arange(count)) for c in info.cameras}
+    cameras = trained_cameras(checkpoint.model, info)
+    images = {c: reader.read_frames(c, np.arange(count)) for c in cameras}
     samples: list[float] = []
     for _ in range(2):  # the first pass warms up
         stream = Stream(checkpoint, info.instruction)
         samples = []
         for index in range(count):
             begin = time.perf_counter()
-            stream.push({c: images[c][index] for c in info.cameras}, int(info.stamp_ns[index]))
+            stream.push({c: images[c][index] for c in cameras}, int(info.stamp_ns[index]))
             samples.append(1e3 * (time.perf_counter() - begin))
     p50, p99 = np.percentile(samples, [50, 99])
     return {

@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from robo_reward.api import RewardModel, load
 from robo_reward.checkpoint import Checkpoint, save_checkpoint
-from robo_reward.estimate import Estimates, estimates, raw_progress
+from robo_reward.estimate import Estimates, Moments, Tracker, raw_progress
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.model.progress_model import Prediction, ProgressModel
 from robo_reward.offline import episode_context
@@ -113,12 +113,23 @@ def _where(seen: np.ndarray, values: Float32[np.ndarray, " t"]) -> Float32[np.nd
 
 
 def _estimates(checkpoint: Checkpoint, episode: Rollout, instruction: str) -> Estimates:
-    prediction, task = _predict(checkpoint.model, episode, instruction)
-    return estimates(checkpoint.model, prediction, task, checkpoint.calibration, [""] * len(task))
+    """What a stream would have said of the episode, fused as the calibration says."""
+    moments, before = _moments(checkpoint.model, episode, instruction)
+    tracker = Tracker(checkpoint.model, checkpoint.calibration, 1)
+    found = tracker.estimates(moments, [""] * moments.live.shape[1])
+    return Estimates(**{f.name: getattr(found, f.name)[before:] for f in dataclasses.fields(found)})
 
 
 def _predict(network: ProgressModel, episode: Rollout, instruction: str) -> tuple[Prediction, Tensor]:
-    """What the network says of every moment, from the stored states.
+    """What the network says of every moment, and the task of each."""
+    moments, before = _moments(network, episode, instruction)
+    found = moments.prediction
+    flat = Prediction(*(x[0, before:] for x in (found.stage_logits, found.tau_logits, found.success_logit)))
+    return flat, moments.context.task.expand(len(episode.embedding))
+
+
+def _moments(network: ProgressModel, episode: Rollout, instruction: str) -> tuple[Moments, int]:
+    """Every moment from the stored states, and how many come before those of the episode.
 
     A rollout that began at a moment of an earlier one was shown the first images of that one just before.
     """
@@ -138,5 +149,13 @@ def _predict(network: ProgressModel, episode: Rollout, instruction: str) -> tupl
         torch.from_numpy(live)[None],
         None if proprio is None else torch.from_numpy(proprio)[None],
     )
-    flat = Prediction(*(x[0, before:] for x in (found.stage_logits, found.tau_logits, found.success_logit)))
-    return flat, context.task.expand(len(episode.embedding))
+    moments = Moments(
+        prediction=found,
+        state=torch.from_numpy(state)[None],
+        context=context,
+        time_s=stamp[None] * 1e-9,
+        live=live[None],
+        # Which cameras were there is not kept: as many as the model knows.
+        views=np.full((1, len(live)), len(network.config.cameras), dtype=np.int64),
+    )
+    return moments, before

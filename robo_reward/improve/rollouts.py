@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -137,7 +139,7 @@ def load_rollout(path: Path) -> Rollout:
             images={name[6:]: _split(arrays, name[6:]) for name in arrays if name.startswith("image ")},
             looks=_looks(arrays),
         )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"rollout '{path}' is damaged, or of another version ({error}): choose another out="
         ) from error

@@ -539,7 +539,9 @@ def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, An
 def _changed(found: dict[str, Any], claim: dict[str, Any]) -> list[str]:
     """What a claim says otherwise than the one that was found."""
     old, new = found.get("config", {}), claim["config"]
-    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    changed = sorted(key for key in {*old, *new} - {"model"} if old.get(key) != new.get(key))
+    if (old.get("model") is None) != (new.get("model") is None):
+        changed.append("model")  # by its version, below, where there is one
     if found.get("demonstrations") != claim["demonstrations"]:
         changed.append("demonstrations")
     # Claims of before these were kept do not have them, and a model that is gone says nothing.

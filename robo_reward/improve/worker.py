@@ -402,6 +402,7 @@ class _Tape:
                 "seed": order.seed,
                 "noise": order.noise,
                 "started_after": order.start.reached if order.start else 0,
+                **({"watched": True} if order.abort is not None else {}),  # by a rule that may give up
                 **({"cut": cut} if cut else {}),
             },
             images=self.images,

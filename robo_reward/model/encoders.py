@@ -23,6 +23,7 @@ embedding that was made to tell how far a task has come does not. Policies look 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -127,7 +128,8 @@ class Backbone(nn.Module):
     Args:
         name: a timm model name (`vit_small_patch14_dinov2.lvd142m`), or `torchvision/<name>`.
         pretrained: download and load the published weights (needs network access or a filled cache).
-        weights: path of a local state dict (`.safetensors` or `.pt`) to load strictly instead.
+        weights: path of a local state dict (`.safetensors` or `.pt`) to load instead: as published, or as
+            `body.state_dict()` gave it.
         frozen: keep the backbone fixed and in eval mode; only the projection learns.
     """
 
@@ -146,10 +148,10 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.frozen = name, frozen
-        self.body, features, mean, std = _build_backbone(name, image_size, pretrained and weights is None)
+        self.body, mean, std = _build_backbone(name, image_size, pretrained and weights is None)
         if weights is not None:
             _load_weights(self.body, weights)
-        _check_size(self.body, name, image_size)
+        features = _count_features(self.body, name, image_size)
         self.body.requires_grad_(not frozen).train(not frozen)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -216,7 +218,7 @@ def _mixture(grid: Float[Tensor, "n c i j"]) -> Float[Tensor, "m c"]:
 
 def _build_backbone(
     name: str, image_size: tuple[int, int], pretrained: bool
-) -> tuple[nn.Module, int, Sequence[float], Sequence[float]]:
+) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     if name.startswith("torchvision/"):
         return _build_torchvision(name.removeprefix("torchvision/"), pretrained)
     try:
@@ -237,12 +239,10 @@ def _build_backbone(
             f"backbone '{name}': {error}; choose one of timm.list_models(), or give encoder.weights=FILE"
         ) from error
     data = resolve_model_data_config(body)
-    return body, int(body.num_features), data["mean"], data["std"]
+    return body, data["mean"], data["std"]
 
 
-def _build_torchvision(
-    name: str, pretrained: bool
-) -> tuple[nn.Module, int, Sequence[float], Sequence[float]]:
+def _build_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     from torchvision import models
 
     if name not in models.list_models():
@@ -251,22 +251,30 @@ def _build_torchvision(
         body = models.get_model(name, weights="DEFAULT" if pretrained else None)
     except OSError as error:
         raise ConfigError(f"cannot download the weights of torchvision/{name}: {error}") from error
-    last_name, last = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent = body.get_submodule(last_name.rpartition(".")[0])
-    setattr(parent, last_name.rpartition(".")[2], nn.Identity())
-    return body, last.in_features, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    linear = [n for n, m in body.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise ConfigError(f"torchvision/{name} has no last linear layer to take off: choose another model")
+    parent = body.get_submodule(linear[-1].rpartition(".")[0])
+    setattr(parent, linear[-1].rpartition(".")[2], nn.Identity())
+    return body, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _check_size(body: nn.Module, name: str, image_size: tuple[int, int]) -> None:
-    """Refuse a size that the backbone does not take, now rather than at the first batch."""
+def _count_features(body: nn.Module, name: str, image_size: tuple[int, int]) -> int:
+    """How many features an image has; refuses a size that the backbone does not take, before the first batch.
+
+    Some models of timm end in a convolution of other width than the `num_features` that they name.
+    """
+    height, width = image_size
     try:
         with torch.no_grad():
-            body.eval()(torch.zeros(1, 3, *image_size))
+            found = body.eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError) as error:
-        height, width = image_size
         raise ConfigError(
             f"backbone '{name}' does not take images of {height}x{width} pixels: {error} Set image_size=[h,w]"
         ) from error
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise ConfigError(f"backbone '{name}' gives no vector for an image: choose a model that classifies")
+    return found.shape[1]
 
 
 def _load_weights(body: nn.Module, path: str) -> None:
@@ -281,6 +289,19 @@ def _load_weights(body: nn.Module, path: str) -> None:
     except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
         raise ConfigError(f"encoder.weights='{path}' is not a file of weights: {error}") from error
     try:
-        body.load_state_dict(state)
+        missing, unexpected = body.load_state_dict(_fitted(body, state), strict=False)
     except RuntimeError as error:
         raise ConfigError(f"encoder.weights='{path}' does not fit the backbone: {error}") from error
+    # A published file has the last layer that was taken off the body, and nothing else that it lacks.
+    heads = {key.rpartition(".")[0] for key in unexpected}
+    if missing or len(heads) > 1:
+        raise ConfigError(
+            f"encoder.weights='{path}' does not fit the backbone: missing {missing[:3]}, "
+            f"unknown {unexpected[:3]}"
+        )
+
+
+def _fitted(body: Any, state: Any) -> dict[str, Tensor]:
+    """Published weights for a body of another image size: timm resamples positions, as where it downloads."""
+    resample = getattr(sys.modules.get(type(body).__module__), "checkpoint_filter_fn", None)
+    return state if resample is None else resample(state, body)

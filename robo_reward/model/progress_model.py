@@ -195,11 +195,10 @@ class ProgressModel(nn.Module):
             images, memory, named = self._beside(rgb, camera, mask, memory, known)
             count = len(images)
             if self.training:
-                # Convolution kernels are tuned anew for every batch size: round it up, so that there are few.
-                spare = -count % _ENCODER_BATCH
-                images = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, spare))
-                memory = nn.functional.pad(memory, (0, 0) * (memory.ndim - 1) + (0, spare))
-                named = nn.functional.pad(named, (0, 0, 0, spare))
+                # Convolution kernels are tuned anew for every batch size: round it up, so that there are few,
+                # with images of the batch: black ones would count in the statistics of batch normalization.
+                filled = torch.arange(count + -count % _ENCODER_BATCH, device=images.device) % count
+                images, memory, named = images[filled], memory[filled], named[filled]
             live = encode_pieces(self.encoder, images, memory, named)[:count]
             features = features.to(live.dtype).index_put((flat.nonzero()[:, 0],), live)
         return features.view(*mask.shape, -1)

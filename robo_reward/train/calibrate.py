@@ -34,6 +34,7 @@ from robo_reward.offline import (
     read_moments,
     resolve_task,
 )
+from robo_reward.readout import floored
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward.train.fusion import cross_fit, stack_episodes
 from robo_reward.train.split import Split
@@ -119,12 +120,6 @@ def _answered(
     ]
 
 
-def _cameras(model: ProgressModel, reader: EpisodeReader) -> tuple[str, ...]:
-    """Those of an episode that the model was trained on, or all where it was trained on none of them."""
-    own = reader.info.cameras
-    return tuple(camera for camera in own if camera in model.config.cameras) or own
-
-
 def _look_at(
     model: ProgressModel,
     reader: EpisodeReader,
@@ -132,7 +127,7 @@ def _look_at(
     goals: Sequence[tuple[EpisodeReader, int]],
 ) -> _Kept:
     info = reader.info
-    encoded = encode_episode(model, reader, cameras=_cameras(model, reader))
+    encoded = encode_episode(model, reader)
     truth, stage = np.full(info.length, np.nan), np.zeros(info.length, dtype=np.int64)
     if (label := label_episode(info)) is not None:
         task = model.config.tasks[resolve_task(model, info.instruction)]
@@ -168,9 +163,7 @@ def _learn_familiar(model: ProgressModel, readers: Sequence[EpisodeReader], spli
     for reader, mask in (known[i] for i in some):
         frames = np.flatnonzero(mask)
         frames = frames[np.unique(np.linspace(0, len(frames) - 1, _FAMILIAR_FRAMES).astype(int))]
-        moments = episode_moments(
-            model, encode_episode(model, reader, frames, cameras=_cameras(model, reader))
-        )
+        moments = episode_moments(model, encode_episode(model, reader, frames))
         parts.append(moments.state[0].double())
     states = torch.cat(parts)
     centered = states - states.mean(dim=0)
@@ -229,7 +222,7 @@ def _bands(
         progress, std = f.progress, f.raw_std
         if warm.fusion.fuses and id(k) in held_out:
             progress, alone = held_out[id(k)]
-            std = alone * np.maximum(np.nan_to_num(f.novelty, nan=1.0), 1.0)
+            std = floored(alone) * np.maximum(np.nan_to_num(f.novelty, nan=1.0), 1.0)
         at = f.valid & np.isfinite(k.truth)
         residual.append((progress - k.truth)[at])
         spread.append(std[at].astype(np.float64))

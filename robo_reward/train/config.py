@@ -121,6 +121,7 @@ class TrainConfig:
     batch_size: int = 12
     success_weight: float = 0.3
     hop_weight: float = 0.2
+    other_weight: float = 0.0  # which runs of before, whose windows were told other tasks instead, go on with
     progress_weight: float = 2.0
     precision: str = "auto"
     accelerator: str = "auto"
@@ -147,6 +148,9 @@ class TrainConfig:
         _check("practice_share", self.practice_share, "a share that leaves windows of the data", fits)
         # Not 16-mixed: its loss scale would have to live through a kill, and hear of steps that are skipped.
         known = ("auto", "32-true", "bf16-mixed")
+        weights = ("success_weight", "hop_weight", "progress_weight", "other_weight")
+        for key in weights:
+            _check(key, value := getattr(self, key), "0 (off) or more", value >= 0)
         _check("precision", self.precision, "auto, 32-true or bf16-mixed", self.precision in known)
         _check("batch_size", self.batch_size, "2 or more", self.batch_size >= 2)
         _check("windows.frames", self.windows.frames, "2 or more", self.windows.frames >= 2)

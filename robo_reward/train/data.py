@@ -55,6 +55,7 @@ class Batch:
                             few for the heads of an ensemble to do without any
     apart                   bool[b]: the window's moments know nothing of each other
     texts, task             instruction ("" withheld) and task index of each window
+    off_task                bool[b]: the window is told another task than it shows
     """
 
     rgb: UInt8[np.ndarray, "b v n h w 3"]
@@ -74,6 +75,7 @@ class Batch:
     first_progress: Float32[np.ndarray, " b"]
     episode: Int64[np.ndarray, "b t"]
     apart: Bool[np.ndarray, " b"]
+    off_task: Bool[np.ndarray, " b"]
 
 
 class FrameCache:
@@ -345,6 +347,7 @@ class WindowSampler:
             first_progress=first,
             episode=shown,
             apart=np.array([window.line.apart for window in windows]),
+            off_task=np.array([window.line.off_task for window in windows]),
         )
 
     def _first_progress(self, line: Timeline, task: int) -> float:

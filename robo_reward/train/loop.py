@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import time
@@ -90,8 +91,10 @@ def progress_objective(config: TrainConfig, dropout: float) -> Objective:
         "progress": config.progress_weight,
         "success": config.success_weight,
         "hop": config.hop_weight,
+        "other": config.other_weight,
     }
-    return Objective(losses, weights, repeats=dropout == 0.0)
+    terms = functools.partial(losses, other=config.other_weight > 0)
+    return Objective(terms, weights, repeats=dropout == 0.0)
 
 
 def learning_rate(config: OptimizerConfig, plan: Plan, step: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,6 +36,7 @@ class TensorBatch:
     first_progress: Tensor
     episode: Tensor
     apart: Tensor
+    off_task: Tensor
 
 
 def two_hot(value: Float[Tensor, "*shape"], grid: Float[Tensor, " m"]) -> Float[Tensor, "*shape m"]:
@@ -65,13 +66,20 @@ def predict(model: ProgressModel, batch: TensorBatch) -> tuple[Prediction, Tenso
     )
     moments = state[:, :count]
     live = batch.moment_mask & seen[:, :count]
-    proprio = batch.proprio if model.config.proprio_dim else None
-    # A moment that is not `live` is seen by itself alone.
-    together = live & ~batch.apart[:, None]
-    return model(moments, context, batch.time_s, together, proprio), moments, context
+    told = model(moments, context, batch.time_s, _together(batch, live), _proprio(model, batch))
+    return told, moments, context
 
 
-def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Tensor]:
+def _together(batch: TensorBatch, live: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+    """Moments that know of those before them: one that is not `live` is seen by itself alone."""
+    return live & ~batch.apart[:, None]
+
+
+def _proprio(model: ProgressModel, batch: TensorBatch) -> Tensor | None:
+    return batch.proprio if model.config.proprio_dim else None
+
+
+def losses(model: ProgressModel, batch: TensorBatch, seed: int, *, other: bool = True) -> dict[str, Tensor]:
     """Mean loss of each term over the moments that have its label (and, of heads, over their episodes).
 
     stage     cross-entropy; where only a ceiling is known, minus the log of the probability at or below it
@@ -80,6 +88,8 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Ten
     success   binary cross-entropy
     hop       cross-entropy to the two-hot hop, over pairs inside the window, anchor to now, and now to goal;
               pairs are weighted so that small hops, which are the many, do not drown the rest
+    other     stage, tau and success of the same moments told another task's instruction: progress 0, no
+              success (RoboReward's counterfactual); absent where it is not asked for, and with one task
     """
     prediction, state, context = predict(model, batch)
     live = batch.moment_mask & batch.mask[:, :, : batch.stage.shape[1]].any(dim=1)
@@ -109,7 +119,7 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Ten
         prediction.success_logit, batch.success, reduction="none"
     )
     known = (batch.success_known & live).float()
-    return {
+    terms = {
         "stage": _mean(
             torch.where(bounded[..., None] > 0, below, stage_loss), taught + bounded[..., None] * bootstrap
         ),
@@ -118,6 +128,37 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int) -> dict[str, Ten
         "success": _mean(success_loss, known),
         "hop": _hop_loss(model, state, context, truth, batch.first_progress, labelled, seed),
     }
+    if other and len(model.config.tasks) > 1:
+        terms["other"] = _other_task_loss(model, state, context, batch, live, seed)
+    return terms
+
+
+def _other_task_loss(
+    model: ProgressModel, state: Tensor, context: Context, batch: TensorBatch, live: Tensor, seed: int
+) -> Tensor:
+    """Minus the log probabilities of "at the very start" and "not done" under another task's instruction.
+
+    States do not depend on the instruction, so that this costs a pass of the trunk, not of the encoder, and
+    every window is told a wrong one beside its own.
+    """
+    tasks = model.config.tasks
+    generator = torch.Generator().manual_seed(seed)
+    shift = torch.randint(1, len(tasks), (len(batch.task),), generator=generator).to(batch.task.device)
+    task = (batch.task + shift) % len(tasks)
+    wording = torch.randint(1 << 30, (len(batch.task),), generator=generator).tolist()
+    texts = [
+        tasks[index].instructions[word % len(tasks[index].instructions)]
+        for index, word in zip(task.tolist(), wording, strict=True)
+    ]
+    told = replace(context, text=model.embed_text(texts), task=task)
+    prediction = model(state, told, batch.time_s, _together(batch, live), _proprio(model, batch))
+    in_first = prediction.stage_logits.log_softmax(-1)[..., 0]
+    at_start = prediction.tau_logits[..., 0, :].log_softmax(-1)[..., 0]
+    not_done = functional.softplus(prediction.success_logit)
+    # A window that is told another task already might be told its own by this.
+    weight = (live & ~batch.off_task[:, None]).float()
+    bootstrap = bootstrap_mask(batch.episode, model.config.ensemble)
+    return _mean(-in_first - at_start, weight[..., None] * bootstrap) + _mean(not_done, weight)
 
 
 def _below(logits: Float[Tensor, "b t e k"], ceiling: Int[Tensor, "b t"]) -> Float[Tensor, "b t e"]:

@@ -117,8 +117,19 @@ class Reordered:
             image_sizes=dict.fromkeys(info.cameras, image_size),
             boundaries=np.concatenate([info.boundaries[:1], info.boundaries[0] + np.cumsum(lengths)]),
             truth=None,
-            success=None if info.success is None else info.success & (self._place == len(order)),
+            success=self._success(len(order)),
         )
+
+    def _success(self, pieces: int) -> Bool[np.ndarray, " t"] | None:
+        """What comes after the last piece is done as it was; None where nothing of it is left to say so.
+
+        Then, as where a recording has no such column, the end of the last stage says it.
+        """
+        said = self._reader.info.success
+        after = self._place == pieces
+        if said is None or not said[self.source[after]].any():
+            return None
+        return said & after
 
     @property
     def info(self) -> EpisodeInfo:

@@ -229,17 +229,18 @@ def test_proprioception_of_a_wrong_length_is_refused_and_leaves_no_trace() -> No
 
 def test_progress_is_the_mean_of_the_joint_distribution() -> None:
     """By hand: p(stage) = (1/4, 3/4), tau certain at 0.5 and 0.25, weights (.4, .6)."""
-    from robo_reward.estimate import estimates
+    from robo_reward.estimate import raw_progress
     from robo_reward.model.progress_model import Prediction
 
     stage = torch.log(torch.tensor([[[0.25, 0.75, 0.0]]]))
     tau = torch.full((1, 1, 3, MODEL.config.tau_bins), -1e4)
     tau[0, 0, 0, 10] = tau[0, 0, 1, 5] = tau[0, 0, 2, 0] = 0.0
-    found = estimates(MODEL, Prediction(stage, tau, torch.zeros(1)), torch.tensor([0]), Calibration(), [""])
+    said = Prediction(stage, tau, torch.zeros(1))
+    stage_probs, stage_tau, found, std = raw_progress(MODEL, said, torch.tensor([0]), temperature=1.0)
     low, high = 0.4 * 0.5, 0.4 + 0.6 * 0.25
     mean = 0.25 * low + 0.75 * high
     spread = np.sqrt(0.25 * (low - mean) ** 2 + 0.75 * (high - mean) ** 2)
-    assert found.progress[0] == pytest.approx(mean, abs=1e-6)
-    assert found.raw_std[0] == pytest.approx(spread, rel=1e-3)
-    assert (found.stage[0], found.tau[0]) == (1, pytest.approx(0.25, abs=1e-6))
-    assert found.success_prob[0] == pytest.approx(0.5)
+    assert found[0].item() == pytest.approx(mean, abs=1e-6)
+    assert std[0].item() == pytest.approx(spread, rel=1e-3)
+    assert stage_probs[0].tolist() == pytest.approx([0.25, 0.75, 0.0], abs=1e-6)
+    assert stage_tau[0, :2].tolist() == pytest.approx([0.5, 0.25], abs=1e-6)

@@ -59,7 +59,7 @@ def test_pairs_are_even_over_hop_value_and_gap() -> None:
     resting = [
         np.clip(np.linspace(-2, 3, 60) + rng.normal(0, 0.02, 60), 0, 1).astype(np.float32) for _ in range(6)
     ]
-    pairs = HopPairs(resting, seed=0, zeros=0.05)
+    pairs = HopPairs(resting, ["rest"] * len(resting), seed=0, zeros=0.05)
     line = Timeline(np.zeros(5, np.int64), np.arange(5), np.arange(5.0), first=(0, 0))
     values, gaps, still = [], [], 0
     for _ in range(2500):
@@ -81,8 +81,20 @@ def test_pairs_are_even_over_hop_value_and_gap() -> None:
     assert share == pytest.approx(0.25, abs=0.12)
 
 
+def test_pairs_are_of_the_task_whose_instruction_and_goal_the_window_has() -> None:
+    rng = np.random.default_rng(0)
+    progress = [np.linspace(0, 1, 20).astype(np.float32)] * 6
+    pairs = HopPairs(progress, ["open", "close"] * 3, seed=0)
+    for episode in range(6):
+        line = Timeline(np.full(4, episode), np.arange(4), np.arange(4.0), first=(episode, 0))
+        drawn = {int(pairs(line, tracks(progress), rng).episode[0]) for _ in range(60)}
+        assert drawn == set(range(episode % 2, 6, 2))
+
+
 def test_what_cannot_be_paired_is_refused() -> None:
     with pytest.raises(DataError, match="two frames with known progress"):
-        HopPairs([np.array([np.nan, 0.5], dtype=np.float32)], seed=0)
+        HopPairs([np.array([np.nan, 0.5], dtype=np.float32)], ["a"], seed=0)
+    with pytest.raises(DataError, match="episode of 'b' has two frames"):
+        HopPairs([np.array(p, dtype=np.float32) for p in ([0.1, 0.5], [0.2, np.nan])], ["a", "b"], seed=0)
     with pytest.raises(ConfigError, match="readout='median'"):
         HopModel(readout="median")

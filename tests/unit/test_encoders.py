@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision import models as torchvision_models
 
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import load_checkpoint, save_checkpoint
@@ -113,6 +114,31 @@ def test_weights_from_a_file_are_those_in_the_file(weights: Path, tmp_path: Path
     torch.save(wanted, tmp_path / "backbone.pt")
     again = backbone(weights=tmp_path / "backbone.pt").body.state_dict()
     assert all(torch.equal(again[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", TORCHVISION])
+def test_published_weights_fit_without_their_last_layer_and_at_another_size(
+    name: str, tmp_path: Path
+) -> None:
+    """Files as hubs have them: with a classifier, transformers with positions of their own image size."""
+    timm = pytest.importorskip("timm")
+    torchvision = name.startswith("torchvision/")
+    make = torchvision_models.get_model if torchvision else timm.create_model
+    published = make(name.removeprefix("torchvision/"))
+    torch.save(published.state_dict(), tmp_path / "published.pt")
+    found = backbone((96, 128), name, weights=tmp_path / "published.pt").body.state_dict()
+    shared = [key for key, value in published.state_dict().items() if key in found and value.ndim]
+    same = [torch.equal(found[key], published.state_dict()[key]) for key in shared if "pos_embed" not in key]
+    assert len(same) > 10
+    assert all(same)
+
+
+def test_a_backbone_that_ends_in_a_convolution_is_as_wide_as_what_it_gives() -> None:
+    timm = pytest.importorskip("timm")
+    assert timm.create_model("mobilenetv3_small_050", num_classes=0).num_features == 288  # it gives 1024
+    check_encoder(backbone((64, 64), "mobilenetv3_small_050"), (64, 64), WIDTH, CAMERA_WIDTH)
+    with pytest.raises(ConfigError, match="no last linear layer"):
+        backbone((64, 64), "torchvision/squeezenet1_0")
 
 
 def test_wrong_files_and_names_are_refused_by_name(weights: Path, tmp_path: Path) -> None:

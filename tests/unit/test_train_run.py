@@ -14,8 +14,9 @@ from robo_reward.evaluate.predict import true_labels
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward.testing import toy_episode
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig
-from robo_reward.train.run import check_held_out, claim_folder, is_finished, make_tasks
+from robo_reward.train.folder import check_held_out, claim_folder, is_finished
 from robo_reward.train.split import learned_before, make_split, seen_frames
+from robo_reward.train.vocabulary import make_tasks
 
 
 def _config(muon: float) -> TrainConfig:

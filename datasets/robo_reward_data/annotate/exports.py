@@ -139,7 +139,7 @@ def _recorded_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
     if source.get("frames") in (None, info.length):
         return info.stamp_ns
     try:
-        stamps = _STAMPS[str(source.get("importer"))](source)
+        stamps = _STAMPS[str(source.get("importer"))](info)
     except KeyError as error:
         raise DataError(
             f"episode '{info.name}' holds {info.length} of {source['frames']} recorded frames, and where the "
@@ -152,17 +152,19 @@ def _recorded_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
     return stamps
 
 
-def _video_stamps(source: Mapping[str, Any]) -> Int64[np.ndarray, " n"]:
-    videos = sorted(Path(str(source["path"])).glob("*.mp4"))
-    if not videos:
+def _video_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
+    # The clock of an import is its first camera's: other videos of the folder may be of other lengths.
+    video = Path(str(info.source["path"])) / f"{info.cameras[0]}.mp4"
+    if not video.is_file():
         raise DataError(
-            f"no videos in {source['path']}, from where the episode was imported: keyframes count their "
-            "frames, so bring them back"
+            f"no video {video}, from where the episode was imported: keyframes count its frames, so bring it "
+            "back"
         )
-    return open_video(videos[0]).stamp_ns
+    return open_video(video).stamp_ns
 
 
-def _lerobot_stamps(source: Mapping[str, Any]) -> Int64[np.ndarray, " n"]:
+def _lerobot_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
+    source = info.source
     for recording in LeRobot().recordings(Path(str(source["path"]))):
         if recording.row["episode_index"] == source["episode_index"]:
             seconds = recording.read_column("timestamp")

@@ -18,8 +18,9 @@ from robo_reward.errors import ConfigError, DataError
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
 from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, write_lerobot
+from robo_reward_data.annotate.journal import Marks
 from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
-from robo_reward_data.annotate.session import Finder, Session, default_names
+from robo_reward_data.annotate.session import Finder, Session, check_marks, default_names
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
@@ -99,6 +100,13 @@ def copy_without_truth(source: EpisodeStore, out: Path) -> EpisodeStore:
     target = EpisodeStore.create(out, {"annotated_copy_of": origin}, exist_ok=True)
     if target.attrs.get("annotated_copy_of", {}).get("store") != source.path.name:
         raise DataError(f"{out} is not an annotated copy of {source.path}: choose another out")
+    # Stores of the same name hold episodes of the same names.
+    for episode in source.episodes:
+        if episode.name in target and target[episode.name].uid != episode.uid:
+            raise DataError(
+                f"{out} is a copy of another store than {source.path}: its {episode.name} is another "
+                "recording. Choose another out"
+            )
     missing = [episode for episode in source.episodes if episode.name not in target]
     for episode in track(missing, "copying", console=Console(stderr=True), disable=not sys.stderr.isatty()):
         info = episode.info
@@ -172,6 +180,12 @@ def _find(config: AnnotateConfig) -> None:
         _refuse_truth([episode for episodes in tasks.values() for episode in episodes])
     find = _finder(config) or (lambda readers: find_stages(readers, _settings(config), model))
     stages: dict[str, Stages] = {}
+    lone = [] if config.like else [task for task, readers in tasks.items() if len(readers) < 2]
+    if lone:
+        raise DataError(
+            f"stages are what demonstrations share, and there is one alone of '{lone[0]}': record another "
+            "one, or mark it by hand with mode=web"
+        )
     for instruction, readers in tasks.items():
         found = find(readers)
         names = _names(config.names, len(found.stability) + 1)
@@ -299,6 +313,8 @@ def _write(config: AnnotateConfig, stages: Mapping[str, Stages], export: bool = 
             f"{len(differing)} episodes ({differing[0]}, ...) have other boundaries already: "
             "say overwrite=true to replace them, or out=FOLDER for a copy"
         )
+    for name, said in stages.items():
+        check_marks(store[name].info, Marks(said.names, tuple(said.boundaries.tolist())))
     for name, said in stages.items():
         store.annotate(name, said.names, said.boundaries)
     sys.stdout.write(f"{len(stages)} episodes annotated: {store.path}\n")

@@ -3,6 +3,10 @@
 Who may write: the page's address carries a secret, which becomes a cookie that other sites' pages cannot send
 (SameSite=Strict); besides, a request must name this server as its Host, and one that writes must come from
 this page (Origin) as JSON. So no other site can post here, nor resolve its own name to this address.
+
+Servers follow one another on the same port, with other stores whose episodes have the same names: every
+request says which server's page it comes from (`page`), so that a tab left open writes nowhere else, and no
+picture of one store is taken from the browser's cache for another.
 """
 
 from __future__ import annotations
@@ -49,13 +53,19 @@ class AnnotationServer(ThreadingHTTPServer):
     daemon_threads = True
     session: Session
     token: str
+    page: str
 
     def __init__(self, session: Session, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen on `host` and `port` (0: any that is free).
 
         Raises:
-            ConfigError: the address cannot be had.
+            ConfigError: the address cannot be had, or is that of every network.
         """
+        if host in ("", "0.0.0.0", "::"):
+            raise ConfigError(
+                f"host={host}: requests must name the address they go to, so say which: 127.0.0.1, or this "
+                "machine's own in that network"
+            )
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -64,6 +74,7 @@ class AnnotationServer(ThreadingHTTPServer):
             ) from error
         self.session = session
         self.token = secrets.token_urlsafe(24)
+        self.page = secrets.token_urlsafe(9)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -86,6 +97,8 @@ def serve(session: Session, host: str, port: int) -> None:
         raise
     for name in session.recovered:
         sys.stdout.write(f"{name}: marks of an interrupted session brought into the store\n")
+    for reason in session.refused:
+        sys.stdout.write(f"marks of an interrupted session are left out: {reason}\n")
     sys.stdout.write(
         f"annotate {session.path} at {server.url}\nCtrl-C ends it; every change is saved at once\n"
     )
@@ -139,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
                 session.strip(query["episode"], query["camera"], int(query["start"])),
             ),
         }
-        if not self._known():
+        if not self._known(query):
             return
         if url.path not in routes:
             self._refuse(HTTPStatus.NOT_FOUND, f"nothing at {url.path}")
@@ -149,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (RoboRewardError, KeyError, ValueError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
-        # Frames never change; marks do.
+        # Frames never change while this server runs, and another's have another address; marks do change.
         self._send(data, kind, cache="private, max-age=3600" if kind == "image/jpeg" else "no-store")
 
     def do_POST(self) -> None:
@@ -163,14 +176,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of '{length}' bytes")
             return
         body = self.rfile.read(int(length))
-        if not self._named() or not self._known():
+        url = urlsplit(self.path)
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        if not self._named() or not self._known(query):
             return
         origin = self.headers.get("Origin", "")
         if origin not in {f"http://{name}" for name in self._own.names}:
             self._refuse(HTTPStatus.FORBIDDEN, f"a page of '{origin}' may not write here")
             return
         routes = {"/api/save": self._save, "/api/spread": self._spread}
-        act = routes.get(urlsplit(self.path).path)
+        act = routes.get(url.path)
         if self.headers.get_content_type() != "application/json" or act is None:
             self._refuse(HTTPStatus.BAD_REQUEST, f"only JSON can be posted, to {' or '.join(routes)}")
             return
@@ -195,15 +210,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _named(self) -> bool:
         if self.headers.get("Host", "") in self._own.names:
             return True
-        self._refuse(HTTPStatus.FORBIDDEN, "this is another host")
+        self._refuse(
+            HTTPStatus.FORBIDDEN,
+            f"this page answers to {' and '.join(sorted(self._own.names))} alone: forward the same port",
+        )
         return False
 
-    def _known(self) -> bool:
+    def _known(self, query: Mapping[str, str]) -> bool:
         try:
             cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self._cookie_name)
         except CookieError:
             cookie = None
-        if cookie is not None and secrets.compare_digest(cookie.value, self._own.token):
+        if (
+            cookie is not None
+            and secrets.compare_digest(cookie.value, self._own.token)
+            and query.get("page") == self._own.page
+        ):
             return True
         self._refuse(HTTPStatus.FORBIDDEN, "open the address that robo-reward annotate printed")
         return False
@@ -216,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_page(self) -> None:
         nonce = secrets.token_urlsafe(12)
         self._send(
-            _page(nonce).encode(),
+            _page(nonce, self._own.page).encode(),
             "text/html; charset=utf-8",
             policy=_POLICY.format(nonce=nonce),
             cookie=f"{self._cookie_name}={self._own.token}; HttpOnly; SameSite=Strict; Path=/",
@@ -264,8 +286,8 @@ def _checked(values: Any, kind: type) -> list[Any]:
     return cast("list[Any]", values)
 
 
-def _page(nonce: str) -> str:
-    """The page: one document with its styles and scripts, no data."""
+def _page(nonce: str, page: str) -> str:
+    """The page: one document with its styles and scripts, no data but which server's it is."""
     home = resources.files("robo_reward_data.annotate") / "_page"
     text = (home / "page.html").read_text(encoding="utf-8")
     # The reports' colors and type, then this page's own.
@@ -273,6 +295,7 @@ def _page(nonce: str) -> str:
     scripts = "\n".join(
         (home / name).read_text(encoding="utf-8") for name in ("marks.js", "views.js", "page.js")
     )
-    for place, value in (("{{nonce}}", nonce), ("{{styles}}", style), ("{{scripts}}", scripts)):
-        text = text.replace(place, value)
+    values = {"nonce": nonce, "page": page, "styles": style, "scripts": scripts}
+    for place, value in values.items():
+        text = text.replace(f"{{{{{place}}}}}", value)
     return text

@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Int64
 
 from robo_reward.errors import DataError, RoboRewardError
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
+from robo_reward_data._validate import check_info
 from robo_reward_data.annotate.auto import FoundStages
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
-__all__ = ["ConflictError", "Finder", "Session", "default_names"]
+__all__ = ["ConflictError", "Finder", "Session", "check_marks", "default_names"]
 
 type Finder = Callable[[Sequence[EpisodeReader]], FoundStages]
 
@@ -62,7 +64,7 @@ class Session:
         self._curves: dict[str, dict[str, Any]] = {}
         self._curve_lock = threading.Lock()
         self._drafts: dict[str, Marks] = {}
-        self.recovered = self._recover()
+        self.recovered, self.refused = self._recover()
 
     @property
     def path(self) -> Path:
@@ -119,6 +121,7 @@ class Session:
             _check(info, marks)
             if revision != self._revisions[name]:
                 raise ConflictError(self.state(name))
+            check_marks(info, marks)
             self._journal.append(Entry(name, marks, _stored(info)))
             self._apply(name, marks)
             return self.state(name)
@@ -162,6 +165,8 @@ class Session:
             assert self._finder is not None
             boundaries = self._finder(others).boundaries
             names = default_names(len(boundaries[0]) - 1, self._names)
+        for reader, bounds in zip(others, boundaries, strict=True):
+            check_marks(reader.info, Marks(names, tuple(bounds.tolist())))
         with self._lock:
             # Whoever has marked one in the meantime knew better.
             fresh = [
@@ -214,29 +219,37 @@ class Session:
 
     def _apply(self, name: str, marks: Marks) -> None:
         """Put marks into the store; fewer than two boundaries are none to it."""
-        whole = marks if len(marks.boundaries) > 1 else Marks()
+        whole = _whole(marks)
         if _stored(self._readers[name].info) != whole:
-            bounds = np.array(whole.boundaries, np.int64) if whole.boundaries else None
-            self._readers[name] = self._store.annotate(name, whole.names, bounds)
+            self._readers[name] = self._store.annotate(name, whole.names, _bounds(whole))
         self._drafts[name] = marks
         self._revisions[name] += 1
 
-    def _recover(self) -> list[str]:
-        """Apply the journal's last entries that did not reach the store; forget those that it overtook."""
+    def _recover(self) -> tuple[list[str], list[str]]:
+        """Apply the journal's last entries that did not reach the store; forget those that it overtook.
+
+        Returns:
+            The episodes that got their marks, and why others did not.
+        """
         applied: list[str] = []
+        refused: list[str] = []
         for name, entry in list(self._journal.last.items()):
             if name not in self._readers:
                 continue
             stored = _stored(self._readers[name].info)
-            whole = entry.marks if len(entry.marks.boundaries) > 1 else Marks()
-            if stored == whole:
+            if stored == _whole(entry.marks):
                 self._drafts[name] = entry.marks
             elif stored == entry.before:
-                self._apply(name, entry.marks)
-                applied.append(name)
+                try:
+                    self._apply(name, entry.marks)
+                except DataError as error:
+                    self._journal.forget(name)
+                    refused.append(str(error))
+                else:
+                    applied.append(name)
             else:
                 self._journal.forget(name)
-        return applied
+        return applied, refused
 
 
 def strip_frames(height: int) -> int:
@@ -247,6 +260,26 @@ def strip_frames(height: int) -> int:
 def default_names(count: int, offered: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of stages that nobody named: those offered, where there are as many."""
     return tuple(offered) if len(offered) == count else tuple(f"stage_{i + 1}" for i in range(count))
+
+
+def check_marks(info: EpisodeInfo, marks: Marks) -> None:
+    """Refuse marks that the store would not take for this episode.
+
+    Raises:
+        DataError: saying why.
+    """
+    whole = _whole(marks)
+    if whole != _stored(info):
+        check_info(replace(info, stage_names=whole.names, boundaries=_bounds(whole)))
+
+
+def _whole(marks: Marks) -> Marks:
+    """What the store is told: fewer than two boundaries are none to it."""
+    return marks if len(marks.boundaries) > 1 else Marks()
+
+
+def _bounds(marks: Marks) -> Int64[np.ndarray, " n"] | None:
+    return np.array(marks.boundaries, np.int64) if marks.boundaries else None
 
 
 def _stored(info: EpisodeInfo) -> Marks:

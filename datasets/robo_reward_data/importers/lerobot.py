@@ -159,7 +159,7 @@ class LeRobotEpisode:
 
     def labels(self) -> str:
         """SHA-256 of the task, the annotation and the success, where the dataset says that."""
-        said = [self.row["tasks"], self._language() if self.annotation == "language" else self._columns()]
+        said = [self.row.get("tasks"), self._language() if self.annotation == "language" else self._columns()]
         if (success := self.said_success) is not None:
             said.append([success_column(self.dataset.table(self.row).column_names), success.tolist()])
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -195,14 +195,16 @@ class LeRobotEpisode:
                 "path": str(self.dataset.root),
                 "episode_index": self.row["episode_index"],
                 "frames": len(stamp_ns),
-                "tasks": self.row["tasks"],
+                "tasks": self.row.get("tasks", [self.instruction]),
                 **said,
                 **self._proportions(),
             },
         )
+        # Seen at each frame that is kept; done until the next one is: the last command before it.
+        until = np.append(kept[1:], len(stamp_ns)) - 1
         proprio, actions = (
-            None if (values := self.read_column(column)) is None else values[kept].astype(np.float32)
-            for column in ("observation.state", "action")
+            None if (values := self.read_column(column)) is None else values[at].astype(np.float32)
+            for column, at in (("observation.state", kept), ("action", until))
         )
         return Prepared(info, streams, proprio, actions)
 
@@ -374,7 +376,7 @@ def _open_dataset(root: Path) -> _Dataset:
             "python -m lerobot.scripts.convert_dataset_v21_to_v30"
         )
     keys = [key for key, kind in info["features"].items() if kind["dtype"] in ("video", "image")]
-    depth = [key for key in keys if (info["features"][key].get("info") or {}).get("is_depth_map")]
+    depth = [key for key in keys if _is_depth(info["features"][key].get("info") or {})]
     cameras = {
         key.removeprefix("observation.").removeprefix("images."): key for key in keys if key not in depth
     }
@@ -386,9 +388,17 @@ def _open_dataset(root: Path) -> _Dataset:
         raise DataError(f"no episodes found in {root}: meta/episodes is empty")
     table = _read_table(root / "meta/tasks.parquet")
     # Written by pandas, the task is the index of the table and may go by another name.
-    (text,) = (name for name in table.column_names if name != "task_index")
+    named = ("task", "__index_level_0__", *(name for name in table.column_names if name != "task_index"))
+    text = next((name for name in named if name in table.column_names), None)
+    if text is None or "task_index" not in table.column_names:
+        raise DataError(f"{root}/meta/tasks.parquet has no column of texts beside task_index")
     tasks = dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
     return _Dataset(root, info, tasks, sorted(rows, key=lambda row: row["episode_index"]), cameras)
+
+
+def _is_depth(said: Mapping[str, Any]) -> bool:
+    """Whether a feature is no picture but distances; `video.is_depth_map` is how older datasets say it."""
+    return bool(said.get("is_depth_map") or said.get("video.is_depth_map"))
 
 
 def _read_table(path: Path) -> pa.Table:

@@ -1,7 +1,7 @@
 """The estimates of a whole dataset, episode by episode, in a work folder that a killed run leaves in order.
 
-Each episode is one Parquet file, there whole or not at all. `job.json` says what they are estimates of: parts
-of another model, dataset or option are never taken over.
+Each episode is one Parquet file, there whole or not at all, in a folder named by what they are estimates of
+(`job.json` spells it): parts of another model, dataset or option are neither taken over nor lost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from robo_reward.checkpoint import Checkpoint, load_checkpoint
 from robo_reward.errors import DataError
 from robo_reward.offline import resolve_task
-from robo_reward_data._files import read_json, replace_file
+from robo_reward_data._files import replace_file
 from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode, success_column
 from robo_reward_data.importers.resample import select_frames
 from robo_reward_data.label.watch import Watched, WatchedEpisode, watch
@@ -76,14 +75,11 @@ class Parts:
     """The finished episodes of a job."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Open the folder; what it holds of another identity is removed (`discarded`: how many episodes)."""
-        self.folder, self.discarded = folder, 0
-        path = folder / "job.json"
-        if path.exists() and read_json(path, "labelling") != identity:
-            self.discarded = len(self.finished())
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(identity))
+        """Open or make the place of this labelling in `folder`: those of others stay there."""
+        text = json.dumps(identity, sort_keys=True)
+        self.folder = folder / f"parts-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self.folder / "job.json", text)
 
     def finished(self) -> set[int]:
         """Episodes that are done."""

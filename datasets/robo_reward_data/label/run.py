@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from robo_reward.checkpoint import Checkpoint, load_checkpoint
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import instantiate
 from robo_reward.shaping import ShapingConfig
-from robo_reward_data._files import lock, read_json
+from robo_reward_data._files import lock, publish_file, read_json
 from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode
 from robo_reward_data.label.columns import FEATURES, label_columns
 from robo_reward_data.label.job import Job, Parts, fingerprint, label_group
@@ -65,19 +66,19 @@ def run(config: LabelConfig) -> None:
     episodes = LeRobot().recordings(root)
     checkpoint = load_checkpoint(config.model, config.device)
     asked = {
-        "model": config.model,
         "model_version": checkpoint.version,
         "dataset_fingerprint": fingerprint(episodes),
         "fps": config.fps,
         "cameras": dict(config.cameras),
         "instruction": config.instruction,
     }
-    identity = {**asked, "recipe": dataclasses.asdict(recipe)}
+    identity = {"model": config.model, **asked, "recipe": dataclasses.asdict(recipe)}
     target = root if config.out is None else Path(config.out).absolute()
     work = target.with_name(f".{target.name}.labelling")
     if _is_done(config, target, identity):  # refuses before anything is written
         sys.stdout.write(f"already labelled by this model, as asked: {target}\n")
         return
+    _check_place(config, target)
     work.mkdir(parents=True, exist_ok=True)
     with lock(work / "lock"):
         if _is_done(config, target, identity):
@@ -85,7 +86,7 @@ def run(config: LabelConfig) -> None:
         else:
             for note in _notes(checkpoint, episodes, config):
                 sys.stdout.write(f"note: {note}\n")
-            frames = _label(config, work, Parts(work / "parts", asked), episodes, recipe, identity)
+            frames = _label(config, work, Parts(work, asked), episodes, recipe, identity)
             sys.stdout.write(f"{len(episodes)} episodes, {frames} frames labelled: {target / FILE}\n")
         shutil.rmtree(work, ignore_errors=True)
 
@@ -108,6 +109,20 @@ def _check(config: LabelConfig) -> None:
     _pool(config)
 
 
+def _check_place(config: LabelConfig, target: Path) -> None:
+    """Refuse a place that cannot be written now rather than after hours of work.
+
+    Raises:
+        DataError: naming it.
+    """
+    if target.exists() and not os.access(target, os.W_OK):
+        raise DataError(f"{target} cannot be written: out=FOLDER labels a copy")
+    above = next(folder for folder in target.parents if folder.exists())
+    if not os.access(above, os.W_OK):
+        other = "another out=" if config.out is not None else "out=FOLDER, a copy elsewhere"
+        raise DataError(f"{above}, where estimates are kept meanwhile, cannot be written: choose {other}")
+
+
 def _is_done(config: LabelConfig, target: Path, identity: Mapping[str, Any]) -> bool:
     """Whether these very labels are there.
 
@@ -124,15 +139,17 @@ def _is_done(config: LabelConfig, target: Path, identity: Mapping[str, Any]) -> 
         raise DataError(f"{target} was not written by robo-reward label: choose another out")
     has_columns = set(FEATURES) <= set(read_json(target / "meta/info.json", "LeRobot dataset")["features"])
     columns_asked = config.in_place or config.out is not None
-    if found == identity and (has_columns or not columns_asked):
+    # A path says nothing of what lies there: the model counts by its version.
+    same = found is not None and {**found, "model": None} == {**identity, "model": None}
+    if same and (has_columns or not columns_asked):
         return True
-    if found is not None and found == identity:
+    if same:
         return False  # the table is there, the columns are still to come
     if config.overwrite:
         return False
     if found is None:
         raise DataError(f"{path} was not written by robo-reward label: move it away, or overwrite=true")
-    was, now = _flat(found), _flat(identity)
+    was, now = ({**_flat(labels), "model": None} for labels in (found, identity))
     other = next(key for key in (*now, *was) if was.get(key) != now.get(key))
     raise DataError(
         f"{path} has other labels: {other} was {was.get(other)!r}, now it is {now.get(other)!r}: "
@@ -186,7 +203,7 @@ def _label(
             shutil.rmtree(out)  # ours, and overwrite=true: see _is_done
         rewrite_dataset(dataset.root, out, label_columns(table, indices))
     else:
-        table.replace(dataset.root / FILE)
+        publish_file(table, dataset.root / FILE)
     return sum(int(episode.row["length"]) for episode in episodes)
 
 
@@ -216,8 +233,6 @@ def _estimate(
     missing = [index for index, e in enumerate(episodes) if int(e.row["episode_index"]) not in there]
     if there:
         sys.stdout.write(f"{len(there)} episodes were estimated before\n")
-    if parts.discarded:
-        sys.stdout.write(f"{parts.discarded} episodes of another labelling left aside\n")
     tasks = [(job, tuple(missing[i : i + config.lanes])) for i in range(0, len(missing), config.lanes)]
     pool = _pool(config)
     with _progress() as bar:

@@ -16,7 +16,7 @@ from robo_reward.estimate import Estimates
 from robo_reward.evaluate.predict import Truth, true_labels
 from robo_reward.offline import encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeReader
-from robo_reward.sources import open_sources
+from robo_reward.sources import open_sources, spell_sources
 
 __all__ = ["ShowConfig", "run", "write_recording"]
 
@@ -56,6 +56,10 @@ def run(config: ShowConfig) -> None:
         more = f" and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
         raise DataError(
             f"no episode '{config.episode}': choose from {', '.join(list(named)[:_LISTED])}{more}"
+        )
+    if sum(reader.info.name == config.episode for reader in readers) > 1:
+        raise DataError(
+            f"'{config.episode}' is in several of {spell_sources(config.data)}: name one store alone"
         )
     reader, checkpoint = named[config.episode], load_checkpoint(config.model, config.device)
     model = checkpoint.model

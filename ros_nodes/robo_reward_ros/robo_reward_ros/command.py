@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ def _cameras_of(model: str) -> list[str]:
     return known
 
 
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Parameters by their dotted names: what is typed with dots comes as mappings in mappings."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def node_arguments(config: RewardCommand, cameras: Sequence[str]) -> list[str]:
     """The node's command line.
 
@@ -76,7 +84,7 @@ def node_arguments(config: RewardCommand, cameras: Sequence[str]) -> list[str]:
         "device": config.device,
         **{f"camera.{name}.transport": config.transport for name in cameras},
         **{f"camera.{name}.topic": topic for name, topic in config.topics.items()},
-        **config.parameters,
+        **_flat(config.parameters),
     }
     arguments = ["--ros-args"]
     if config.namespace:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import rclpy
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -44,7 +45,7 @@ def run_node[NodeT: Node](
         signal.signal(number, signal.default_int_handler)
     try:
         node = make()
-    except RoboRewardError as error:
+    except (RoboRewardError, ParameterException) as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         rclpy.try_shutdown()
         return 1

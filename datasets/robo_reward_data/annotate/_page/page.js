@@ -60,7 +60,7 @@ async function send() {
   const episode = state.episodes.find((item) => item.name === name);
   let wait = 0;
   try {
-    const answer = await fetch("/api/save", {
+    const answer = await fetch(address("/api/save"), {
       method: "POST", headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ episode: name, revision: episode.revision, ...marks }),
     });
@@ -80,7 +80,7 @@ async function send() {
       // The server has looked at the change and does not take it: trying again would not help.
       state.dirty.delete(name);
       alertUser(`not saved: ${said.error}`);
-      adopt(episode, await (await fetch(`/api/episode?${new URLSearchParams({ episode: name })}`)).json());
+      adopt(episode, await (await fetch(address("/api/episode", { episode: name }))).json());
     }
   } catch (error) {
     wait = 1500;
@@ -134,7 +134,7 @@ addEventListener("beforeunload", (event) => {
 async function refresh() {
   if (document.hidden || sending || state.dirty.size || state.drag) return;
   try {
-    const answer = await fetch("/api/overview");
+    const answer = await fetch(address("/api/overview"));
     if (!answer.ok || sending || state.dirty.size) return;
     for (const said of (await answer.json()).episodes) {
       const episode = state.episodes.find((item) => item.name === said.name);
@@ -241,7 +241,7 @@ async function suggest() {
     // The server goes by what it has.
     while (state.dirty.size) await new Promise((resume) => setTimeout(resume, 100));
     show("", "looking at the demonstrations …");
-    const answer = await fetch("/api/spread", {
+    const answer = await fetch(address("/api/spread"), {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ episode: asker.name }),
     });
     const said = await answer.json();
@@ -301,7 +301,7 @@ async function loadCurve(episode) {
   if (!state.model || state.curves.has(episode.name)) return;
   state.curves.set(episode.name, { progress: null, reason: "the model is looking …" });
   try {
-    const answer = await fetch(`/api/curve?${new URLSearchParams({ episode: episode.name })}`);
+    const answer = await fetch(address("/api/curve", { episode: episode.name }));
     state.curves.set(episode.name, await answer.json());
   } catch {
     state.curves.delete(episode.name);
@@ -581,7 +581,7 @@ for (const id of ["curves", "bands"]) {
   try {
     document.documentElement.dataset.theme = localStorage.getItem("theme") ?? "";
   } catch { /* no storage: the system's theme */ }
-  const said = await (await fetch("/api/overview")).json();
+  const said = await (await fetch(address("/api/overview"))).json();
   state.offered = said.names;
   state.model = said.model;
   state.finds = said.finds;

@@ -4,8 +4,11 @@
 const strips = new Map(); // "episode camera start" -> Promise<Image>, the least recently used first
 const MOST_STRIPS = 160;
 
-const stripUrl = (episode, camera, start) =>
-  `/strip?${new URLSearchParams({ episode: episode.name, camera, start })}`;
+/** An address of the server that this page is of: another one on its port refuses it. */
+const address = (path, query = {}) =>
+  `${path}?${new URLSearchParams({ page: document.documentElement.dataset.page, ...query })}`;
+
+const stripUrl = (episode, camera, start) => address("/strip", { episode: episode.name, camera, start });
 
 function strip(episode, camera, start) {
   const key = stripUrl(episode, camera, start);
