@@ -346,7 +346,9 @@ def _roll(
     import torch
 
     bounds, base = cast("Any", env.action_space), cast("Any", env.unwrapped)
-    told = base.task.instruction if config.instruction is None else config.instruction
+    told = config.instruction
+    if told is None and (told := getattr(getattr(base, "task", None), "instruction", None)) is None:
+        raise ConfigError(f"{config.env} does not say what its task is: say instruction=")
     policy.reset()
 
     def act(_: object) -> Float32[np.ndarray, " a"]:

@@ -422,6 +422,9 @@ class EpisodeStore:
     ) -> StoredEpisode:
         """Replace the stages of a stored episode: names of k stages, boundaries i64[k+1] or None.
 
+        Where nobody said how the recording ended, one with stages counts as a success, as where it is
+        imported with them: the end of the last stage is the end of the task.
+
         Raises:
             DataError: no such episode, boundaries that do not fit it, or one whose truth is known frame by
                 frame: that wins over boundaries, so they would change nothing.
@@ -434,11 +437,15 @@ class EpisodeStore:
                 "leave it as it is"
             )
         # All of it, as reading does: what cannot be read any more could not be annotated again either.
-        check_info(dataclasses.replace(info, stage_names=names, boundaries=boundaries))
+        outcome = info.outcome
+        if info.source.get("outcome_from") == "outcome=auto":
+            outcome = Outcome.UNKNOWN if boundaries is None else Outcome.SUCCESS
+        check_info(dataclasses.replace(info, stage_names=names, boundaries=boundaries, outcome=outcome))
         with _locked(self._path):
             stored = _read_attributes(self._folder(name), f"episode '{name}'")
             stored["stage_names"] = list(names)
             stored["boundaries"] = None if boundaries is None else boundaries.tolist()
+            stored["outcome"] = str(outcome)
             _write_group(self._folder(name), stored)
         return self[name]
 

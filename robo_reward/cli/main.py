@@ -157,7 +157,7 @@ def _is_free(key: str, schema: type, defaults: Any) -> bool:
 def _is_text(hint: Any) -> bool:
     """Whether a field holds text, or texts: a path, an instruction, names."""
     options = () if typing.get_origin(hint) is dict else typing.get_args(hint)
-    return hint in (str, Any) or any(_is_text(option) for option in options)
+    return hint in (str, Path, Any) or any(_is_text(option) for option in options)
 
 
 def _unseal(node: Any) -> None:

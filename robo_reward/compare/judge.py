@@ -136,7 +136,7 @@ def load_judged(path: Path) -> list[Judged]:
         DataError: a damaged file.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(arrays.pop("meta").tobytes())
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:

@@ -129,7 +129,7 @@ def load_rollout(path: Path) -> Rollout:
         CheckpointError: the file is missing or damaged.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(arrays["facts"].tobytes())
         return Rollout(

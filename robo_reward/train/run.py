@@ -21,7 +21,7 @@ from robo_reward.checkpoint import save_checkpoint
 from robo_reward.clips import PixelTransform, TaskTransform, TimelineTransform
 from robo_reward.errors import DataError
 from robo_reward.imports import instantiate
-from robo_reward.labels import label_episode
+from robo_reward.labels import label_episode, label_success
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeInfo, EpisodeReader
@@ -88,8 +88,11 @@ def train_from(config: TrainConfig, start: Start) -> None:
     fingerprint = "+".join(filter(None, [start.origin, *(group.fingerprint for group in start.beside), own]))
     # Launchers of several processes start this command again for each: the first one owns the folder.
     leader = os.environ.get("LOCAL_RANK", "0") == "0"
-    if leader and is_finished(folder, config, fingerprint, own):
-        console.print(f"already trained: {folder} (delete it, or choose another out=, to train again)")
+    # The others only ask whether there is anything to do: what they find half-finished is the first one's.
+    asked = config if leader else dataclasses.replace(config, resume=True)
+    if is_finished(folder, asked, fingerprint, own):
+        if leader:
+            console.print(f"already trained: {folder} (delete it, or choose another out=, to train again)")
         return
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -210,6 +213,11 @@ def _describe(
         f"{model.config.image_size[0]}x{model.config.image_size[1]}, {len(model.config.tasks)} task(s), "
         f"{model.config.max_stages} stages, {size / 1e6:.2f} M parameters, seed {config.seed}"
     )
+    if not any((success & known).any() for success, known in map(label_success, infos)):
+        console.print(
+            "note: no episode says that its task is done: success is not learned, and success_prob means "
+            "nothing (import with outcome=success, or annotate stages to their end)"
+        )
     if (
         len(infos) < config.holdout.episodes
         and model.config.max_stages >= _MANY

@@ -464,6 +464,57 @@ def test_what_did_not_reach_the_store_comes_from_the_journal(tmp_path: Path) -> 
     assert Session(store).state("episode_00")["names"] == ("b",), "a torn line does not hide what comes after"
 
 
+def test_marks_that_the_store_refuses_are_refused_at_once_and_spoil_no_later_session(tmp_path: Path) -> None:
+    """They stayed in the journal, and the store could not be annotated again."""
+    store = make_store(tmp_path / "store", 2)
+    failed = demonstration(2, (20, 12, 20))
+    info = dataclasses.replace(failed.info, outcome=Outcome.FAILURE, reached=2, stage_names=STAGES)
+    store.write(dataclasses.replace(failed, info=info))
+    session = Session(store)
+    with pytest.raises(DataError, match="reached=2 is for failures"):
+        session.save("episode_02", 0, Marks(("a", "b"), (0, 9, 20)))
+    assert session.state("episode_02")["revision"] == 0
+    session.close()
+    journal = Journal(store.path / ".annotate")
+    journal.append(Entry("episode_02", Marks(("a", "b"), (0, 9, 20)), Marks()))  # as before this was checked
+    journal.append(Entry("episode_00", Marks(("a",), (0, 9)), Marks()))
+    journal.close()
+    session = Session(store)
+    assert session.recovered == ["episode_00"]
+    assert len(session.refused) == 1
+    assert "episode 'episode_02': reached=2 is for failures" in session.refused[0]
+    session.close()
+
+
+def test_stages_say_how_a_recording_ended_where_nobody_else_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where it is imported with keyframes: success was never learned from annotated recordings."""
+    store = EpisodeStore.create(tmp_path / "store")
+    for index, said in enumerate(("outcome=auto", "outcome=auto", "outcome=unknown")):
+        made = demonstration(index, (20 + index, 12, 20))
+        source = {**made.info.source, "outcome_from": said}
+        info = dataclasses.replace(made.info, outcome=Outcome.UNKNOWN, source=source)
+        store.write(dataclasses.replace(made, info=info))
+    run_command("annotate", [f"data={store.path}", "stages=3", "resamples=1"])
+    assert (
+        "2 of them do not say how they ended: with stages they count as successes" in capsys.readouterr().out
+    )
+    ends = [episode.info.outcome for episode in store.episodes]
+    assert ends == [Outcome.SUCCESS, Outcome.SUCCESS, Outcome.UNKNOWN]
+    assert store.annotate("episode_00", (), None).info.outcome is Outcome.UNKNOWN
+
+
+def test_a_copy_of_another_store_is_no_copy_of_this_one(tmp_path: Path) -> None:
+    first, second = (make_store(tmp_path / side / "store", 2, truth=True) for side in ("a", "b"))
+    run_command("annotate", [f"data={first.path}", f"out={tmp_path / 'copy'}", "stages=3", "resamples=1"])
+    for episode in second.episodes:
+        path = second.path / "episodes" / episode.name / "zarr.json"
+        path.write_text(path.read_text().replace(f'"{episode.uid}"', f'"x{episode.uid}"'))
+    with pytest.raises(DataError, match=r"is a copy of another store than .*b/store: its episode_00"):
+        run_command("annotate", [f"data={second.path}", f"out={tmp_path / 'copy'}", "stages=3"])
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[AnnotationServer]:
     session = Session(make_store(tmp_path / "store", 2))
@@ -488,7 +539,8 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
 
 
 def test_only_the_page_itself_can_write(server: AnnotationServer) -> None:
-    port = server.server_address[1]
+    port, page = server.server_address[1], f"page={server.page}"
+    save = f"/api/save?{page}"
     change = {"episode": "episode_00", "revision": 0, "names": ["a"], "boundaries": [0, 9]}
     good = {
         "Cookie": f"annotate_{port}={server.token}",
@@ -502,16 +554,21 @@ def test_only_the_page_itself_can_write(server: AnnotationServer) -> None:
         {"Origin": f"http://127.0.0.1:{port + 1}"},
         {"Host": f"evil.example:{port}"},
     ):
-        status, why = ask(port, "POST", "/api/save", change, **{**good, **changed})
+        status, why = ask(port, "POST", save, change, **{**good, **changed})
         assert (status, changed) == (403, changed), why
-    assert ask(port, "POST", "/api/save", change, **{**good, "Content_Type": "text/plain"})[0] == 400
+    assert ask(port, "POST", save, change, **{**good, "Content_Type": "text/plain"})[0] == 400
     without = {key: value for key, value in good.items() if key != "Origin"}
-    assert ask(port, "POST", "/api/save", change, **without)[0] == 403
+    assert ask(port, "POST", save, change, **without)[0] == 403
     for path in ("/", "/?token=guess", "/api/overview", "/strip?episode=episode_00&camera=front&start=0"):
         assert ask(port, "GET", path)[0] == 403
+    # A tab of a server that had the port before, whose store has episodes of the same names.
+    for other in ("", "?page=another"):
+        assert ask(port, "POST", f"/api/save{other}", change, **good)[0] == 403
+        assert ask(port, "GET", f"/api/overview{other}", Cookie=good["Cookie"])[0] == 403
+    strip = f"/strip?{page}&episode=episode_00&camera=front"
     assert server.session.state("episode_00")["revision"] == 0
-    assert ask(port, "POST", "/api/save", change, **good)[0] == 200
-    status, now = ask(port, "POST", "/api/save", {**change, "boundaries": [1, 9]}, **good)
+    assert ask(port, "POST", save, change, **good)[0] == 200
+    status, now = ask(port, "POST", save, {**change, "boundaries": [1, 9]}, **good)
     assert (status, json.loads(now)["boundaries"]) == (409, [0, 9])
     for bad in (
         {**change, "boundaries": [0, 9.5]},
@@ -520,12 +577,12 @@ def test_only_the_page_itself_can_write(server: AnnotationServer) -> None:
         [],
         7,
     ):
-        assert ask(port, "POST", "/api/save", bad, **good)[0] == 400
-    status, jpeg = ask(port, "GET", "/strip?episode=episode_00&camera=front&start=24", Cookie=good["Cookie"])
+        assert ask(port, "POST", save, bad, **good)[0] == 400
+    status, jpeg = ask(port, "GET", f"{strip}&start=24", Cookie=good["Cookie"])
     assert (status, jpeg[:3]) == (200, b"\xff\xd8\xff")
-    assert (
-        ask(port, "GET", "/strip?episode=episode_00&camera=front&start=9999", Cookie=good["Cookie"])[0] == 400
-    )
+    assert ask(port, "GET", f"{strip}&start=9999", Cookie=good["Cookie"])[0] == 400
+    with pytest.raises(ConfigError, match=r"host=0\.0\.0\.0: requests must name the address"):
+        AnnotationServer(server.session, "0.0.0.0")
 
 
 def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
@@ -545,6 +602,9 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
         found = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", process.stdout.readline())
         assert found is not None
         port, token = int(found[1]), found[2]
+        page = re.search(rb'data-page="([^"]+)"', ask(port, "GET", f"/?token={token}")[1])
+        assert page is not None
+        save = f"/api/save?page={page[1].decode()}"
         headers = {
             "Cookie": f"annotate_{port}={token}",
             "Origin": f"http://127.0.0.1:{port}",
@@ -557,9 +617,9 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
                 "names": ["a", "b"],
                 "boundaries": [0, frame, 30],
             }
-            assert ask(port, "POST", "/api/save", change, **headers)[0] == 200
+            assert ask(port, "POST", save, change, **headers)[0] == 200
         begun = {"episode": "episode_00", "revision": 0, "names": [], "boundaries": [3]}
-        assert ask(port, "POST", "/api/save", begun, **headers)[0] == 200
+        assert ask(port, "POST", save, begun, **headers)[0] == 200
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()

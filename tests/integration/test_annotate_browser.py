@@ -122,9 +122,9 @@ def run_probe(
     """What a script that runs after the page's own has seen."""
     plain = page_server._page
 
-    def with_probe(nonce: str) -> str:
+    def with_probe(nonce: str, page: str) -> str:
         text = f'<script nonce="{nonce}">{TOOLS}\nprobe(async () => {{{script}}});</script></body>'
-        return plain(nonce).replace("</body>", text)
+        return plain(nonce, page).replace("</body>", text)
 
     monkeypatch.setattr(page_server, "_page", with_probe)
     quiet = "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
@@ -313,7 +313,8 @@ TWO_TABS = """
   presses("ArrowRight", 10);
   press("m");
   await saved();
-  await fetch("/strip?episode=episode_0&camera=front&start=39"); // the other tab saves now
+  const place = { episode: "episode_0", camera: "front", start: 39 };
+  await fetch(address("/strip", place)); // the other tab saves now
   presses("ArrowRight", 10);
   press("m");
   await saved();

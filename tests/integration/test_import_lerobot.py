@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -129,11 +130,28 @@ def test_half_the_rate_one_camera(originals: Path, tmp_path: Path) -> None:
     store = run(originals / "video", tmp_path / "store", fps=10.0, size=(32, 48), cameras=("wrist",))
     episode = store.episodes[1]
     kept = np.arange(24, 24 + 31, 2)
-    np.testing.assert_array_equal(episode.read_actions(), truth["action"][kept])
+    # What is done until the next frame that is kept: the last command before it.
+    np.testing.assert_array_equal(episode.read_actions(), truth["action"][[*kept[1:] - 1, 24 + 30]])
+    np.testing.assert_array_equal(episode.read_proprio(), truth["state"][kept])
     expected = [cv2.resize(image, (48, 32), interpolation=cv2.INTER_AREA) for image in truth["wrist"][kept]]
     np.testing.assert_array_equal(episode.load().frames["wrist"], expected)
     with pytest.raises(DataError, match=r"camera 'side' is missing in .*: choose from front, wrist"):
         run(originals / "video", tmp_path / "other", cameras=("side",))
+
+
+def test_an_unusual_dataset_is_read(dataset: Path, tmp_path: Path) -> None:
+    """More columns of tasks, no tasks of episodes, and depth flagged as older datasets do."""
+    path = dataset / "meta/tasks.parquet"
+    tasks = pq.read_table(path)
+    pq.write_table(tasks.append_column("difficulty", pa.array([3] * len(tasks))), path)
+    for path in (dataset / "meta/episodes").glob("*/*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["tasks"]), path)
+    info = json.loads((dataset / "meta/info.json").read_text())
+    info["features"]["observation.images.wrist"]["info"]["video.is_depth_map"] = True
+    (dataset / "meta/info.json").write_text(json.dumps(info))
+    episode = run(dataset, tmp_path / "store", fps=None).episodes[0]
+    assert episode.info.cameras == ("front",)
+    assert episode.info.source["tasks"] == [episode.info.instruction]
 
 
 def test_uid_ignores_place_and_options(originals: Path, dataset: Path, tmp_path: Path) -> None:

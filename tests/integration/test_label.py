@@ -305,12 +305,16 @@ def test_other_labels_are_not_overwritten(
     before = path.read_bytes()
     assert label(labelled_sources, dataset) == 0
     assert "already labelled" in capsys.readouterr().out
+    moved = copy_of(labelled_sources / "run", tmp_path / "other")  # a path says nothing of what lies there
+    assert main(["label", f"model={moved}", f"dataset={dataset}", f"rabc.chunk={CHUNK}"]) == 0
+    assert "already labelled" in capsys.readouterr().out
+    shutil.rmtree(moved)
     other = copy_of(labelled_sources / "run", tmp_path / "other")
     meta = json.loads((other / "model.json").read_text())
     (other / "model.json").write_text(json.dumps({**meta, "version": "another"}))
     again = ["label", f"model={other}", f"dataset={dataset}", f"rabc.chunk={CHUNK}"]
     assert main(again) == 1
-    assert "has other labels: model was" in capsys.readouterr().err
+    assert "has other labels: model_version was" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert main([*again, "overwrite=true"]) == 0
     assert path.read_bytes() != before
@@ -373,13 +377,13 @@ def test_a_killed_run_goes_on_where_it_stopped(labelled_sources: Path, tmp_path:
         *(sys.executable, "-m", "robo_reward.cli.main", "label", f"model={labelled_sources / 'run'}"),
         *(f"dataset={dataset}", f"rabc.chunk={CHUNK}", "lanes=1", "chunk=1", "in_place=true"),
     ]
-    parts = tmp_path / ".set.labelling" / "parts"
+    parts = tmp_path / ".set.labelling"
     process = subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list(parts.glob("episode_*.parquet")):
+    while process.poll() is None and not list(parts.glob("parts-*/episode_*.parquet")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    left = {path: path.stat().st_mtime_ns for path in parts.glob("episode_*.parquet")}
+    left = {path: path.stat().st_mtime_ns for path in parts.glob("parts-*/episode_*.parquet")}
     assert 0 < len(left) < len(LENGTHS)
     assert not (dataset / "sarm_progress.parquet").exists()
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=True)

@@ -253,6 +253,23 @@ def test_a_mapping_that_is_given_twice_is_told_as_such(capsys: pytest.CaptureFix
     assert "'env_args' is given twice: write env_args='{NAME: VALUE, OTHER" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [
+        (["train", "data=a", "out=b", "network.encoder.name=resnet18"], "network=base"),
+        (["import", "source=lerobot", "path=a", "out=b", "source.slop_s=1"], "source=rosbag"),
+    ],
+)
+def test_a_key_of_another_option_names_that_option(
+    typed: list[str], options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was said to be given twice."""
+    assert cli.main(typed) == 2
+    assert (
+        f"'{typed[-1].partition('=')[0]}' is a key of {options}: choose that too" in capsys.readouterr().err
+    )
+
+
 def test_the_command_in_a_report_is_one_that_runs() -> None:
     """evaluate wrote `data=a, b` for several stores."""
     typed = shlex.split(command_line("evaluate", {"data": ["run (1)", "c d"]}, model="it's", out="o"))

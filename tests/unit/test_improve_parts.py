@@ -207,9 +207,11 @@ def test_a_rollout_on_disk_is_the_rollout(tmp_path: Path) -> None:
     np.testing.assert_equal(back.parts["proprio"], kept.parts["proprio"])
     assert back.images == kept.images
     assert (back.terminated, back.aborted, back.source) == (True, True, kept.source)
-    (tmp_path / "a.npz").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_rollout(tmp_path / "a.npz")
+    whole = (tmp_path / "a.npz").read_bytes()
+    for damaged in (b"half", whole[: len(whole) // 2]):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_rollout(tmp_path / "a.npz")
 
 
 # --- networks ---
@@ -346,6 +348,9 @@ def test_hopeless_rollouts_are_given_up_but_not_all_of_them() -> None:
     assert 0.0 < rule.below < 1.0
     assert abort_rule(good + bad, LearnedProgress(), 4, rng) is None
     assert abort_rule(good[:3] + bad[:3], LearnedProgress(), 1, rng) is None
+    # Those that a rule let pass are no fair sample: the failures among them were given up.
+    passed = [replace(r, source={**r.source, "watched": True}) for r in good]
+    assert abort_rule(passed + good[:3] + bad[:3], LearnedProgress(), 1, rng) is None
     late = [rollout([*[0.0] * 20, 1.0], terminated=True) for _ in range(3)]  # looks hopeless, and is not
     assert abort_rule(good + late + bad, LearnedProgress(), 1, rng) is not None
     patient = abort_rule(good + late + bad, LearnedProgress(), 1, rng, reset_s=1e4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -245,3 +247,11 @@ def test_rerun_opens_the_recording(suite: Path, capsys: pytest.CaptureFixture[st
     assert "exists: overwrite=true" in capsys.readouterr().err
     assert main([*arguments, "episode=toy_009", "overwrite=true"]) == 1
     assert "no episode 'toy_009'" in capsys.readouterr().err
+    shutil.copytree(suite / "store", suite / "again")
+    for path in (suite / "again" / "episodes").glob(
+        "*/zarr.json"
+    ):  # recordings of their own, of the same names
+        path.write_text(re.sub(r'("uid": ")[0-9a-f]', r"\1x", path.read_text()))
+    several = f"data=[{suite / 'store'},{suite / 'again'}]"
+    assert main([*arguments, several, "episode=toy_001", "overwrite=true"]) == 1
+    assert "'toy_001' is in several of [" in capsys.readouterr().err

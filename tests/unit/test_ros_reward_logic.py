@@ -220,5 +220,9 @@ def test_the_command_becomes_the_nodes_arguments(tmp_path: Path) -> None:
         assert arguments[arguments.index(text) - 1] == "-p"
     with pytest.raises(ConfigError, match="topics names left"):
         node_arguments(RewardCommand(model="m", topics={"left": "/l"}), ["front"])
+    # Typed with dots, +parameters.camera.cam.model_name=left arrives as mappings in mappings.
+    nested = RewardCommand(model="m", parameters={"camera": {"cam": {"model_name": "left"}}, "kappa": 1.0})
+    told = node_arguments(nested, ["cam"])
+    assert told[-4:] == ["-p", 'camera.cam.model_name:="left"', "-p", "kappa:=1.0"]
     with pytest.raises(ConfigError, match="no parameter file"):
         node_arguments(RewardCommand(model="m", params_file=str(tmp_path / "none")), ["front"])

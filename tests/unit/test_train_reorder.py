@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robo_reward.errors import ConfigError
-from robo_reward.labels import label_episode
+from robo_reward.labels import label_episode, label_success
 from robo_reward.schema import Episode, EpisodeInfo, Outcome
 from robo_reward.train.config import ReorderConfig
 from robo_reward.train.reorder import reordered
@@ -119,6 +119,18 @@ def test_progress_counts_the_work_done_and_a_stage_keeps_its_length() -> None:
     success = made.info.success
     assert success is not None
     np.testing.assert_array_equal(success, np.arange(made.info.length) >= 62)
+
+
+def test_work_whose_last_stage_ends_the_recording_is_done_at_its_end() -> None:
+    """Nothing is left after the last piece to show it done: composed episodes were never done at all."""
+    reader = Reader()
+    bounds = reader.info.boundaries
+    assert bounds is not None
+    reader.info = replace(reader.info, boundaries=np.append(bounds[:-1], reader.info.length))
+    group = reordered([reader], everything(reader), ReorderConfig(stages=2, orders=3), VIEWS, SIZE, seed=1)
+    for made in group.readers:
+        success, known = label_success(made.info)
+        assert (success[-1], known.all(), success[:-1].any()) == (True, True, False)
 
 
 def test_nothing_of_held_out_frames_is_practised_or_painted() -> None:

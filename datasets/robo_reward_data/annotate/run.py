@@ -315,9 +315,16 @@ def _write(config: AnnotateConfig, stages: Mapping[str, Stages], export: bool = 
         )
     for name, said in stages.items():
         check_marks(store[name].info, Marks(said.names, tuple(said.boundaries.tolist())))
-    for name, said in stages.items():
-        store.annotate(name, said.names, said.boundaries)
+    unknown = {name for name in stages if store[name].info.outcome is Outcome.UNKNOWN}
+    done = [store.annotate(name, said.names, said.boundaries) for name, said in stages.items()]
     sys.stdout.write(f"{len(stages)} episodes annotated: {store.path}\n")
+    if assumed := sum(
+        episode.name in unknown and episode.info.outcome is Outcome.SUCCESS for episode in done
+    ):
+        sys.stdout.write(
+            f"{assumed} of them do not say how they ended: with stages they count as successes "
+            "(import with outcome=failure or outcome=unknown says otherwise)\n"
+        )
     if export:
         _write_elsewhere(config, store)
 
