@@ -443,9 +443,14 @@ def test_every_arm_runs_from_pixels_and_reports(reward_model: Path, tmp_path: Pa
     assert list((run / "tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("active", [("direct",), ("direct", "incremental", "forward")], ids=len)
 def test_a_refreshed_model_relabels_whole_episodes_and_survives_a_resume(
-    reward_model: Path, tmp_path: Path
+    active: tuple[str, ...], reward_model: Path, tmp_path: Path
 ) -> None:
+    found = load_checkpoint(reward_model)
+    calibration = dataclasses.replace(found.calibration, fusion=found.calibration.fusion.only(*active))
+    reward_model = tmp_path / "model"
+    save_checkpoint(reward_model, found.model, calibration, found.training)
     options = [*FAST, f"model={reward_model}", "refresh_every=2", "refresh_steps=3", "evaluate_every=0"]
     options += ["observe=[proprio,motion,map,estimate]"]
     metrics = go(tmp_path / "run", *options)
