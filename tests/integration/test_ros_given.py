@@ -3,6 +3,8 @@
 # ruff: noqa: E402  (what needs rclpy is imported after the skip)
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -59,6 +61,14 @@ def node(context: rclpy.Context, name: str, *arguments: str) -> Any:
 def test_an_unknown_parameter_is_refused(context: rclpy.Context, name: str, given: str, answer: str) -> None:
     with pytest.raises(ConfigError, match=answer):
         node(context, name, "-p", given)
+
+
+def test_a_parameter_of_another_type_ends_the_node_with_one_line(ros_domain: int) -> None:
+    command = [sys.executable, "-m", "robo_reward_ros.reward_node", "--ros-args", "-p", "rate_hz:=30"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "rate_hz" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

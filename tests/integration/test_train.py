@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(toy_store: Path, tm
 
 
 def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
-    toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     train(toy_store, out, "steps=3")
@@ -112,6 +112,12 @@ def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
     train(toy_store, out, "steps=3")
     assert "already trained" in capsys.readouterr().err
     assert (out / "model.safetensors").stat().st_mtime_ns == written
+    # Nor does another process of torchrun wait for the first one, which has nothing to do.
+    with monkeypatch.context() as second:
+        second.setenv("LOCAL_RANK", "1")
+        second.setattr("robo_reward.train.run.make_fabric", lambda _config: pytest.fail("it waits"))
+        train(toy_store, out, "steps=3", "resume=false")
+    assert capsys.readouterr().err == ""
     with pytest.raises(CheckpointError, match=r"other windows.goal_share \(0.2, now 0.5\): choose"):
         train(toy_store, out, "steps=3", "windows.goal_share=0.5")
     with pytest.raises(CheckpointError, match=r"other seed \(0, now 5\)"):
