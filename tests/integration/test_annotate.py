@@ -303,9 +303,11 @@ def test_stages_go_back_into_the_lerobot_dataset_that_they_are_of(tmp_path: Path
     run_command("import", [*half, f"path={dataset}", f"out={store}"])
     for episode, boundaries in zip(EpisodeStore.open(store).episodes, ([2, 7, 12], [0, 5, 16]), strict=True):
         EpisodeStore.open(store).annotate(episode.name, ("reach", "pull"), np.array(boundaries))
+    dataset.rename(tmp_path / "moved")
+    assert main(["annotate", f"data={store}", "mode=write", "lerobot=sparse"]) == 1
     for form in ("language", "sparse"):
         copy = tmp_path / form / "set"
-        write = ["mode=write", f"lerobot={form}", f"lerobot_out={copy}"]
+        write = ["mode=write", f"lerobot={form}", f"lerobot_out={copy}", f"recordings={tmp_path / 'moved'}"]
         run_command("annotate", [f"data={store}", *write])
         again = tmp_path / f"{form}_store"
         run_command("import", [*half, f"source.annotation={form}", f"path={copy}", f"out={again}"])

@@ -6,6 +6,7 @@ frames, so boundaries are moved there and back by the time stamps.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,11 @@ KEYFRAMES = "annotated_keyframes.json"
 
 
 def read_keyframes(
-    store: EpisodeStore, files: Path
+    store: EpisodeStore, files: Path, recordings: Path | None = None
 ) -> dict[str, tuple[tuple[str, ...], Int64[np.ndarray, " n"]]]:
     """The stages that files of keyframes below `files` give to episodes of the store, by episode.
+
+    `recordings` is where these lie now, if they have moved since they were imported.
 
     Raises:
         DataError: no file for any episode, or one that does not fit its episode.
@@ -43,7 +46,7 @@ def read_keyframes(
         path = _place(info, files)
         if not path.exists():
             continue
-        stamps = _recorded_stamps(info)
+        stamps = _recorded_stamps(_moved(info, recordings))
         said = read_keyframe_file(path, len(stamps))
         assert said is not None, "the file exists"
         kept = np.searchsorted(stamps, info.stamp_ns).astype(np.int64)
@@ -56,14 +59,18 @@ def read_keyframes(
     return found
 
 
-def write_keyframes(store: EpisodeStore, files: Path, overwrite: bool = False) -> list[Path]:
+def write_keyframes(
+    store: EpisodeStore, files: Path, overwrite: bool = False, recordings: Path | None = None
+) -> list[Path]:
     """One file of keyframes for each episode with boundaries, each whole or not at all; returns their paths.
+
+    `recordings` is where these lie now, if they have moved since they were imported.
 
     Raises:
         DataError: a file is there that says something else, and not `overwrite`; or the recording is gone.
     """
     texts = {
-        _place(episode.info, files): json.dumps(_entries(episode.info), indent=4) + "\n"
+        _place(episode.info, files): json.dumps(_entries(_moved(episode.info, recordings)), indent=4) + "\n"
         for episode in store.episodes
         if episode.info.boundaries is not None
     }
@@ -76,8 +83,12 @@ def write_keyframes(store: EpisodeStore, files: Path, overwrite: bool = False) -
     return list(texts)
 
 
-def write_lerobot(store: EpisodeStore, form: str, out: Path | None = None) -> Mapping[Path, int]:
+def write_lerobot(
+    store: EpisodeStore, form: str, out: Path | None = None, recordings: Path | None = None
+) -> Mapping[Path, int]:
     """Write the store's stages into the LeRobot datasets that it was imported from: episodes by dataset.
+
+    `recordings` is where the dataset lies now, if it has moved since.
 
     Raises:
         ConfigError: a form that LeRobot does not know.
@@ -86,7 +97,7 @@ def write_lerobot(store: EpisodeStore, form: str, out: Path | None = None) -> Ma
     """
     stages: dict[Path, dict[int, Subtasks]] = {}
     for episode in store.episodes:
-        info = episode.info
+        info = _moved(episode.info, recordings)
         if info.boundaries is None or info.source.get("importer") != "lerobot":
             continue
         root = Path(str(info.source["path"]))
@@ -102,6 +113,18 @@ def write_lerobot(store: EpisodeStore, form: str, out: Path | None = None) -> Ma
     for root, said in stages.items():
         write_subtasks(root, said, form, out)
     return {root: len(said) for root, said in stages.items()}
+
+
+def _moved(info: EpisodeInfo, recordings: Path | None) -> EpisodeInfo:
+    """The episode as if it had been imported from where its recording lies now."""
+    if recordings is None or "path" not in info.source:
+        return info
+    path = recordings
+    if info.source.get("importer") == "video_folders":
+        was = Path(str(info.source["path"]))
+        within = recordings / was.parent.name / was.name
+        path = within if within.is_dir() else recordings / was.name
+    return dataclasses.replace(info, source={**info.source, "path": str(path)})
 
 
 def _place(info: EpisodeInfo, files: Path) -> Path:
@@ -157,8 +180,8 @@ def _video_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
     video = Path(str(info.source["path"])) / f"{info.cameras[0]}.mp4"
     if not video.is_file():
         raise DataError(
-            f"no video {video}, from where the episode was imported: keyframes count its frames, so bring it "
-            "back"
+            f"no video {video}, from where the episode was imported: keyframes count its frames. "
+            "recordings=FOLDER says where it is now"
         )
     return open_video(video).stamp_ns
 

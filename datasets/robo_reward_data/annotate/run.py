@@ -54,6 +54,7 @@ class AnnotateConfig:
     host: str = "127.0.0.1"
     port: int = 8710
     files: str | None = None
+    recordings: str | None = None
     lerobot: str | None = None
     lerobot_out: str | None = None
 
@@ -274,7 +275,7 @@ def _report(instruction: str, readers: Sequence[EpisodeReader], found: FoundStag
 
 def _read(config: AnnotateConfig) -> None:
     store = _source(config)
-    said = read_keyframes(store, Path(str(config.files)))
+    said = read_keyframes(store, Path(str(config.files)), _recordings(config))
     if config.out is None:
         _refuse_truth([store[name] for name in said])
     _write(
@@ -338,12 +339,16 @@ def _differs(episode: StoredEpisode, said: Stages) -> bool:
 
 def _write_elsewhere(config: AnnotateConfig, store: EpisodeStore) -> None:
     if config.files is not None:
-        paths = write_keyframes(store, Path(config.files), config.overwrite)
+        paths = write_keyframes(store, Path(config.files), config.overwrite, _recordings(config))
         sys.stdout.write(f"{len(paths)} files of keyframes: {config.files}\n")
     if config.lerobot is not None:
         out = None if config.lerobot_out is None else Path(config.lerobot_out)
-        for root, count in write_lerobot(store, config.lerobot, out).items():
+        for root, count in write_lerobot(store, config.lerobot, out, _recordings(config)).items():
             sys.stdout.write(f"stages of {count} episodes as {config.lerobot} subtasks: {out or root}\n")
+
+
+def _recordings(config: AnnotateConfig) -> Path | None:
+    return None if config.recordings is None else Path(config.recordings)
 
 
 def _model(config: AnnotateConfig) -> Any:
