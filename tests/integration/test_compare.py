@@ -157,11 +157,13 @@ def test_a_run_that_is_there_is_judged(stores: dict[str, Path], tmp_path: Path) 
     third = compare(stores, tmp_path / "d", "method=ours", f"methods.ours.run={run}", "seed=3")
     assert any("ours was trained on 1 of the 1 calibration episodes" in note for note in third["notes"])
     # Progress on another scale is not compared.
-    scaled = ["method=ours", f"methods.ours.run={run}", "stage_weights=duration"]
-    with pytest.raises(
-        DataError, match=r"the run weighs the stages of .* by \[0\.5, 0\.5\], this comparison by"
-    ):
-        compare(stores, tmp_path / "scale", *scaled)
+    scaled = load_checkpoint(run)
+    task, *rest = scaled.model.config.tasks
+    other = dataclasses.replace(task, stage_weights=(0.4, 0.6))
+    scaled.model.config = dataclasses.replace(scaled.model.config, tasks=(other, *rest))
+    save_checkpoint(tmp_path / "scaled", scaled.model, scaled.calibration, scaled.training)
+    with pytest.raises(DataError, match=r"weighs the stages of .* by \[0\.4, 0\.6\], this comparison by"):
+        compare(stores, tmp_path / "scale", "method=ours", f"methods.ours.run={tmp_path / 'scaled'}")
     # Another model in the same place is another model.
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
