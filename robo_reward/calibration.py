@@ -225,8 +225,8 @@ _LONGEST_DEBOUNCE = 5
 _LEAST_PROGRESS = (0.9, 0.0)
 """The more careful first. What is not nine tenths done is not done, unless a model never claims as much."""
 
-_ROOM = 0.8
-"""Share of the widest room for the threshold that is nearly as wide."""
+_ROOM = 0.4
+"""Share of the widest room for the threshold that is wide enough, so that neither end of it is near."""
 
 
 def fit_detector(
@@ -238,8 +238,8 @@ def fit_detector(
     false success ends an episode and teaches a policy the wrong thing, or a success that is never declared.
     Calibration episodes are few, so the very best setting is often best by luck, at the edge of much worse
     ones. What cannot be told from it (within one standard error of its count) is as good; of that, the more
-    careful: with a least progress, the longest debounce that leaves nearly as much room for the threshold
-    as any other, and the middle of that room.
+    careful: with a least progress, the longest debounce that leaves room enough for the threshold, and the
+    middle of that room.
     """
     if not episodes:
         return SuccessDetector()
