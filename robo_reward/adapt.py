@@ -254,7 +254,9 @@ def _careful(
             pairs = zip(found.quantiles or before.quantiles, before.quantiles, strict=True)
             changes["quantiles"] = tuple(max(new, old) for new, old in pairs)
             changes["std_scale"] = max(found.std_scale, before.std_scale)
-        if before.fitted and not both:
+        if before.fitted and not (both and whole):
+            # Of pieces a few frames show the task done: sureness that is fitted on them is next to none, and
+            # the detector, whose threshold is of the model before, never called a success.
             changes |= {"success_scale": before.success_scale, "success_bias": before.success_bias}
         if before.fitted and not whole:
             changes["detector"] = before.detector
