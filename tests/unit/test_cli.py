@@ -159,6 +159,12 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
     assert (config.path, config.note, config.data) == (text, text, text)
 
 
+def test_a_folder_like_a_number_is_a_folder_where_a_path_is_declared() -> None:
+    pytest.importorskip("metaworld", reason="no simulator here: pip install 'robo-reward[sim]'")
+    _, config = cli.load_config("record", ["env=x", "out=2026_11_21"])
+    assert config.out == Path("2026_11_21")
+
+
 @pytest.mark.usefixtures("stub_command")
 def test_lists_of_text_arrive_as_they_were_typed() -> None:
     _, config = cli.load_config("stub", ["path=x", "data=[a b,run (1), 2026_11_21]", "names=['a, b','ü']"])
