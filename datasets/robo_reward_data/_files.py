@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -47,31 +47,30 @@ def read_json(path: Path, what: str) -> Any:
 
 def replace_file(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a crash, sees the old text or the new, no mixture."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with _replacing(path) as file:
+        file.write(text.encode())
 
 
 def publish_file(made: Path, path: Path) -> None:
     """Put a finished file in its place, whole or not at all, from another file system too."""
+    with made.open("rb") as source, _replacing(path) as file:
+        shutil.copyfileobj(source, file)
+    made.unlink()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Generator[BinaryIO]:
+    """A draft that takes the place of `path` once it is on disk, and is gone where anything fails."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with made.open("rb") as source, draft.open("wb") as file:
-            shutil.copyfileobj(source, file)
+        with draft.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
-    made.unlink()
 
 
 def sync_folder(folder: Path) -> None:
