@@ -254,7 +254,9 @@ def test_a_killed_learner_stops_the_robot(start_process: StartProcess, listener:
     How soon is exact in tests/unit and measured in tests/bench: this machine may have other things to do.
     """
     start_robot(start_process, mode="real_time", command_timeout_s=0.0)
-    start_safety(start_process, observation_s=10.0, frozen_s=10.0, command_s=1.0, allow_slow_stop="true")
+    safety = start_safety(
+        start_process, observation_s=10.0, frozen_s=10.0, command_s=1.0, allow_slow_stop="true"
+    )
     learner = start_process("-c", [_LEARNER])
     wait_for(lambda: [entry for entry in listener.commands if entry[1] == "policy"])
     learner.send_signal(signal.SIGKILL)
@@ -272,6 +274,10 @@ def test_a_killed_learner_stops_the_robot(start_process: StartProcess, listener:
     # Nothing but what was on its way when the learner died came before the stops.
     sources = [source for _, source, _ in listener.commands[killed:]]
     assert "policy" not in sources[sources.index("stop") :]
+    # In Fast DDS's shared memory the stops would wait for who was killed, a second or two.
+    shared = "/dev/shm/fastdds"
+    assert shared in Path("/proc/self/maps").read_text()
+    assert shared not in Path(f"/proc/{safety.pid}/maps").read_text()
 
 
 _LEARNER = """

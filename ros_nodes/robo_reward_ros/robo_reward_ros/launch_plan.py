@@ -16,6 +16,7 @@ from typing import Any
 
 from robo_reward.errors import ConfigError
 from robo_reward_ros.reward_topics import topics_read
+from robo_reward_ros.transports import FASTDDS_PROFILES
 
 __all__ = ["Plan", "Process", "params_file", "replay_plan", "reward_plan", "sim_improve_plan"]
 
@@ -244,11 +245,10 @@ def _existing(path: str | Path) -> Path:
 def _environment() -> dict[str, str]:
     """Fast DDS with room for raw images, unless the user has a profile of their own."""
     profile = Path(__file__).with_name("fastdds_large_images.xml")
-    new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
-    if not profile.exists() or new in os.environ or old in os.environ:
+    if not profile.exists() or any(name in os.environ for name in FASTDDS_PROFILES):
         return {}
-    # Jazzy reads the old name, later releases warn of it.
-    return {old if os.environ.get("ROS_DISTRO") == "jazzy" else new: str(profile)}
+    # Later releases than Jazzy warn of the old name.
+    return {FASTDDS_PROFILES[os.environ.get("ROS_DISTRO") == "jazzy"]: str(profile)}
 
 
 def _yaml(value: Any) -> str:

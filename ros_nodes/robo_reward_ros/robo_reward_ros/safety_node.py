@@ -6,7 +6,8 @@ stop), and `~/status`. Services `~/estop` and `~/reset` (std_srvs/Trigger). Comm
 sensor_msgs/JointState, the values in `position` whatever they mean; their stamp is that of the observation
 that they answer. One node alone may publish `joint_states`, always with the same names: states that go back
 in time or change their names stop the robot, and a second publisher is reported. While they are gone, a robot
-that takes positions alone is told nothing after the first stops: no one knows where it is.
+that takes positions alone is told nothing after the first stops: no one knows where it is. As a process of
+its own it keeps out of Fast DDS's shared memory (`transports`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from robo_reward.errors import ConfigError
 from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 from robo_reward_ros.safety import Decision, Kind, SafetyFilter, SafetyLimits, Source, Timeouts, Workspace
+from robo_reward_ros.transports import leave_shared_memory
 
 __all__ = ["SafetyNode", "main"]
 
@@ -340,7 +342,15 @@ def _cause(decision: Decision) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the node until it is interrupted; the robot is told to stop before it ends."""
-    return run_node(SafetyNode, arguments, lambda node: node.stop_for_good("the safety node was shut down"))
+    stays = leave_shared_memory()
+
+    def make() -> SafetyNode:
+        node = SafetyNode()
+        if stays:
+            node.get_logger().warning(stays)
+        return node
+
+    return run_node(make, arguments, lambda node: node.stop_for_good("the safety node was shut down"))
 
 
 if __name__ == "__main__":
