@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from robo_reward.errors import DataError
 from robo_reward.imports import import_object
 from robo_reward.schema import EpisodeReader
 
-__all__ = ["command_line", "name_sources", "open_sources", "spell_sources"]
+__all__ = ["command_line", "name_sources", "open_sources", "spell_sources", "typed_command"]
+
+_typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 
 def open_sources(reader: Mapping[str, Any], paths: str | Sequence[str]) -> tuple[list[EpisodeReader], str]:
@@ -45,6 +49,19 @@ def name_sources(paths: str | Sequence[str]) -> str:
 
 
 def command_line(command: str, sources: Mapping[str, str | Sequence[str]], **keys: object) -> str:
-    """What to type into a shell for a command with these stores and other keys."""
+    """What to type into a shell for a command: what was typed, else these stores and other keys."""
+    typed = _typed.get()
+    if typed[:1] == (command,):
+        return shlex.join(["robo-reward", *typed])
     said = {**{name: spell_sources(paths) for name, paths in sources.items()}, **keys}
     return shlex.join(["robo-reward", command, *(f"{key}={value}" for key, value in said.items())])
+
+
+@contextmanager
+def typed_command(command: str, overrides: Sequence[str]) -> Generator[None]:
+    """While it runs, `command_line` answers with these words: reports say how to make them again."""
+    token = _typed.set((command, *overrides))
+    try:
+        yield
+    finally:
+        _typed.reset(token)

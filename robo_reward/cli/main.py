@@ -20,6 +20,7 @@ from typing import Any
 
 from robo_reward.cli.help import command_help, key_names, options_with, overview
 from robo_reward.errors import ConfigError, RoboRewardError
+from robo_reward.sources import typed_command
 
 __all__ = ["commands", "config_dir", "load_config", "main", "run_command"]
 
@@ -132,7 +133,9 @@ def _as_typed(override: str, schema: type, defaults: Any) -> str:
                 f"cannot read {typed}: put texts with signs in quotes, [\"it's\",'a, b']"
             ) from error
         understood = False
-    return override if understood else f"{key}={quoted(value)}"
+    # 2026_11_21 is a name, though Hydra reads a number; where one is declared, 1_000 is converted to it.
+    named = re.fullmatch(r"\d+(_\d+)+", value)
+    return override if understood and not named else f"{key}={quoted(value)}"
 
 
 def _hint_of(hint: Any, path: Sequence[str]) -> Any:
@@ -185,7 +188,8 @@ def _build(schema: Any, value: Any) -> Any:
 def run_command(command: str, overrides: Sequence[str] = ()) -> None:
     """Run one command in this process, as `main` does, but let its errors through."""
     function, config = load_config(command, overrides)
-    function(config)
+    with typed_command(command, overrides):
+        function(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,15 +241,21 @@ def _as_overrides(arguments: Sequence[str]) -> list[str]:
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
-            overrides.append(argument)
+            key, equals, value = argument.partition("=")
+            overrides.append(f"{key}{equals}{_at_home(value)}")
             continue
         key, equals, value = argument.removeprefix("--").partition("=")
         if not equals:
             value = next(rest, None)
             if value is None or value.startswith("--"):
                 raise UsageError(f"'{argument}' has no value: write {argument} VALUE")
-        overrides.append(f"{key.replace('-', '_')}={value}")
+        overrides.append(f"{key.replace('-', '_')}={_at_home(value)}")
     return overrides
+
+
+def _at_home(value: str) -> str:
+    """A value in which `~/` stands for the home folder, in lists too: shells leave it after `=`."""
+    return re.sub(r"(^|[\[,]\s*)~(?=/|$)", lambda found: f"{found[1]}{Path.home()}", value)
 
 
 def _check_command(command: str) -> None:

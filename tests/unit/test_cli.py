@@ -22,7 +22,7 @@ from robo_reward.errors import DataError
 from robo_reward.evaluate.run import metric_table
 from robo_reward.metrics import Metric
 from robo_reward.schema import LiveMoment, ProgressEstimate
-from robo_reward.sources import command_line, name_sources
+from robo_reward.sources import command_line, name_sources, typed_command
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -159,10 +159,23 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
     assert (config.path, config.note, config.data) == (text, text, text)
 
 
-def test_a_folder_like_a_number_is_a_folder_where_a_path_is_declared() -> None:
+def test_a_folder_like_a_number_is_a_folder() -> None:
     pytest.importorskip("metaworld", reason="no simulator here: pip install 'robo-reward[sim]'")
-    _, config = cli.load_config("record", ["env=x", "out=2026_11_21"])
-    assert config.out == Path("2026_11_21")
+    _, config = cli.load_config("record", ["env=x", "out=2026_11_21", "episodes=1_000"])
+    assert (config.out, config.episodes) == (Path("2026_11_21"), 1000)
+    _, config = cli.load_config("launch", ["plan=replay", "plan.model=m", "plan.bag=2026_11_21"])
+    assert config.plan["bag"] == "2026_11_21"
+
+
+def test_a_tilde_is_the_home_folder_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`out=~/runs` made a folder named ~: shells expand it at the start of a word alone."""
+    monkeypatch.setenv("HOME", "/home/me")
+    heard: list[str] = []
+    monkeypatch.setattr(cli, "run_command", lambda _, overrides: heard.extend(overrides))
+    assert cli.main(["stub", "~x", "path=~/a", "data=[~/b, ~/c~/d,~x]", "--note-to", "~", "text='~/e'"]) == 0
+    assert heard == [
+        *("~x", "path=/home/me/a", "data=[/home/me/b, /home/me/c~/d,~x]", "note_to=/home/me", "text='~/e'"),
+    ]
 
 
 @pytest.mark.usefixtures("stub_command")
@@ -283,6 +296,9 @@ def test_the_command_in_a_report_is_one_that_runs() -> None:
     _, config = cli.load_config("evaluate", typed[2:])
     assert (config.data, config.model, config.out) == (["run (1)", "c d"], "it's", "o")
     assert command_line("evaluate", {"data": "a"}) == "robo-reward evaluate data=a"
+    with typed_command("evaluate", ["data=a b", "device=cuda"]):
+        assert command_line("evaluate", {"data": "a b"}) == "robo-reward evaluate 'data=a b' device=cuda"
+        assert command_line("compare", {"test": "t"}) == "robo-reward compare test=t"
     assert [name_sources(paths) for paths in ("a", ["a", "b"], list("abcd"))] == ["a", "[a,b]", "4 stores"]
 
 
