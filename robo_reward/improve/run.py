@@ -429,6 +429,7 @@ class _Session:
         self.learner.load_state_dict(state["learner"])
         self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
         self.done, self.seconds = state["done"], state["seconds"]
+        _check_not_beyond(self.folder, self.done, self.config.rollouts)
         self.clone_error = state["clone_error"]
         self.best = None if state["best"] is None else _Best(**state["best"])
         for index in range(self.done):
@@ -518,7 +519,10 @@ def _model_version(folder: str | None) -> str:
 
 
 def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """The numbers of this very run where it is finished; None where it may be begun or gone on with."""
+    """The numbers of this very run where it is finished; None where it may be begun or gone on with.
+
+    A run that was finished goes on where more rollouts are asked for: nothing in it depends on their number.
+    """
     path = folder / _RUN_FILE
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -529,17 +533,29 @@ def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, An
         raise CheckpointError(
             f"'{folder}' is a run with other {', '.join(changed)}: choose another out=, or delete it"
         )
+    wanted = claim["config"]["rollouts"]
     if (folder / _METRICS).is_file():
-        return json.loads((folder / _METRICS).read_text(encoding="utf-8"))
-    if not resume:
+        metrics = json.loads((folder / _METRICS).read_text(encoding="utf-8"))
+        if metrics["rollouts"] >= wanted:
+            _check_not_beyond(folder, metrics["rollouts"], wanted)
+            return metrics
+    elif not resume:
         raise CheckpointError(f"'{folder}' is a half-finished run: resume=true goes on, or delete it")
     return None
+
+
+def _check_not_beyond(folder: Path, done: int, wanted: int) -> None:
+    if done > wanted:
+        raise CheckpointError(
+            f"'{folder}' has {done} rollouts already: say rollouts={done} or more, or choose another out="
+        )
 
 
 def _changed(found: dict[str, Any], claim: dict[str, Any]) -> list[str]:
     """What a claim says otherwise than the one that was found."""
     old, new = found.get("config", {}), claim["config"]
-    changed = sorted(key for key in {*old, *new} - {"model"} if old.get(key) != new.get(key))
+    judged = {*old, *new} - {"model", "rollouts"}
+    changed = sorted(key for key in judged if old.get(key) != new.get(key))
     if (old.get("model") is None) != (new.get("model") is None):
         changed.append("model")  # by its version, below, where there is one
     if found.get("demonstrations") != claim["demonstrations"]:

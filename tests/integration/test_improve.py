@@ -156,6 +156,21 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_finished_run_goes_on_when_more_rollouts_are_asked_for(tmp_path: Path) -> None:
+    options = [*BLIND, "evaluate_every=2", "learner.clone_steps=50"]
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    reference = go(whole, *options, "rollouts=4")
+    assert go(longer, *options, "rollouts=2")["rollouts"] == 2
+    found = go(longer, *options, "rollouts=4", "resume=false")
+    assert {**found, "wall_seconds": 0} == {**reference, "wall_seconds": 0}
+    ours, theirs = policy_of(whole), policy_of(longer)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for part in ("metrics.json", "state.pt"):  # finished, and killed before it was
+        with pytest.raises(CheckpointError, match="has 4 rollouts already: say rollouts=4 or more"):
+            go(longer, *options, "rollouts=3")
+        (longer / part).unlink()
+
+
 def test_a_run_whose_model_or_demonstrations_have_become_others_is_left_alone(
     reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
