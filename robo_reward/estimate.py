@@ -84,6 +84,10 @@ class Tracker:
         self._time_s[index] = np.nan
         self._readout.reset(index)
 
+    def gap(self) -> None:
+        """What comes next does not follow on what came last: nothing is said of the way between them."""
+        self._time_s[:] = np.nan
+
     def estimates(self, moments: Moments, reasons: Sequence[str]) -> Estimates:
         """Estimates of the b * t next moments, row by row; `reasons[i]` is why moment i is invalid, or "".
 

@@ -49,6 +49,7 @@ class Arrived:
     """One moment of n streams, sorted.
 
     views     for each stream, images u8[h, w, 3] at the model's size by camera; {} where it has none
+    counts    i64[n] how many cameras each stream has, of those that the model was trained on
     live      bool[n] where there is something to say;  fresh  bool[n] where an episode begins
     seconds   f64[n] since the episode's first moment
     body      f32[n, p] proprioception, NaN where missing; None where the model takes none
@@ -56,16 +57,12 @@ class Arrived:
     """
 
     views: Sequence[Mapping[str, np.ndarray]]
+    counts: Int64[np.ndarray, " n"]
     live: Bool[np.ndarray, " n"]
     fresh: Bool[np.ndarray, " n"]
     seconds: Float64[np.ndarray, " n"]
     body: Float32[np.ndarray, "n p"] | None
     reasons: Sequence[str]
-
-    @property
-    def counts(self) -> Int64[np.ndarray, " n"]:
-        """How many cameras each stream has."""
-        return np.array([len(views) for views in self.views], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -221,8 +218,10 @@ class LiveBatch:
     ) -> Arrived:
         live = np.array([not reason for reason in reasons])
         begun = np.array([start is not None for start in self._start_ns])
+        views = [g.views if not reason else {} for g, reason in zip(given, reasons, strict=True)]
         return Arrived(
-            views=[g.views if not reason else {} for g, reason in zip(given, reasons, strict=True)],
+            views=views,
+            counts=np.array([len(self._engine.config.trained(tuple(v))) for v in views], dtype=np.int64),
             live=live,
             fresh=live & ~begun,
             seconds=np.array(

@@ -76,7 +76,7 @@ def trained_cameras(model: ProgressModel, info: EpisodeInfo) -> tuple[str, ...]:
 
     One that training left out on purpose has no name to the model, and bands that know nothing of it.
     """
-    return tuple(camera for camera in info.cameras if camera in model.config.cameras) or info.cameras
+    return model.config.trained(info.cameras)
 
 
 @torch.inference_mode()

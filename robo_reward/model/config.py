@@ -72,6 +72,10 @@ class ModelConfig:
         """Stages of the longest task: the size of the stage head."""
         return max(len(task.stage_names) for task in self.tasks)
 
+    def trained(self, cameras: Sequence[str]) -> tuple[str, ...]:
+        """Those of the cameras that the model was trained on, or all where it was trained on none of them."""
+        return tuple(camera for camera in cameras if camera in self.cameras) or tuple(cameras)
+
     def task_of(self, instruction: str) -> int | None:
         """Index of the task that an instruction names, or None where no task knows it."""
         for index, task in enumerate(self.tasks):

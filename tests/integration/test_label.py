@@ -26,6 +26,7 @@ from robo_reward.errors import DataError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import encode_episode, estimate_episode
+from robo_reward.shaping import Gated, potentials
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.lerobot import LeRobot
 from robo_reward_data.importers.run import import_recordings
@@ -189,6 +190,28 @@ def test_between_decisions_the_last_one_holds(labelled_sources: Path, tmp_path: 
     progress = table["progress_sparse"].to_numpy()[: LENGTHS[0]]
     np.testing.assert_array_equal(progress, np.repeat(progress[::4], 4))
     assert len(np.unique(progress)) == 6
+    # A potential that remembers is asked once a decision: what holds is no further evidence.
+    shaping = table["shaping"].to_numpy()
+    careful = ["shaping=gated", "shaping.potential.limit=0.5", "overwrite=true"]
+    assert label(labelled_sources, dataset, "fps=5", *careful) == 0
+    gated = pq.ParquetFile(dataset / "sarm_progress.parquet").read()["shaping"].to_numpy()
+    phi = np.repeat(potentials(Gated(0.5), progress[::4], table["std"].to_numpy()[: LENGTHS[0] : 4]), 4)
+    np.testing.assert_allclose(gated[: LENGTHS[0] - 1], 0.99 * phi[1:] - phi[:-1], atol=1e-5)
+    assert not np.allclose(gated[: LENGTHS[0] - 1], shaping[: LENGTHS[0] - 1], atol=1e-3)
+
+
+def test_a_linked_folder_is_refused_in_place_and_copied_elsewhere(
+    labelled_sources: Path, tmp_path: Path
+) -> None:
+    """Videos on another disk: they were left out of the new dataset, and the link was gone."""
+    dataset = copy_of(labelled_sources / "video", tmp_path / "video")
+    (dataset / "videos").rename(tmp_path / "far")
+    (dataset / "videos").symlink_to(tmp_path / "far")
+    before = sorted(path.name for path in (tmp_path / "far").rglob("*"))
+    assert label(labelled_sources, dataset, "in_place=true") == 1
+    assert (dataset / "videos").is_symlink()
+    assert label(labelled_sources, dataset, f"out={tmp_path / 'copy'}") == 0
+    assert sorted(path.name for path in (tmp_path / "copy/videos").rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -34,6 +34,10 @@ import huggingface_hub, shutil
 from lerobot.rewards.factory import (
     make_reward_model, make_reward_model_config, make_reward_pre_post_processors
 )
+from dataclasses import replace
+from robo_reward.checkpoint import Checkpoint
+from robo_reward.errors import DataError
+from robo_reward.fusion import FusionParameters
 from robo_reward.offline import encode_episode, estimate_episode
 import robo_reward
 
@@ -113,14 +117,37 @@ for _ in range(2):  # one live episode, then another
     shown = [{"task": "fill the bar", **{k: v[t] for k, v in images.items()}} for t in range(20)]
     live = [float(loaded.compute_reward(prepare(moment))) for moment in shown]
     np.testing.assert_allclose(live, truth.progress, atol=1e-5)
+# At three times the rate every third moment is asked for; between them the last estimate holds.
+fast = make_reward_model(replace(loaded.config, fps=30.0, stride=3))
+held = [float(fast.compute_reward(prepare(shown[t // 3]))) for t in range(60)]
+np.testing.assert_allclose(held, np.repeat(truth.progress, 3), atol=1e-5)
+# Fused perspectives: hops from the first frame start from what was said there, wherever a window begins.
+forward = Calibration(fusion=FusionParameters(active=("forward",)))
+fused = estimate_episode(checkpoint.model, encode_episode(checkpoint.model, reader), forward)
+hopping = plugin.RoboProgressRewardModel(loaded.config, Checkpoint(checkpoint.model, forward))
+np.testing.assert_allclose(hopping.compute_reward(prepare(batch)), fused.progress[moments], atol=1e-5)
+assert np.abs(fused.progress - truth.progress).max() > 1e-3
+# Proprioception reaches the model, and is asked for.
+bodily = ProgressModel(replace(config, proprio_dim=2))
+felt = plugin.RoboProgressRewardModel(loaded.config, Checkpoint(bodily, Calibration()))
+body = torch.linspace(-1, 1, 40).reshape(20, 2)
+own = MemoryReader(replace(toy_episode(1, length=20), proprio=body.numpy()))
+sensed = estimate_episode(bodily, encode_episode(bodily, own), Calibration())
+where = torch.tensor([[t + d for d in deltas] for t in moments]).clamp(0)
+said = felt.compute_reward({**prepare(batch), "observation.state": body[where]})
+np.testing.assert_allclose(said, sensed.progress[moments], atol=1e-5)
+try:
+    felt.compute_reward(prepare(batch))
+except DataError as error:
+    assert "2 numbers of proprioception" in str(error)
+else:
+    raise AssertionError("it would have said something else than label")
 # Another instruction is another episode, also where nobody says reset.
 other = {**shown[0], "task": "another wording"}
 begun = float(loaded.compute_reward(prepare(other)))
 loaded.reset()
 assert float(loaded.compute_reward(prepare(other))) == begun
 # Without an instruction a model of several tasks takes none for granted.
-from dataclasses import replace
-from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import ConfigError
 several = replace(config, tasks=(task, replace(task, instructions=("empty the bar",))))
 undecided = plugin.RoboProgressRewardModel(loaded.config, Checkpoint(ProgressModel(several), Calibration()))

@@ -53,11 +53,11 @@ def compressed(stamp_ns: int, image: np.ndarray) -> Any:
     return TYPES["sensor_msgs/msg/CompressedImage"](header(stamp_ns), "png", data.reshape(-1))
 
 
-def joints(stamp_ns: int, values: Iterable[float]) -> Any:
+def joints(stamp_ns: int, values: Iterable[float], names: Iterable[str] = ()) -> Any:
     nothing = np.zeros(0)
     position = np.array(list(values), np.float64)
-    names = [f"j{index}" for index in range(len(position))]
-    return TYPES["sensor_msgs/msg/JointState"](header(stamp_ns), names, position, nothing, nothing)
+    named = list(names) or [f"j{index}" for index in range(len(position))]
+    return TYPES["sensor_msgs/msg/JointState"](header(stamp_ns), named, position, nothing, nothing)
 
 
 def text(data: str) -> Any:
@@ -126,6 +126,23 @@ def test_pixels_joints_and_commands(tmp_path: Path, storage: StoragePlugin) -> N
     proprio, actions = episode.read_proprio(), episode.read_actions()
     np.testing.assert_array_equal(proprio[:, 0], np.arange(12) * 5)
     np.testing.assert_array_equal(actions[:, 0], np.arange(12) * 10.0)
+
+
+def test_joints_have_one_order_whatever_order_a_session_publishes_them_in(tmp_path: Path) -> None:
+    """A driver that was started again may list them otherwise: they were imported as they came."""
+    write_bag(tmp_path / "bags" / "first", Robot().events())
+    turned = [
+        (
+            at,
+            topic,
+            joints(at - LATE, message.position[::-1], ("j1", "j0")) if topic == "/joint_states" else message,
+        )
+        for at, topic, message in Robot().events()
+    ]
+    write_bag(tmp_path / "bags" / "second", [(at + 1, *rest) for at, *rest in turned])
+    first, second = (episode.read_proprio() for episode in load(tmp_path / "bags", tmp_path / "store"))
+    np.testing.assert_array_equal(first, second)
+    assert len(np.unique(first)) > 2
 
 
 def test_the_same_recording_has_one_uid_whatever_its_format(tmp_path: Path) -> None:
@@ -270,6 +287,22 @@ def _add(*extra: Event) -> Callable[[list[Event]], list[Event]]:
             "marker 'end' .* comes before any 'start'",
         ),
         (_add((START, "/episode_marker", text("end: maybe"))), {}, "marker 'end: maybe' must be"),
+        (
+            _add((START + SECOND, "/joint_states", joints(START + SECOND, (1, 2), ("j0", "other")))),
+            {"proprio": "/joint_states"},
+            "proprio on '/joint_states' are of j0, j1 first, and here of j0, other",
+        ),
+        (
+            _add(
+                (
+                    START + 2 * SECOND,
+                    "/wrist/image_raw/compressed",
+                    compressed(START, np.zeros((6, 8, 3), np.uint8)),
+                )
+            ),
+            {},
+            "stamps on '/wrist/image_raw/compressed' go back at message 12",
+        ),
     ],
 )
 def test_refusals(

@@ -116,6 +116,11 @@ def test_moments_from_before_the_episode_or_the_last_reset_are_left_out(judge: E
     assert judge.push({"a": RGB}, 6, epoch=judge.epoch) is not None
     assert judge.push({"a": RGB}, 1, generation=2, reset="the clock jumped") is not None
     assert judge.push({"a": RGB}, 7, generation=1) is None
+    # A node that is activated again counts resets anew, and its stamps may be earlier.
+    judge.renew()
+    moment = judge.push({"a": RGB}, 1, generation=0)
+    assert moment is not None
+    assert moment.estimate.progress == 0.1  # the stream began anew
 
 
 def test_a_reset_is_paid_as_invalid_once_and_both_sides_add_up(judge: EpisodeJudge) -> None:

@@ -376,8 +376,13 @@ def test_an_arm_that_pushes_is_not_taken_for_one_that_was_moved() -> None:
         ({"tolerance": 0.0}, "tolerance must be more than 0"),
         ({"state": (0, 1)}, "state has 2 values for 1 component"),
         ({"rest": 3.0, "high": 1.0, "state": (-1,)}, "rest 3.0 is outside"),
+        ({"kind": Kind.VELOCITY, "high": 1.0, "state": (-1,)}, "velocity whose position nothing measures"),
+        ({"state": (-2,)}, "state is -2: an index, or -1"),
     ],
 )
 def test_limits_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Those that could not be enforced too."""
     with pytest.raises(ConfigError, match=message):
         limits(**changes)
+    with pytest.raises(ConfigError, match="three indices, or -1 alone"):
+        Workspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (-1, -1, -1))

@@ -43,6 +43,7 @@ def test_udp_alone_is_chosen(given: dict[str, str], expected: dict[str, str]) ->
     [
         ({NEW: "mine.xml"}, NEW),
         ({OLD: "mine.xml"}, OLD),
+        ({"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}, "FASTDDS_BUILTIN_TRANSPORTS"),
         ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": "robot"}, "ROS_STATIC_PEERS"),
     ],
 )

@@ -197,6 +197,10 @@ def test_missing_cameras_and_strange_scenes_widen_the_band() -> None:
     unwidened = Stream(plain, TASK).push({"front": images["front"]}, 0)
     assert one.std == pytest.approx(1.5 * unwidened.std, rel=1e-5)
     assert both.note == one.note == ""
+    # Another camera, of which the model knows nothing, does not stand in for one that is gone.
+    strange = {"front": images["front"], "overhead": images["wrist"]}
+    wide, narrow = (Stream(chosen, TASK).push(strange, 0).std for chosen in (CHECKPOINT, plain))
+    assert wide == pytest.approx(1.5 * narrow, rel=1e-5)
     limit = both.novelty * 1e9 / 4.0  # this very scene is four times as strange as 1 % of calibration
     strange = replace(CHECKPOINT, calibration=replace(CALIBRATION, novelty_limit=limit))
     found = Stream(strange, TASK).push(images, 0)

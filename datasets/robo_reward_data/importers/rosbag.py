@@ -60,6 +60,9 @@ class RosBags:
         self.proprio, self.actions, self.markers = proprio, actions, markers
         self.instruction = instruction or ""
         self.slop_ns = round(slop_s * 1e9)
+        self.joints: dict[
+            str, tuple[str, ...]
+        ] = {}  # names of a topic's values, in the order of its first message
 
     def recordings(self, path: Path) -> Sequence[BagEpisode]:
         """Every episode of every bag, by the bag's name and in order of time.
@@ -71,6 +74,10 @@ class RosBags:
         for bag_path in find_bags(path.resolve()):
             with open_bag(bag_path) as bag:
                 episodes = marked_episodes(bag, self.markers)
+                for topic in {self.proprio, self.actions} - {None, *self.joints}:
+                    first = next(iter(bag.messages(topic, *bag.span_ns)), None)
+                    if first is not None:
+                        self.joints[topic] = _joints(first.content)
             names = [f"{bag_path.stem}-episode_{index:03d}" for index in range(len(episodes))]
             if len(episodes) == 1:
                 names = [bag_path.stem]
@@ -234,7 +241,17 @@ class BagEpisode:
         for message in bag.messages(topic, self.marked.start_ns, self.marked.end_ns):
             stamps.append(message.stamp_ns)
             received.append(message.received_ns)
-        return _place(topic, np.array(stamps, np.int64), np.array(received, np.int64), reference, received_ns)
+        track = _place(
+            topic, np.array(stamps, np.int64), np.array(received, np.int64), reference, received_ns
+        )
+        # Pictures are read once, in the order of receipt.
+        if (late := np.flatnonzero(np.diff(track.places) < 0)).size:
+            place = int(track.places[late[0]])
+            raise DataError(
+                f"{self.place}: stamps on '{topic}' go back at message {place} of the episode, to "
+                f"{stamps[place]} ns: record it in order, or leave the camera out with source.cameras"
+            )
+        return track
 
     def _table(
         self,
@@ -248,7 +265,7 @@ class BagEpisode:
             return None, None
         bag.check(topic, _VECTORS, what)
         messages = list(bag.messages(topic, self.marked.start_ns, self.marked.end_ns))
-        rows = [_vector(message.content) for message in messages]
+        rows = self._rows(what, topic, [message.content for message in messages])
         if not rows:
             raise DataError(f"{self.place}: no {what} on '{topic}' in this episode")
         sizes = {len(row) for row in rows}
@@ -257,6 +274,23 @@ class BagEpisode:
         stamps = np.array([message.stamp_ns for message in messages], np.int64)
         received = np.array([message.received_ns for message in messages], np.int64)
         return _place(topic, stamps, received, reference, received_ns), np.stack(rows)
+
+    def _rows(self, what: str, topic: str, contents: Sequence[Any]) -> list[Float32[np.ndarray, " d"]]:
+        """The values of each message; joints in the order that the first bag's first message has them in."""
+        names = self.importer.joints.get(topic, ())
+        rows: list[Float32[np.ndarray, " d"]] = []
+        for content in contents:
+            row, own = _vector(content), _joints(content)
+            if own != names:
+                if sorted(own) != sorted(names) or len(set(own)) < len(own):
+                    before, now = (", ".join(each) or "joints without names" for each in (names, own))
+                    raise DataError(
+                        f"{self.place}: {what} on '{topic}' are of {before} first, and here of {now}: "
+                        "has it several publishers? Import one kind at a time"
+                    )
+                row = row[[own.index(name) for name in names]]
+            rows.append(row)
+        return rows
 
     def _kept(
         self, reference: Int64[np.ndarray, " n"], tracks: Sequence[_Track], options: Options
@@ -365,6 +399,12 @@ def _place(
 def _vector(content: Any) -> Float32[np.ndarray, " d"]:
     values = content.position if hasattr(content, "position") else content.data
     return np.asarray(values, np.float32)
+
+
+def _joints(content: Any) -> tuple[str, ...]:
+    """Names of a message's values; () where they have none, or not one each."""
+    names = tuple(getattr(content, "name", ()))
+    return names if hasattr(content, "position") and len(names) == len(content.position) else ()
 
 
 def _first_size(stream: FrameStream) -> tuple[int, int]:

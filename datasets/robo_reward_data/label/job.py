@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from robo_reward.checkpoint import Checkpoint, load_checkpoint
 from robo_reward.errors import DataError
 from robo_reward.offline import resolve_task
-from robo_reward_data._files import replace_file
+from robo_reward_data._files import publish_file, replace_file
 from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode, success_column
 from robo_reward_data.importers.resample import select_frames
 from robo_reward_data.label.watch import Watched, WatchedEpisode, watch
@@ -43,9 +43,11 @@ PART = pa.schema(
         ("valid", pa.bool_()),
         ("reason", pa.string()),
         ("done", pa.bool_()),
+        ("decided", pa.bool_()),
     ]
 )
-"""Columns of a part; `done`: the dataset says that the task is done here, null where it says nothing."""
+"""Columns of a part; `done`: the dataset says that the task is done here, null where it says nothing;
+`decided`: the model was asked at this frame, elsewhere its last answer holds."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,20 @@ class Parts:
         replace_file(self.folder / "job.json", text)
 
     def finished(self) -> set[int]:
-        """Episodes that are done."""
-        return {int(path.stem.split("_")[1]) for path in self.folder.glob("episode_*.parquet")}
+        """Episodes that are done; what a power cut or another version has left of one counts as nothing."""
+        paths = self.folder.glob("episode_*.parquet")
+        return {int(path.stem.split("_")[1]) for path in paths if _is_part(path)}
 
     def read(self, episode: int) -> pa.Table:
         """The estimates of one episode, one row a frame."""
         return pq.ParquetFile(part_path(self.folder, episode)).read()
+
+
+def _is_part(path: Path) -> bool:
+    try:
+        return pq.read_schema(path).equals(PART)
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def part_path(folder: Path, episode: int) -> Path:
@@ -209,6 +219,7 @@ def _part(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode, watched: Wa
         "success": held >= (len(kept) if at is None else at),
         "reason": [watched.reason[index] for index in held],
         "done": [None] * length if done is None else done,
+        "decided": np.isin(np.arange(length), kept),
     }
     return pa.table([pa.array(columns[f.name], f.type) for f in PART], schema=PART)
 
@@ -216,4 +227,4 @@ def _part(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode, watched: Wa
 def _write(path: Path, table: pa.Table) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, draft)
-    draft.replace(path)
+    publish_file(draft, path)

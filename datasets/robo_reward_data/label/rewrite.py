@@ -60,9 +60,9 @@ def rewrite_dataset(root: Path, out: Path | None, change: Change) -> None:
     target = root if out is None else out.absolute()
     if out is not None and target.exists():
         raise DataError(f"{target} exists: choose another out")
+    files = _files(root, in_place=out is None)
     draft = target.with_name(f".{target.name}.rewriting")
     _remember_source(draft, root)
-    files = {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
     place = _copy if out is not None else _link
     for relative in sorted(files - {Path(name) for name in change.files}):
         make = _maker(relative, change)
@@ -84,6 +84,22 @@ def rewrite_dataset(root: Path, out: Path | None, change: Change) -> None:
             path.unlink()
     sync_tree(draft)
     _publish(draft, target, in_place=out is None)
+
+
+def _files(root: Path, in_place: bool) -> set[Path]:
+    """Every file below `root`, by its path there, also behind links to folders."""
+    found: set[Path] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        place = Path(folder)
+        linked = [name for name in folders if (place / name).is_symlink()]
+        if linked and in_place:
+            link = place / linked[0]
+            raise DataError(
+                f"{link} is a link to {link.resolve()}: in place, it would become a folder of its own; "
+                "write to out=FOLDER instead"
+            )
+        found |= {(place / name).relative_to(root) for name in names if (place / name).is_file()}
+    return found
 
 
 def _remember_source(draft: Path, root: Path) -> None:

@@ -65,7 +65,11 @@ def shape(part: pa.Table, fps: float, recipe: Recipe) -> np.ndarray:
     ends = {"auto": bool(part["done"][-1].as_py()), "terminated": True, "truncated": False}
     terminated = np.arange(length) == (length - 1 if ends[recipe.episode_end] else length)
     function = instantiate(config.potential) if config.potential else Standard()
-    phi = potentials(function, part["progress"].to_numpy(), part["std"].to_numpy())
+    # A potential that remembers, such as a gated one, is asked once a decision, and holds between them.
+    decided = part["decided"].to_numpy(zero_copy_only=False)
+    asked = part.filter(part["decided"])
+    phi = potentials(function, asked["progress"].to_numpy(), asked["std"].to_numpy())
+    phi = phi[np.cumsum(decided) - 1]
     steps = 1.0 if config.reference_s is None else 1.0 / (fps * config.reference_s)
     discount = step_discounts(config.discount, np.full(length, steps), terminated)
     terms = shaping_terms(np.append(phi, np.nan), discount, config.carry_limit)

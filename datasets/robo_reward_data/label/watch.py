@@ -141,7 +141,7 @@ class _Lane:
             context=self.context,
             time_s=((stamps[rows] - stamps[0]) * 1e-9)[None],
             live=everything,
-            views=np.full(everything.shape, len(self.episode.frames)),
+            views=np.full(everything.shape, len(self.model.config.trained(tuple(self.episode.frames)))),
         )
         self.said.append(self._tracker.estimates(moments, [""] * self.fresh))
         self.past = torch.cat([self.past, state])[-reach:]

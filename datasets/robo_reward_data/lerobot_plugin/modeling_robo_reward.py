@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robo_reward.checkpoint import Checkpoint, foreign_parts, load_checkpoint, save_checkpoint
 from robo_reward.errors import CheckpointError, DataError
-from robo_reward.estimate import Moments, Tracker
+from robo_reward.estimate import Estimates, Moments, Tracker
 from robo_reward.model.progress_model import Context
 from robo_reward.offline import episode_context, resize_frames
 from robo_reward.stream import BatchStream
@@ -59,6 +59,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         self._stream: BatchStream | None = None
         self._told: list[str] = []
         self._ticks = 0
+        self._said = torch.zeros(0)
 
     @classmethod
     def from_pretrained(
@@ -156,7 +157,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
 
         Raises:
             ConfigError: a batch without `task`, no `config.instruction`, and a model of several tasks.
-            DataError: a batch without images, or with images of another shape.
+            DataError: a batch without images, or with images or proprioception of another shape.
         """
         views = self._views(batch)
         axes = {image.ndim for image in views.values()}
@@ -164,7 +165,8 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
             raise DataError(f"images have {sorted(axes)} axes: all must be [b, c, h, w] or [b, t, c, h, w]")
         size = len(next(iter(views.values())))
         texts = self._texts(batch, size)
-        return self._live(views, texts) if axes == {4} else self._windows(views, texts, batch)
+        body = self._body(batch, max(axes))
+        return self._live(views, texts, body) if axes == {4} else self._windows(views, texts, batch, body)
 
     def _views(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Images by camera, whatever prefix LeRobot gave them."""
@@ -195,18 +197,37 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         rgb = images.to(device="cpu", dtype=torch.uint8).permute(0, 2, 3, 1).numpy()
         return resize_frames(np.ascontiguousarray(rgb), self.model.config.image_size)
 
-    def _live(self, views: Mapping[str, Tensor], texts: list[str]) -> Tensor:
+    def _body(self, batch: Mapping[str, Any], axes: int) -> Tensor | None:
+        """Proprioception f32[b, p] or [b, t, p], as the images have it; None where the model takes none."""
+        size = self.model.config.proprio_dim
+        if not size:
+            return None
+        state = batch.get("observation.state")
+        if not isinstance(state, Tensor) or state.ndim != axes - 2 or state.shape[-1] != size:
+            found = "none" if not isinstance(state, Tensor) else f"{list(state.shape)}"
+            raise DataError(
+                f"the model was trained with {size} numbers of proprioception: observation.state must be "
+                f"[b, {size}], or [b, t, {size}] beside windows of images, and is {found}"
+            )
+        return state.detach().float().cpu()
+
+    def _live(self, views: Mapping[str, Tensor], texts: list[str], body: Tensor | None) -> Tensor:
         if self._stream is None or self._told != texts:
             self._stream, self._told, self._ticks = BatchStream(self._checkpoint, texts), texts, 0
-        pixels = {name: self._pixels(images) for name, images in views.items()}
-        stamp = round(self._ticks * 1e9 / self.config.fps)
-        shown = [{name: rgb[row] for name, rgb in pixels.items()} for row in range(len(texts))]
-        found = self._stream.push(shown, [stamp] * len(texts))
         self._ticks += 1
+        if (self._ticks - 1) % self.config.stride:
+            return self._said.clone()  # between the model's moments the last estimate holds
+        pixels = {name: self._pixels(images) for name, images in views.items()}
+        stamp = round((self._ticks - 1) * 1e9 / self.config.fps)
+        shown = [{name: rgb[row] for name, rgb in pixels.items()} for row in range(len(texts))]
+        found = self._stream.push(shown, [stamp] * len(texts), None if body is None else list(body.numpy()))
         values = [e.progress if self.config.output == "progress" else e.success_prob for e in found]
-        return torch.tensor(values, dtype=torch.float32)
+        self._said = torch.tensor(values, dtype=torch.float32)
+        return self._said.clone()
 
-    def _windows(self, views: Mapping[str, Tensor], texts: list[str], batch: Mapping[str, Any]) -> Tensor:
+    def _windows(
+        self, views: Mapping[str, Tensor], texts: list[str], batch: Mapping[str, Any], body: Tensor | None
+    ) -> Tensor:
         """What a stream that saw the window would say at its end."""
         model, device = self.model, self.model.no_goal.device
         rows, length = next(iter(views.values())).shape[:2]
@@ -225,16 +246,26 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         back = torch.tensor(self.config.observation_delta_indices[1:][-(length - 1) :], dtype=torch.float64)
         time_s = (back / self.config.fps).to(device).expand(rows, -1)
         live = seen[:, 1:].any(dim=2)
-        moments = Moments(
-            prediction=model(state[:, 1:], context, time_s, live, None),
-            state=state[:, 1:],
-            context=context,
-            time_s=time_s.cpu().numpy(),
-            live=live.cpu().numpy(),
-            views=seen[:, 1:].sum(dim=2).cpu().numpy(),
-        )
+        body = None if body is None else body.to(device)
+        trained = torch.tensor([name in model.config.trained(tuple(views)) for name in views], device=device)
         tracker = Tracker(model, self._checkpoint.calibration, rows)
-        found = tracker.estimates(moments, ["" if alive else "not seen" for alive in moments.live.ravel()])
+
+        def estimates(span: slice, times: Tensor, there: Tensor) -> Estimates:
+            shown = None if body is None else body[:, span]
+            moments = Moments(
+                prediction=model(state[:, span], context, times, there, shown),
+                state=state[:, span],
+                context=context,
+                time_s=times.cpu().numpy(),
+                live=there.cpu().numpy(),
+                views=(seen[:, span] & trained).sum(dim=2).cpu().numpy(),
+            )
+            return tracker.estimates(moments, ["" if alive else "not seen" for alive in moments.live.ravel()])
+
+        # Hops from the first frame start from what was said there. Windows with padding have it in them.
+        estimates(slice(0, 1), torch.zeros_like(time_s[:, :1]), live.all(dim=1, keepdim=True))
+        tracker.gap()
+        found = estimates(slice(1, None), time_s, live)
         said = found.progress if self.config.output == "progress" else found.success_prob
         return torch.from_numpy(said.reshape(rows, -1)[:, -1].copy())
 

@@ -105,6 +105,8 @@ class BagPlayer(Node):
             )
         if self._value("publish_clock"):
             chosen.append(_CLOCK)
+        elif _CLOCK not in wanted:
+            chosen = [topic for topic in chosen if topic != _CLOCK]  # another one may be running
         return {topic: kind for topic, kind in there.items() if topic in chosen}
 
     def _play(self) -> None:

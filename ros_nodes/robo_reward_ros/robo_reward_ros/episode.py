@@ -164,6 +164,17 @@ class EpisodeJudge:
         """Stamp of the running episode's last moment, None before its first and outside one."""
         return self._last_ns if self._episode_id else None
 
+    def renew(self) -> None:
+        """What comes from now on is of another series of stamps, whose generations begin at 0 again."""
+        with self._lock:
+            self._generation = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        self._stream.reset()
+        if self._watch is not None:
+            self._watch.reset()
+
     def settle(self, shaper: Callable[[], Shaper], rewards: TaskRewards) -> None:
         """Pay by other settings, from the next episode on: within one, shaping would not add up."""
         with self._lock:
@@ -240,9 +251,7 @@ class EpisodeJudge:
                 return None
             fresh, self._generation = generation > self._generation, generation
             if fresh:
-                self._stream.reset()
-                if self._watch is not None:
-                    self._watch.reset()
+                self._forget()
             # Models of other systems may take images alone.
             body = () if proprio is None else (proprio,)
             estimate = self._stream.push(images, stamp_ns, *body)

@@ -74,6 +74,13 @@ _ALL: dict[str, _Parameter] = {
     "discount_reference_s": _Parameter(
         0.1, "seconds over which the discount applies; 0: per decision", 0.0, 3600.0, live=True
     ),
+    "stale_s": _Parameter(
+        2.0,
+        "an episode that is cut off this long after its last estimate has no last shaping",
+        0.01,
+        1e6,
+        live=True,
+    ),
     "kappa": _Parameter(1.0, "scale of the shaping; 0: the task reward alone", 0.0, 1e6, live=True),
     "potential": _Parameter("robo_reward.shaping.Standard", "import path of the potential", live=True),
     "potential_arguments": _Parameter("{}", "its arguments, as JSON", live=True),
@@ -205,6 +212,7 @@ def _settings(values: dict[str, Any]) -> Settings:
             discount=values["discount"],
             kappa=values["kappa"],
             reference_s=values["discount_reference_s"] or None,
+            stale_s=values["stale_s"],
         ),
     )
 

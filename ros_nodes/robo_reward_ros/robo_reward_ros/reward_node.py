@@ -151,10 +151,12 @@ class RewardNode(LifecycleNode):
 
     def _activate(self) -> None:
         settings = self._settings
+        self._judge.renew()  # a new aligner counts the generations of stamps from 0
         self._aligner: Aligner[Any] = Aligner([camera.name for camera in settings.cameras], settings.aligner)
         self._pacer, self._overlay = Pacer(settings.rate_hz), Overlay()
         self._latency, self._inference = Timings(), Timings()
         self._decisions = self._invalid = 0
+        self._failure = ""
         self._last_set_ns = self._now()
         self._started_ns = 0
         self._overlay_due = 0
@@ -172,7 +174,7 @@ class RewardNode(LifecycleNode):
             else None
         )
         self._deadline = self.create_timer(
-            max(settings.wait_s, 0.001), self._on_deadline, clock=self._steady, autostart=False
+            self._wait_ns() * 1e-9, self._on_deadline, clock=self._steady, autostart=False
         )
         self._health = self.create_timer(_HEALTH_S, self._on_health, clock=self._steady)
         self._jumps = self.get_clock().create_jump_callback(
@@ -280,6 +282,10 @@ class RewardNode(LifecycleNode):
         if self._running:
             self._aligner.settings = self._settings.aligner
             self._pacer.rate_hz = self._settings.rate_hz
+            self._deadline.timer_period_ns = self._wait_ns()
+
+    def _wait_ns(self) -> int:
+        return max(round(self._settings.wait_s * 1e9), 1_000_000)
 
     # --- images ------------------------------------------------------------------------------------------
 
@@ -326,9 +332,9 @@ class RewardNode(LifecycleNode):
             try:
                 pixels[camera.settings.model_name] = camera.decode(message)
                 camera.problem = ""
-            except RoboRewardError as error:
-                camera.problem = str(error)
-                problems.append(str(error))
+            except (RoboRewardError, cv2.error) as error:
+                camera.problem = " ".join(str(error).split())
+                problems.append(camera.problem)
                 missing.append(name)
         reported = self._success_ns
         moment = self._judge.push(
@@ -344,6 +350,7 @@ class RewardNode(LifecycleNode):
         if moment is None:
             return
         self._publish(moment, images.reference, missing)
+        self._failure = ""
         self._inference.add((self._now() - began) * 1e-6)
         self._latency.add((self.get_clock().now().nanoseconds - images.stamp_ns) * 1e-6)
         self._decisions += 1
@@ -356,7 +363,10 @@ class RewardNode(LifecycleNode):
         return self._proprio.at(stamp, round(self._settings.proprio_timeout_s * 1e9))
 
     def _work_failed(self, error: Exception) -> None:
-        self.get_logger().error(f"a decision failed: {type(error).__name__}: {error}")
+        """A decision that nobody expected to fail, as for want of memory on the GPU: that is published."""
+        self._failure = f"a decision failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        self.get_logger().error(self._failure, throttle_duration_sec=1.0)
+        self._say_invalid(self._failure)
 
     def _publish(self, moment: Moment, frame_id: str, missing: Sequence[str]) -> None:
         if moment.payment is not None:
@@ -469,8 +479,11 @@ class RewardNode(LifecycleNode):
     def _say_blind(self, silence: float) -> None:
         """No camera sees anything: that is published, too."""
         cameras = ", ".join(f"{name} {camera.silent_s:.1f} s" for name, camera in self._cameras.items())
+        self._say_invalid(f"no image for {silence:.1f} s (silent: {cameras})")
+
+    def _say_invalid(self, reason: str) -> None:
         estimate = ProgressEstimate.invalid(
-            f"no image for {silence:.1f} s (silent: {cameras})",
+            reason,
             stages=max(1, len(self._judge.stage_names)),
             stamp_ns=max(0, self.get_clock().now().nanoseconds),
             model_version=self._model.version,
@@ -494,6 +507,7 @@ class RewardNode(LifecycleNode):
             worst = worst or text
             level = DiagnosticStatus.WARN if text else DiagnosticStatus.OK
             statuses.append(status_msg(f"{name}: proprioception", level, text or "ok", {}))
+        worst = self._failure or worst
         level = DiagnosticStatus.WARN if worst else DiagnosticStatus.OK
         statuses.insert(0, status_msg(f"{name}: rewards", level, worst or "ok", self._values()))
         now = stamp_msg(self.get_clock().now().nanoseconds)

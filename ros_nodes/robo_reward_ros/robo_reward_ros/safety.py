@@ -84,6 +84,14 @@ class SafetyLimits:
                 )
             if not self.low[index] <= self.rest[index] <= self.high[index] and self.state[index] < 0:
                 raise ConfigError(f"component {index}: rest {self.rest[index]} is outside its own limits")
+            limited = math.isfinite(self.low[index]) or math.isfinite(self.high[index])
+            if self.state[index] < -1:
+                raise ConfigError(f"component {index}: state is {self.state[index]}: an index, or -1")
+            if limited and self.kinds[index] is Kind.VELOCITY and self.state[index] < 0:
+                raise ConfigError(
+                    f"component {index}: a velocity whose position nothing measures (state -1) cannot be "
+                    "kept between low and high: say where joint_states has it, or give no limits (.inf)"
+                )
         if not 0 < self.horizon_s < math.inf:
             raise ConfigError(f"horizon_s is {self.horizon_s}: it must be more than 0")
 
@@ -103,6 +111,8 @@ class Workspace:
         """Refuse an empty box."""
         if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
             raise ConfigError(f"workspace from {self.low} to {self.high} is empty: low must be below high")
+        if self.state is not None and min(self.state) < 0:
+            raise ConfigError(f"workspace_state is {self.state}: three indices, or -1 alone for tool_pose")
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,7 @@ class SafetyNode(Node):
         }
         status = DiagnosticStatus(
             level=level,
-            name=f"{self.get_name()}: command",
+            name=f"{self.get_fully_qualified_name().lstrip('/')}: command",
             message=decision.reason or ("limited" if decision.limited else "ok"),
             values=[KeyValue(key=key, value=value) for key, value in facts.items()],
         )

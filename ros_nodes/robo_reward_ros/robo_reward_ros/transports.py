@@ -16,6 +16,7 @@ __all__ = ["FASTDDS_PROFILES", "leave_shared_memory"]
 # Jazzy reads the second name alone, later releases both, the first before the second.
 FASTDDS_PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _RANGE, _LOCALHOST_ONLY, _PEERS = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS"
+_BUILTIN = "FASTDDS_BUILTIN_TRANSPORTS"
 _HERE = Path(__file__).parent
 
 
@@ -40,6 +41,8 @@ def leave_shared_memory(environment: MutableMapping[str, str] = os.environ) -> s
         # Profiles of this package are for processes that publish images.
         if name in environment and Path(environment[name]).parent != _HERE:
             return stays.format(name, "a profile of its own, with UDPv4 alone")
+    if environment.get(_BUILTIN, "UDPv4") not in ("UDPv4", "UDPv6"):
+        return stays.format(_BUILTIN, f"{_BUILTIN}=UDPv4")
     local = environment.get(_LOCALHOST_ONLY) == "1" or environment.get(_RANGE, "").upper() == "LOCALHOST"
     if local and environment.get(_PEERS):
         return stays.format(_PEERS, f"the range SUBNET instead of LOCALHOST ({_RANGE})")
@@ -51,5 +54,5 @@ def leave_shared_memory(environment: MutableMapping[str, str] = os.environ) -> s
         environment[_RANGE] = "SYSTEM_DEFAULT"
         environment.pop(_LOCALHOST_ONLY, None)
     else:
-        environment.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
+        environment.setdefault(_BUILTIN, "UDPv4")
     return ""
