@@ -782,6 +782,48 @@ def test_a_model_that_cannot_be_used_leaves_the_node_unconfigured(
     assert node.trigger_cleanup().name == "SUCCESS"
 
 
+def test_a_node_that_is_activated_again_judges_again(bench: Bench, make_node: Callable[..., Any]) -> None:
+    """Once stamps had jumped it judged nothing any more, and said that it was well."""
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    start, frames = time.time_ns(), pictures(4)
+    play(bench, frames[:1], start)
+    play(bench, frames[1:2], start - 3600 * 10 * STEP)
+    assert node.trigger_deactivate().name == "SUCCESS"
+    assert node.trigger_activate().name == "SUCCESS"
+    connected(bench, node)
+    play(bench, frames[2:], start - 7200 * 10 * STEP)
+    assert [(e.valid, e.reason) for e in bench.judged[-2:]] == [(True, "")] * 2
+
+
+def test_a_decision_that_fails_is_published_as_invalid(
+    bench: Bench, make_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as for want of memory on the GPU: it was silence."""
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    start, frames = time.time_ns(), pictures(2)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise MemoryError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node._judge, "push", fails)
+        before = len(bench.estimates)
+        for name, rgb in frames[0].items():
+            bench.send(name, rgb, start)
+        said = "a decision failed: MemoryError: no memory left"
+        until(lambda: any(e.reason == said for e in bench.estimates[before:]), "the invalid estimate")
+        until(lambda: bench.values("rewards").get("message") == said, "the report")
+    play(bench, frames[1:], start + STEP)
+    assert bench.judged[-1].valid
+    until(lambda: bench.values("rewards").get("message") == "ok", "the report that it is well")
+
+
 def test_a_node_that_waits_to_be_configured_can_be_interrupted(
     bench: Bench, start_process: StartProcess
 ) -> None:
