@@ -18,7 +18,7 @@ from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
 from robo_reward.intake import resize_frames
 from robo_reward.model.progress_model import Context, ProgressModel
-from robo_reward.schema import EpisodeInfo, EpisodeReader
+from robo_reward.schema import EpisodeReader
 
 __all__ = [
     "EncodedEpisode",
@@ -71,14 +71,6 @@ class EncodedEpisode:
     proprio: Tensor | None
 
 
-def trained_cameras(model: ProgressModel, info: EpisodeInfo) -> tuple[str, ...]:
-    """Those of an episode that the model was trained on, or all where it was trained on none of them.
-
-    One that training left out on purpose has no name to the model, and bands that know nothing of it.
-    """
-    return model.config.trained(info.cameras)
-
-
 @torch.inference_mode()
 def encode_episode(
     model: ProgressModel,
@@ -97,7 +89,7 @@ def encode_episode(
             on none of them.
     """
     info = reader.info
-    shown_by = tuple(trained_cameras(model, info) if cameras is None else cameras)
+    shown_by = model.config.trained(info.cameras) if cameras is None else tuple(cameras)
     order = np.arange(info.length) if frames is None else np.asarray(frames, dtype=np.int64)
     device = model.no_goal.device
     ids = model.camera_ids(shown_by)

@@ -32,7 +32,7 @@ from robo_reward.evaluate.measure import (
 from robo_reward.evaluate.predict import EpisodeResult, predict_episodes
 from robo_reward.evaluate.report import Report, ReportEpisode, write_report
 from robo_reward.metrics import Metric
-from robo_reward.offline import check_instructions, resize_frames, resolve_task, trained_cameras
+from robo_reward.offline import check_instructions, resize_frames, resolve_task
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import command_line, name_sources, open_sources, spell_sources
 from robo_reward.stream import Stream
@@ -162,7 +162,7 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
     strange = [f"'{text}'" for text in asked if config.task_of(text) is None]
     if strange:
         notes.append(f"new to the model and taken for its only task: {', '.join(strange)}")
-    shown = {c for r in results for c in trained_cameras(checkpoint.model, r.info)}
+    shown = {c for r in results for c in checkpoint.model.config.trained(r.info.cameras)}
     if cameras := sorted(shown - set(config.cameras)):
         notes.append(f"cameras the model was not trained on: {', '.join(cameras)}")
     if left := sorted({c for r in results for c in r.info.cameras} - shown):
@@ -202,7 +202,7 @@ def measure_latency(
     if count < 10:
         return undefined
     info = reader.info
-    cameras = trained_cameras(checkpoint.model, info)
+    cameras = checkpoint.model.config.trained(info.cameras)
     images = {c: reader.read_frames(c, np.arange(count)) for c in cameras}
     samples: list[float] = []
     for _ in range(2):  # the first pass warms up

@@ -73,7 +73,10 @@ class ModelConfig:
         return max(len(task.stage_names) for task in self.tasks)
 
     def trained(self, cameras: Sequence[str]) -> tuple[str, ...]:
-        """Those of the cameras that the model was trained on, or all where it was trained on none of them."""
+        """Those of the cameras that the model was trained on, or all where it was trained on none of them.
+
+        One that training left out on purpose has no name to the model, and bands that know nothing of it.
+        """
         return tuple(camera for camera in cameras if camera in self.cameras) or tuple(cameras)
 
     def task_of(self, instruction: str) -> int | None:

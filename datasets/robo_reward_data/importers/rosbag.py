@@ -60,9 +60,8 @@ class RosBags:
         self.proprio, self.actions, self.markers = proprio, actions, markers
         self.instruction = instruction or ""
         self.slop_ns = round(slop_s * 1e9)
-        self.joints: dict[
-            str, tuple[str, ...]
-        ] = {}  # names of a topic's values, in the order of its first message
+        # Names of a topic's values, in the order of the first message of the first bag.
+        self.joints: dict[str, tuple[str, ...]] = {}
 
     def recordings(self, path: Path) -> Sequence[BagEpisode]:
         """Every episode of every bag, by the bag's name and in order of time.

@@ -214,11 +214,11 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
     def _live(self, views: Mapping[str, Tensor], texts: list[str], body: Tensor | None) -> Tensor:
         if self._stream is None or self._told != texts:
             self._stream, self._told, self._ticks = BatchStream(self._checkpoint, texts), texts, 0
-        self._ticks += 1
-        if (self._ticks - 1) % self.config.stride:
+        tick, self._ticks = self._ticks, self._ticks + 1
+        if tick % self.config.stride:
             return self._said.clone()  # between the model's moments the last estimate holds
         pixels = {name: self._pixels(images) for name, images in views.items()}
-        stamp = round((self._ticks - 1) * 1e9 / self.config.fps)
+        stamp = round(tick * 1e9 / self.config.fps)
         shown = [{name: rgb[row] for name, rgb in pixels.items()} for row in range(len(texts))]
         found = self._stream.push(shown, [stamp] * len(texts), None if body is None else list(body.numpy()))
         values = [e.progress if self.config.output == "progress" else e.success_prob for e in found]

@@ -16,7 +16,7 @@ from typing import Any
 
 from robo_reward.errors import ConfigError
 from robo_reward_ros.reward_topics import topics_read
-from robo_reward_ros.transports import FASTDDS_PROFILES
+from robo_reward_ros.transports import FASTDDS_PROFILES, profile_variable
 
 __all__ = ["Plan", "Process", "params_file", "replay_plan", "reward_plan", "sim_improve_plan"]
 
@@ -247,8 +247,7 @@ def _environment() -> dict[str, str]:
     profile = Path(__file__).with_name("fastdds_large_images.xml")
     if not profile.exists() or any(name in os.environ for name in FASTDDS_PROFILES):
         return {}
-    # Later releases than Jazzy warn of the old name.
-    return {FASTDDS_PROFILES[os.environ.get("ROS_DISTRO") == "jazzy"]: str(profile)}
+    return {profile_variable(os.environ): str(profile)}
 
 
 def _yaml(value: Any) -> str:

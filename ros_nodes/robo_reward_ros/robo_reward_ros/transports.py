@@ -8,16 +8,21 @@ subscriber's process was killed (SIGKILL, out of memory), and with it all other 
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-__all__ = ["FASTDDS_PROFILES", "leave_shared_memory"]
+__all__ = ["FASTDDS_PROFILES", "leave_shared_memory", "profile_variable"]
 
-# Jazzy reads the second name alone, later releases both, the first before the second.
 FASTDDS_PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _RANGE, _LOCALHOST_ONLY, _PEERS = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS"
 _BUILTIN = "FASTDDS_BUILTIN_TRANSPORTS"
 _HERE = Path(__file__).parent
+
+
+def profile_variable(environment: Mapping[str, str]) -> str:
+    """Where Fast DDS looks for a profile: Jazzy's reads the old name alone, later ones warn of it."""
+    new, old = FASTDDS_PROFILES
+    return old if environment.get("ROS_DISTRO") == "jazzy" else new
 
 
 def leave_shared_memory(environment: MutableMapping[str, str] = os.environ) -> str:
@@ -49,8 +54,7 @@ def leave_shared_memory(environment: MutableMapping[str, str] = os.environ) -> s
     for name in FASTDDS_PROFILES:
         environment.pop(name, None)
     if local:
-        jazzy = environment.get("ROS_DISTRO") == "jazzy"
-        environment[FASTDDS_PROFILES[jazzy]] = str(_HERE / "fastdds_localhost.xml")
+        environment[profile_variable(environment)] = str(_HERE / "fastdds_localhost.xml")
         environment[_RANGE] = "SYSTEM_DEFAULT"
         environment.pop(_LOCALHOST_ONLY, None)
     else:
