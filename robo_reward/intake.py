@@ -5,7 +5,7 @@ NumPy and OpenCV only. The answers are those of the table of `robo_reward.live`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -14,7 +14,17 @@ from jaxtyping import UInt8
 
 from robo_reward.schema import Frame
 
-__all__ = ["STUCK_AFTER", "Given", "Images", "Watchdog", "resize_frames", "sort_images"]
+__all__ = [
+    "STUCK_AFTER",
+    "Given",
+    "Images",
+    "Watchdog",
+    "count_repeats",
+    "has_moved",
+    "movement",
+    "resize_frames",
+    "sort_images",
+]
 
 STUCK_AFTER = 8
 """Repeats of an image, while another camera moves, after which a camera counts as stuck."""
@@ -69,17 +79,14 @@ class Watchdog:
 
     def stuck(self, views: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Why some of a moment's cameras are left out, given their images at one size."""
-        moved = {name: _moved(self._image.get(name), image) for name, image in views.items()}
-        notes: dict[str, str] = {}
-        for name in views:
-            elsewhere = any(change for other, change in moved.items() if other != name)
-            if moved[name] or moved[name] is None:
-                self._repeats[name] = 0
-            elif elsewhere:
-                self._repeats[name] = self._repeats.get(name, 0) + 1
-            if self._repeats[name] >= STUCK_AFTER:
-                notes[name] = f"camera '{name}' is stuck: {self._repeats[name]} times the same image"
-        return notes
+        count_repeats(
+            self._repeats, {name: has_moved(self._image.get(name), image) for name, image in views.items()}
+        )
+        return {
+            name: f"camera '{name}' is stuck: {self._repeats[name]} times the same image"
+            for name in views
+            if self._repeats[name] >= STUCK_AFTER
+        }
 
     def keep(self, views: Mapping[str, np.ndarray], sizes: Mapping[str, tuple[int, int]]) -> None:
         """Remember a moment that was used."""
@@ -117,7 +124,33 @@ def sort_images(given: Images, size: tuple[int, int], watchdog: Watchdog | None)
     return found
 
 
-def _moved(before: np.ndarray | None, image: np.ndarray) -> bool | None:
+def count_repeats(repeats: dict[str, int], moved: Mapping[str, bool | None]) -> None:
+    """Go on counting how often each camera has repeated an image while another moved.
+
+    Args:
+        repeats: the counts so far, changed in place.
+        moved: of the cameras of one moment, see `has_moved`.
+    """
+    for name, change in moved.items():
+        if change or change is None:
+            repeats[name] = 0
+        elif any(other for its, other in moved.items() if its != name):
+            repeats[name] = repeats.get(name, 0) + 1
+        else:
+            repeats.setdefault(name, 0)
+
+
+def movement(
+    last: UInt8[np.ndarray, "v h w 3"] | None, images: UInt8[np.ndarray, "m v h w 3"]
+) -> Iterator[list[bool | None]]:
+    """Of m moments of v cameras that follow on `last`, whether each image differs from the one before."""
+    for views in images:
+        before = [None] * len(views) if last is None else last
+        yield [has_moved(*pair) for pair in zip(before, views, strict=True)]
+        last = views
+
+
+def has_moved(before: np.ndarray | None, image: np.ndarray) -> bool | None:
     """Whether an image differs from the one before; None where there is none or it is not clear."""
     if before is None:
         return None

@@ -5,18 +5,18 @@ Every image is encoded once for an anchor; camera drop-out reuses the embeddings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from robo_reward.calibration import Calibration
 from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
-from robo_reward.intake import resize_frames
+from robo_reward.intake import STUCK_AFTER, count_repeats, movement, resize_frames
 from robo_reward.model.progress_model import Context, ProgressModel
 from robo_reward.schema import EpisodeReader
 
@@ -60,7 +60,8 @@ def check_instructions(model: ProgressModel, readers: Sequence[EpisodeReader]) -
 class EncodedEpisode:
     """Embeddings of every shown frame and camera: features f32[t, v, d] for the cameras named.
 
-    `frames` i64[t] are the frames in the order shown; the first of them is the anchor.
+    `frames` i64[t] are the frames in the order shown; the first of them is the anchor. `moved` says of each
+    moment whether a camera's image differs from the one before (`robo_reward.intake.movement`).
     """
 
     features: Tensor
@@ -69,6 +70,20 @@ class EncodedEpisode:
     time_s: Tensor
     instruction: str
     proprio: Tensor | None
+    moved: Sequence[Mapping[str, bool | None]]
+
+    def used(self, cameras: Sequence[str] | None = None) -> Bool[np.ndarray, "t v"]:
+        """Which cameras a stream would look through that is shown these (all by default).
+
+        One that repeats its image while another moves is stuck: see `robo_reward.live`.
+        """
+        shown = [camera for camera in self.cameras if cameras is None or camera in cameras]
+        used = np.zeros((len(self.frames), len(self.cameras)), np.bool_)
+        repeats: dict[str, int] = {}
+        for row, moved in zip(used, self.moved, strict=True):
+            count_repeats(repeats, {camera: moved[camera] for camera in shown})
+            row[:] = [repeats.get(camera, STUCK_AFTER) < STUCK_AFTER for camera in self.cameras]
+        return used
 
 
 @torch.inference_mode()
@@ -94,15 +109,20 @@ def encode_episode(
     device = model.no_goal.device
     ids = model.camera_ids(shown_by)
 
-    def images(shown: Int64[np.ndarray, " m"]) -> Tensor:
+    def images(shown: Int64[np.ndarray, " m"]) -> UInt8[np.ndarray, "m v h w 3"]:
         views = [resize_frames(reader.read_frames(c, shown), model.config.image_size) for c in shown_by]
-        return torch.from_numpy(np.stack(views, axis=1)).to(device)
+        return np.stack(views, axis=1)
 
     known = torch.ones(1, len(shown_by), dtype=torch.bool, device=device)
-    memory = model.remember(images(order[:1]), known)
+    memory = model.remember(torch.from_numpy(images(order[:1])).to(device), known)
     parts: list[Tensor] = []
+    moved: list[dict[str, bool | None]] = []
+    last: np.ndarray | None = None
     for start in range(0, len(order), chunk):
-        rgb = images(order[start : start + chunk])
+        seen = images(order[start : start + chunk])
+        moved += [dict(zip(shown_by, row, strict=True)) for row in movement(last, seen)]
+        last = seen[-1]
+        rgb = torch.from_numpy(seen).to(device)
         mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=device)
         parts.append(model.encode(rgb, ids.expand(len(rgb), -1), mask, memory, known))
     seconds = torch.from_numpy((info.stamp_ns - info.stamp_ns[0]) * 1e-9).to(device)
@@ -114,6 +134,7 @@ def encode_episode(
         time_s=seconds[: len(order)],
         instruction=info.instruction,
         proprio=None if proprio is None else torch.from_numpy(proprio[order]).to(device),
+        moved=moved,
     )
 
 
@@ -169,8 +190,7 @@ def episode_moments(
 ) -> Moments:
     """What the network says of every shown moment; arguments as for `estimate_episode`."""
     count = len(encoded.frames)
-    shown = [camera in cameras if cameras is not None else True for camera in encoded.cameras]
-    mask = torch.tensor(shown, device=encoded.features.device).expand(count, -1)
+    mask = torch.from_numpy(encoded.used(cameras)).to(encoded.features.device)
     ids = model.camera_ids(encoded.cameras).expand(count, -1)
     state, _ = model.fuse(encoded.features, ids, mask)
     target = None if goal is None else model.fuse(goal[None], ids[:1], mask[:1])[0]

@@ -122,6 +122,7 @@ class EpisodeResult:
     conditions   estimates by camera condition ("without wrist", "only left")
     perspectives estimates from one perspective alone, and from all of them fused, by name
     bands        (low, high) f32[m, t] at the nominal levels of `robo_reward.calibration.LEVELS`
+    stuck        frames in which a camera repeated its image while another moved, and was left out, by camera
     """
 
     info: EpisodeInfo
@@ -132,6 +133,7 @@ class EpisodeResult:
     conditions: Mapping[str, Answers]
     bands: tuple[Float32[np.ndarray, "m t"], Float32[np.ndarray, "m t"]]
     perspectives: Mapping[str, Answers] = field(default_factory=dict[str, Answers])
+    stuck: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 READOUTS: Mapping[str, tuple[str, ...]] = {
@@ -176,6 +178,7 @@ def predict_episodes(
                 )
                 for name, active in READOUTS.items()
             },
+            stuck=dict(zip(encoded.cameras, (~encoded.used()).sum(axis=0).tolist(), strict=True)),
         )
 
 

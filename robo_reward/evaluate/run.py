@@ -167,6 +167,7 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
         notes.append(f"cameras the model was not trained on: {', '.join(cameras)}")
     if left := sorted({c for r in results for c in r.info.cameras} - shown):
         notes.append(f"cameras left out, as in training: {', '.join(left)}")
+    notes += _stuck_notes(results)
     if any(r.truth.stage is not None and not r.truth.same_stages for r in results):
         notes.append(
             "some episodes have another number of stages than the model: their stages are not compared"
@@ -177,6 +178,19 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
     invalid = sum(int((~r.forward.valid).sum()) for r in results)
     if invalid:
         notes.append(f"{invalid} frames got an invalid estimate and count in no accuracy")
+    return notes
+
+
+def _stuck_notes(results: Sequence[EpisodeResult]) -> list[str]:
+    """Which cameras were stuck, and where the longest."""
+    notes: list[str] = []
+    for camera in sorted({c for r in results for c, frames in r.stuck.items() if frames}):
+        frozen = [(r.stuck[camera], r.info.length, r.info.name) for r in results if r.stuck.get(camera)]
+        frames, length, name = max(frozen)
+        notes.append(
+            f"camera '{camera}' is stuck in {len(frozen)} of {len(results)} episodes (in {name} for {frames} "
+            f"of {length} frames) and left out there, as it is live"
+        )
     return notes
 
 

@@ -77,6 +77,13 @@ def test_other_stages_words_and_cameras_are_judged_and_noted(trained: Path, tmp_
     assert metrics["stage_accuracy"]["n"] == 1
     assert metrics["success_f1"]["n"] >= 1
     assert metrics["conditions"] == {}
+    assert "stuck" not in notes
+    frozen = toy_episode(33, length=24)
+    frozen.frames["wrist"][4:20] = frozen.frames["wrist"][4]
+    metrics = evaluate(trained, write(tmp_path / "frozen", frozen), tmp_path / "frozen_out")
+    assert "camera 'wrist' is stuck in 1 of 1 episodes (in toy_033 for 8 of 24 frames)" in " ".join(
+        metrics["notes"]
+    )
     elsewhere = toy_episode(32, length=15, cameras=("top",))  # none that it knows: those that there are
     metrics = evaluate(trained, write(tmp_path / "elsewhere", elsewhere), tmp_path / "elsewhere_out")
     assert "cameras the model was not trained on: top" in " ".join(metrics["notes"])

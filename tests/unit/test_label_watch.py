@@ -64,16 +64,20 @@ def offered(readers: list[MemoryReader]) -> Iterator[WatchedEpisode]:
 @pytest.mark.parametrize(("lanes", "chunk"), [(1, 64), (2, 1), (3, 5)])
 def test_watching_in_pieces_is_looking_at_the_whole(checkpoint: Checkpoint, lanes: int, chunk: int) -> None:
     lengths = (1, 23, 9, 17)
-    readers = [
-        MemoryReader(toy_episode(i, length, instruction=TASKS[i % 2].instructions[0]))
-        for i, length in enumerate(lengths)
+    episodes = [
+        toy_episode(i, length, instruction=TASKS[i % 2].instructions[0]) for i, length in enumerate(lengths)
     ]
+    front = episodes[1].frames["front"]
+    front[5:20] = front[5]  # stuck from its eighth repeat on, while the other camera moves
+    readers = [MemoryReader(episode) for episode in episodes]
     seen: list[int] = []
     watched = {w.key: w for w in watch(checkpoint, offered(readers), lanes, chunk, seen.append)}
     assert sum(seen) == sum(lengths)
     assert sorted(watched) == [0, 1, 2, 3]
     for key, reader in enumerate(readers):
-        whole = estimate_episode(checkpoint.model, encode_episode(checkpoint.model, reader), CALIBRATION)
+        encoded = encode_episode(checkpoint.model, reader)
+        assert (~encoded.used()).sum() == (7 if key == 1 else 0)
+        whole = estimate_episode(checkpoint.model, encoded, CALIBRATION)
         for name in ("progress", "std", "success_prob"):
             np.testing.assert_allclose(getattr(watched[key], name), getattr(whole, name), atol=2e-6)
         np.testing.assert_array_equal(watched[key].stage, whole.stage)

@@ -13,6 +13,7 @@ import torch
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import ConfigError
+from robo_reward.estimate import Estimates
 from robo_reward.fusion import PERSPECTIVES, FusionParameters
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -68,6 +69,10 @@ def numbers(found: list[ProgressEstimate]) -> np.ndarray:
     return np.array([[e.progress, e.std, e.tau, e.success_prob, e.novelty] for e in found])
 
 
+def whole(found: Estimates) -> np.ndarray:
+    return np.stack([found.progress, found.std, found.tau, found.success_prob, found.novelty], axis=1)
+
+
 def moving(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (length, 32, 32, 3), dtype=np.uint8)
 
@@ -82,8 +87,7 @@ def test_fused_streams_say_what_the_offline_path_says(seed: int) -> None:
     found = estimate_episode(MODEL, encode_episode(MODEL, MemoryReader(episode)), CALIBRATION)
     stream = Stream(CHECKPOINT, TASK)
     live = [stream.push(images, stamp) for images, stamp in moments(episode)]
-    offline = np.stack([found.progress, found.std, found.tau, found.success_prob, found.novelty], axis=1)
-    np.testing.assert_allclose(numbers(live), offline, atol=1e-5)
+    np.testing.assert_allclose(numbers(live), whole(found), atol=1e-5)
     assert np.isfinite(found.perspectives[1:, :3]).all()
     assert not np.allclose(found.progress, found.perspectives[:, 0], atol=1e-3)
 
@@ -137,6 +141,23 @@ def test_a_stuck_camera_is_left_out_and_comes_back() -> None:
         given = {"wrist": wrist[i]} if gone else {"front": front[i], "wrist": wrist[i]}
         expected = alone.push(given, i * 10**8)
         np.testing.assert_allclose(numbers([live[i]]), numbers([expected]), atol=1e-6)
+
+
+def test_whole_episodes_leave_a_stuck_camera_out_as_streams_do() -> None:
+    episode = toy_episode(0, length=40)
+    front = episode.frames["front"].copy()
+    front[10:30] = front[10]
+    frozen = replace(episode, frames={**episode.frames, "front": front})
+    stream = Stream(CHECKPOINT, TASK)
+    live = [stream.push(images, stamp) for images, stamp in moments(frozen)]
+    assert [i for i, e in enumerate(live) if "stuck" in e.note] == list(range(10 + STUCK_AFTER, 30))
+    encoded = encode_episode(MODEL, MemoryReader(frozen))
+    found = estimate_episode(MODEL, encoded, CALIBRATION)
+    np.testing.assert_allclose(whole(found), numbers(live), atol=1e-5)
+    # Nothing tells whether the only camera shown is stuck or looks at a scene at rest.
+    alone = encoded.used(["front"])
+    assert alone[:, encoded.cameras.index("front")].all()
+    assert not alone[:, encoded.cameras.index("wrist")].any()
 
 
 def test_maps_are_those_of_the_last_images_and_change_no_estimate() -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
+from robo_reward.intake import STUCK_AFTER, count_repeats, movement, resize_frames
 from robo_reward.model.progress_model import Context, Prediction, ProgressModel
-from robo_reward.offline import episode_context, resize_frames
+from robo_reward.offline import episode_context
 
 __all__ = ["Watched", "WatchedEpisode", "watch"]
 
@@ -94,6 +95,7 @@ class _Lane:
     anchor: Tensor = field(init=False)
     context: Context | None = None
     past: Tensor = field(init=False)
+    used: np.ndarray = field(init=False)
     seen: int = 0
     fresh: int = 0
     said: list[Estimates] = field(default_factory=list[Estimates])
@@ -102,6 +104,8 @@ class _Lane:
         self.model = self.checkpoint.model
         self._tracker = Tracker(self.model, self.checkpoint.calibration, 1)
         self._streams = [stream() for stream in self.episode.frames.values()]
+        self._repeats: dict[str, int] = {}
+        self._last: np.ndarray | None = None
         self.past = torch.zeros(0, self.model.config.width, device=self.model.no_goal.device)
         wanted, proprio = self.model.config.proprio_dim, self.episode.proprio
         if wanted and proprio is not None and proprio.shape[1] != wanted:
@@ -124,10 +128,21 @@ class _Lane:
         ]:
             raise DataError(f"episode {self.episode.key}: camera '{short[0]}' ends before the episode does")
         small = np.stack([resize_frames(view, size) for view in views], axis=1)
+        self.used = self._unstuck(small)
         rgb = torch.from_numpy(small).to(self.model.no_goal.device)
         if self.seen == 0:
             self.anchor = rgb[:1]
         return rgb
+
+    def _unstuck(self, images: UInt8[np.ndarray, "m v h w 3"]) -> Bool[np.ndarray, "m v"]:
+        """Which cameras are looked through: a stuck one is not, as live (see `robo_reward.live`)."""
+        names = list(self.episode.frames)
+        used = np.ones(images.shape[:2], np.bool_)
+        for row, moved in zip(used, movement(self._last, images), strict=True):
+            count_repeats(self._repeats, dict(zip(names, moved, strict=True)))
+            row[:] = [self._repeats[name] < STUCK_AFTER for name in names]
+        self._last = images[-1]
+        return used
 
     def note(self, prediction: Prediction, state: Tensor, reach: int) -> None:
         """Keep what is said of the fresh moments, and the last `reach` states before the next look."""
@@ -141,11 +156,17 @@ class _Lane:
             context=self.context,
             time_s=((stamps[rows] - stamps[0]) * 1e-9)[None],
             live=everything,
-            views=np.full(everything.shape, len(self.model.config.trained(tuple(self.episode.frames)))),
+            views=self._counts()[None],
         )
         self.said.append(self._tracker.estimates(moments, [""] * self.fresh))
         self.past = torch.cat([self.past, state])[-reach:]
         self.seen += len(state)
+
+    def _counts(self) -> Int64[np.ndarray, " m"]:
+        """How many cameras the fresh moments were seen through, of those that the model was trained on."""
+        names, trained = list(self.episode.frames), self.model.config.trained
+        looked = [tuple(n for n, used in zip(names, row, strict=True) if used) for row in self.used]
+        return np.array([len(trained(cameras)) for cameras in looked])
 
     def result(self) -> Watched:
         parts = {name: np.concatenate([getattr(part, name) for part in self.said]) for name in _ARRAYS}
@@ -180,7 +201,8 @@ def _look(checkpoint: Checkpoint, lanes: Sequence[_Lane], chunk: int) -> None:
     mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=rgb.device)
     ids = model.camera_ids(names).expand(len(rgb), -1)
     features = model.encode(rgb, ids, mask, *_memory(model, lanes, images))
-    states = model.fuse(features, ids, mask)[0].split([lane.fresh for lane in lanes])
+    used = torch.from_numpy(np.concatenate([lane.used for lane in lanes])).to(rgb.device)
+    states = model.fuse(features, ids, used)[0].split([lane.fresh for lane in lanes])
     for lane, state in zip(lanes, states, strict=True):
         if lane.context is None:
             lane.context = episode_context(model, state[:1], lane.episode.instruction)
