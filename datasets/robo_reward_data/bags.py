@@ -16,6 +16,7 @@ from typing import Any
 
 from rosbags.highlevel import AnyReader
 from rosbags.highlevel.anyreader import AnyReaderError
+from rosbags.interfaces import ConnectionExtRosbag2, QosDurability
 from rosbags.rosbag2 import ReaderError
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
@@ -71,6 +72,18 @@ class Bag:
     def topics(self) -> dict[str, str]:
         """Message type by topic, for topics that have messages."""
         return {name: str(info.msgtype) for name, info in self._reader.topics.items() if info.msgcount}
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Topics of which a publisher kept its last messages for those who came later, such as /tf_static."""
+        offered = {
+            connection.topic: profile
+            for connection in self._reader.connections
+            if isinstance(connection.ext, ConnectionExtRosbag2)
+            for profile in connection.ext.offered_qos_profiles
+            if profile.durability is QosDurability.TRANSIENT_LOCAL
+        }
+        return frozenset(offered)
 
     @property
     def span_ns(self) -> tuple[int, int]:

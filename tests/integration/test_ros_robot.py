@@ -59,6 +59,13 @@ PATIENT = {"observation_s": 60.0, "command_s": 60.0, "allow_slow_stop": "true"}
 LIMIT_S = 240.0  # for what comes about in a moment: only a machine that is busy beyond use fails a test
 StartProcess = Callable[..., subprocess.Popen[bytes]]
 
+KEPT = QoSProfile(
+    depth=10,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""What is published so is kept for those who come later."""
+
 
 def parameters(values: dict[str, Any]) -> list[str]:
     """As arguments of a node's command line."""
@@ -457,18 +464,13 @@ def test_a_recorder_hears_the_start_however_soon_it_is_and_one_that_is_late_the_
 def test_a_recorder_writes_no_marker_from_before_it_began_but_one_that_it_finds_late(
     listener: Listener, run_recorder: Callable[..., Any], tmp_path: Path
 ) -> None:
-    kept = QoSProfile(
-        depth=10,
-        reliability=QoSReliabilityPolicy.RELIABLE,
-        durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
-    )
     # All are kept, so that the old one comes first, wherever the recorder has got to.
-    markers = listener.node.create_publisher(String, "markers", kept)
+    markers = listener.node.create_publisher(String, "markers", KEPT)
     markers.publish(String(data="start: the old"))
-    listener.node.create_publisher(JointState, "state", kept).publish(JointState(name=["a"]))
+    listener.node.create_publisher(JointState, "state", KEPT).publish(JointState(name=["a"]))
     topics = ["/markers", "/state", "/soon"]
     recorder, end = run_recorder(path=str(tmp_path / "bag"), topics=topics)
-    soon = listener.node.create_publisher(String, "soon", kept)
+    soon = listener.node.create_publisher(String, "soon", KEPT)
     soon.publish(String(data="start: the new"))  # before the recorder has found who publishes it
     markers.publish(String(data="start: the new"))
     wait_for(lambda: all(recorder.counts.get(topic) for topic in topics))
@@ -476,6 +478,29 @@ def test_a_recorder_writes_no_marker_from_before_it_began_but_one_that_it_finds_
     with open_bag(tmp_path / "bag") as bag:
         for topic in ("/markers", "/soon"):
             assert [str(m.content.data) for m in bag.messages(topic, *bag.span_ns)] == ["start: the new"]
+
+
+def test_what_is_kept_for_those_who_come_later_is_recorded_and_played_as_such(
+    listener: Listener, run_recorder: Callable[..., Any], start_process: StartProcess, tmp_path: Path
+) -> None:
+    node, topics = listener.node, ["/kept", "/passing"]
+    kept, passing = (node.create_publisher(JointState, *offer) for offer in (("kept", KEPT), ("passing", 5)))
+    kept.publish(JointState(name=["a"]))
+    recorder, end = run_recorder(path=str(tmp_path / "bag"), topics=topics)
+    wait_for(
+        lambda: all(recorder.counts.get(topic) for topic in topics), lambda: passing.publish(JointState())
+    )
+    end()
+    with open_bag(tmp_path / "bag") as bag:
+        assert bag.kept == {"/kept"}
+    for publisher in (kept, passing):
+        node.destroy_publisher(publisher)
+    # One who asks for what was kept hears nothing of a publisher that does not offer it.
+    heard: list[list[str]] = []
+    node.create_subscription(JointState, "kept", lambda message: heard.append(list(message.name)), KEPT)
+    start_process("robo_reward_ros.bag_player", parameters({"path": str(tmp_path / "bag"), "wait_s": 0.1}))
+    wait_for(lambda: heard)
+    assert heard == [["a"]]
 
 
 # rclpy's own report on the publisher's side uses a deprecated method of its logger.

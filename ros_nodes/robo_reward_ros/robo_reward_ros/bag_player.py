@@ -3,8 +3,8 @@
 Messages go out as they were recorded, undecoded, so their stamps are those of the recording: nodes that look
 at the time need `publish_clock` here and `use_sim_time` there. /clock is then the recorded one, by which such
 a bag's stamps were made, and the time of receipt only where there is none. With `episodes` it waits for a
-reward node and starts and ends episodes there: those of the bag's markers, or one for all of it. Ends when
-the bag does.
+reward node and starts and ends episodes there: those of the bag's markers, or one for all of it. What was
+kept for those who come later, such as /tf_static, is kept again. Ends when the bag does.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class BagPlayer(Node):
             raise ConfigError("the player needs path:=FOLDER")
         self._bag_path = Path(str(self._value("path")))
         with open_bag(self._bag_path) as bag:
-            kinds = self._chosen(bag)
-        qos = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
+            kinds, kept = self._chosen(bag), bag.kept
         self._outputs = {
-            topic: self.create_publisher(message_class(kind), topic, qos) for topic, kind in kinds.items()
+            topic: self.create_publisher(message_class(kind), topic, _offer(kept=topic in kept))
+            for topic, kind in kinds.items()
         }
         self._images = [topic for topic, kind in kinds.items() if kind in _IMAGES]
         sure = QoSProfile(depth=10, durability=QoSDurabilityPolicy.VOLATILE)
@@ -170,6 +170,12 @@ class BagPlayer(Node):
             time.sleep(0.05)
         # A subscriber that is known here may not know this publisher yet, and would miss the first messages.
         time.sleep(_SETTLE_S)
+
+
+def _offer(*, kept: bool) -> QoSProfile:
+    """What a topic is played with: whoever asks for less hears it too."""
+    durability = QoSDurabilityPolicy.TRANSIENT_LOCAL if kept else QoSDurabilityPolicy.VOLATILE
+    return QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE, durability=durability)
 
 
 def message_class(kind: str) -> Any:

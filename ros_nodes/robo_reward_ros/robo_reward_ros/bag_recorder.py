@@ -18,7 +18,15 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
-from rosbags.interfaces import Nodetype
+from rosbags.interfaces import (
+    Nodetype,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
@@ -116,7 +124,7 @@ class BagRecorder(Node):
             infos = self.get_publishers_info_by_topic(topic)
             if topic not in self._counts and topic not in self._refused and infos:
                 try:
-                    self._record(topic, infos[0].topic_type)
+                    self._record(topic, infos[0].topic_type, [_offered(i.qos_profile) for i in infos])
                 except (ConfigError, TypesysError) as error:
                     # The other topics would be lost with a recorder that ends here.
                     self._refused.add(topic)
@@ -127,10 +135,12 @@ class BagRecorder(Node):
             self._listen(topic, old.msg_type, old.callback, _EVERYONE)
         self._unheard.clear()
 
-    def _record(self, topic: str, kind: str) -> None:
+    def _record(self, topic: str, kind: str, offered: Sequence[Qos]) -> None:
         message = message_class(kind)
         _register(self._types, kind)
-        connection = self._writer.add_connection(topic, kind, typestore=self._types)
+        connection = self._writer.add_connection(
+            topic, kind, typestore=self._types, offered_qos_profiles=offered
+        )
         self._counts[topic] = 0
 
         def write(data: bytes, info: dict[str, int]) -> None:
@@ -164,6 +174,23 @@ class BagRecorder(Node):
         self._inputs[topic] = self.create_subscription(
             kind, topic, write, qos, raw=True, event_callbacks=unheard
         )
+
+
+def _offered(profile: QoSProfile) -> Qos:
+    """What a publisher offers, as a bag keeps it for those who play it."""
+    times = (profile.deadline, profile.lifespan, profile.liveliness_lease_duration)
+    deadline, lifespan, lease = (QosTime(*divmod(time.nanoseconds, 10**9)) for time in times)
+    return Qos(
+        history=QosHistory(profile.history.value),
+        depth=profile.depth,
+        reliability=QosReliability(profile.reliability.value),
+        durability=QosDurability(profile.durability.value),
+        deadline=deadline,
+        lifespan=lifespan,
+        liveliness=QosLiveliness(profile.liveliness.value),
+        liveliness_lease_duration=lease,
+        avoid_ros_namespace_conventions=profile.avoid_ros_namespace_conventions,
+    )
 
 
 def _register(types: Typestore, kind: str) -> None:
