@@ -29,7 +29,7 @@ from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, ReorderConfig, TrainConfig, WindowConfig
 from robo_reward.train.run import Start, train_from
 from robo_reward.train.split import Beside, Split
-from robo_reward.train.vocabulary import make_tasks
+from robo_reward.train.vocabulary import make_tasks, proprio_names
 
 __all__ = ["AdaptConfig", "grow", "merge_tasks", "run"]
 
@@ -226,6 +226,12 @@ def _configure(
             raise DataError(
                 f"the model takes {known.proprio_dim} numbers of proprioception, the demonstrations have "
                 f"{sorted(widths)}"
+            )
+        named = proprio_names(infos) if known.proprio_dim else ()
+        if known.proprio_names and named and named != known.proprio_names:
+            raise DataError(
+                f"the model was trained with proprioception of {', '.join(known.proprio_names)}, the "
+                f"demonstrations have {', '.join(named)}: import them alike"
             )
         cameras = dict.fromkeys([*known.cameras, *(camera for info in infos for camera in info.cameras)])
         tasks = merge_tasks(known.tasks, make_tasks(infos, config.stage_weights))

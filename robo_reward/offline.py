@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from robo_reward.calibration import Calibration
@@ -126,7 +126,7 @@ def encode_episode(
         mask = torch.ones(rgb.shape[:2], dtype=torch.bool, device=device)
         parts.append(model.encode(rgb, ids.expand(len(rgb), -1), mask, memory, known))
     seconds = torch.from_numpy((info.stamp_ns - info.stamp_ns[0]) * 1e-9).to(device)
-    proprio = reader.read_proprio() if model.config.proprio_dim else None
+    proprio = _read_proprio(model, reader) if model.config.proprio_dim else None
     return EncodedEpisode(
         features=torch.cat(parts),
         frames=order,
@@ -136,6 +136,16 @@ def encode_episode(
         proprio=None if proprio is None else torch.from_numpy(proprio[order]).to(device),
         moved=moved,
     )
+
+
+def _read_proprio(model: ProgressModel, reader: EpisodeReader) -> Float32[np.ndarray, "t p"] | None:
+    """Proprioception in the order in which the model was trained with it, where its numbers have names."""
+    values = reader.read_proprio()
+    try:
+        columns = model.config.proprio_columns(reader.info.proprio_names)
+    except DataError as error:
+        raise DataError(f"{reader.info.name}: {error}") from error
+    return values if columns is None or values is None else values[:, columns]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_data._files import encode_json
 
-__all__ = ["check_info", "check_table"]
+__all__ = ["check_info", "check_names", "check_table"]
 
 
 def check_info(info: EpisodeInfo) -> None:
@@ -114,3 +114,14 @@ def _check_array(
         raise DataError(f"{who}: {name} must be {np.dtype(dtype)} with {dimensions} axes, got {got}")
     if length is not None and len(values) != length:
         raise DataError(f"{who}: {name} has {len(values)} rows for {length} frames")
+
+
+def check_names(who: str, names: tuple[str, ...], table: Any) -> None:
+    """Check that the numbers of a table f32[t, n] have a name each, all different, where they have any.
+
+    Raises:
+        DataError: naming `who` and the names.
+    """
+    width = 0 if table is None else table.shape[1]
+    if names and (len(names) != width or len(set(names)) < width):
+        raise DataError(f"{who}: proprio_names must be {width} different names, got {list(names)}")

@@ -28,7 +28,7 @@ from robo_reward.errors import DataError
 from robo_reward.schema import Episode, EpisodeInfo, Outcome, ProgressLabel
 from robo_reward_data._files import WorkFolder, encode_json, lock, read_json, replace_file
 from robo_reward_data._frames import FrameReader, FrameWriter
-from robo_reward_data._validate import check_info, check_table
+from robo_reward_data._validate import check_info, check_names, check_table
 
 __all__ = ["SCHEMA_VERSION", "EpisodeDraft", "EpisodeStore", "StoredEpisode"]
 
@@ -165,6 +165,7 @@ class StoredEpisode:
             success=self._array("success"),
             outcome=Outcome(stored["outcome"]),
             reached=stored.get("reached"),
+            proprio_names=tuple(stored.get("proprio_names", ())),
             kind=stored["kind"],
             source=stored["source"],
         )
@@ -247,6 +248,7 @@ class EpisodeDraft:
                     f"info says {tuple(info.image_sizes[camera])}"
                 )
         check_table(who, "proprio", proprio, info.length)
+        check_names(who, info.proprio_names, proprio)
         check_table(who, "actions", actions, info.length)
 
 
@@ -507,6 +509,7 @@ def _attributes_of(info: EpisodeInfo, arrays: Mapping[str, Any]) -> dict[str, An
         "boundaries": None if info.boundaries is None else info.boundaries.tolist(),
         "outcome": str(info.outcome),
         **({} if info.reached is None else {"reached": info.reached}),
+        **({"proprio_names": list(info.proprio_names)} if info.proprio_names else {}),
         "kind": info.kind,
         "source": dict(info.source),
     }

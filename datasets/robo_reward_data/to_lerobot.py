@@ -161,6 +161,9 @@ def _features(readers: Sequence[EpisodeReader], config: ToLeRobotConfig) -> dict
         else {"dtype": "float32", "shape": shape, "names": None}
         for key, shape in shapes[0].items()
     }
+    names = {reader.info.proprio_names for reader in readers}
+    if "observation.state" in features and len(names) == 1:
+        features["observation.state"]["names"] = list(*names) or None
     if all(_led_to_success(reader.info) is not None for reader in readers):
         features["next.success"] = {"dtype": "bool", "shape": (1,), "names": None}
     return features

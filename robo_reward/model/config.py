@@ -49,6 +49,7 @@ class ModelConfig:
     tau_bins, hop_bins   resolution of the two distributions
     ensemble       heads for stage and tau, each trained on its own share of the episodes; 1 for no ensemble
     proprio_dim    length of the proprioception vector, 0 for none
+    proprio_names  names of its numbers, in order; () where the data did not name them
     """
 
     encoder: Mapping[str, Any]
@@ -65,6 +66,7 @@ class ModelConfig:
     dropout: float = 0.0
     ensemble: int = 1
     proprio_dim: int = 0
+    proprio_names: tuple[str, ...] = ()
     instruction: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,6 +80,23 @@ class ModelConfig:
         One that training left out on purpose has no name to the model, and bands that know nothing of it.
         """
         return tuple(camera for camera in cameras if camera in self.cameras) or tuple(cameras)
+
+    def proprio_columns(self, names: Sequence[str]) -> list[int] | None:
+        """Where the numbers that the model takes are among numbers of these names.
+
+        None where either has no names: then they are taken as they come.
+
+        Raises:
+            DataError: one is not among them.
+        """
+        if not self.proprio_names or not names:
+            return None
+        if missing := [name for name in self.proprio_names if name not in names]:
+            raise DataError(
+                f"proprioception has no '{missing[0]}', with which the model was trained: it has "
+                f"{', '.join(names)}"
+            )
+        return [list(names).index(name) for name in self.proprio_names]
 
     def task_of(self, instruction: str) -> int | None:
         """Index of the task that an instruction names, or None where no task knows it."""
@@ -149,6 +168,7 @@ class ModelConfig:
             rest["cameras"] = tuple(rest["cameras"])
             height, width = rest["image_size"]
             rest["image_size"] = (int(height), int(width))
+            rest["proprio_names"] = tuple(rest.get("proprio_names", ()))
             return cls(tasks=tasks, **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"model config is not one of this version's: {error}") from error

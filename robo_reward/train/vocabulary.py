@@ -13,7 +13,7 @@ from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.schema import EpisodeInfo
 from robo_reward.train.config import TrainConfig
 
-__all__ = ["make_model_config", "make_tasks"]
+__all__ = ["make_model_config", "make_tasks", "proprio_names"]
 
 
 def make_model_config(
@@ -29,6 +29,7 @@ def make_model_config(
         raise DataError(
             f"proprio=true needs one length of proprioception in all episodes, found {sorted(widths)}"
         )
+    names = proprio_names(infos) if config.proprio else ()
     options = {key: value for key, value in config.network.items() if key != "image_size"}
     return ModelConfig(
         tasks=make_tasks(infos, config.stage_weights),
@@ -36,8 +37,24 @@ def make_model_config(
         image_size=_image_size(config, infos, cameras),
         period_s=_period(infos),
         proprio_dim=widths.pop() if widths else 0,
+        proprio_names=names,
         **options,
     )
+
+
+def proprio_names(infos: Sequence[EpisodeInfo]) -> tuple[str, ...]:
+    """The names that proprioception has in every episode that names it, () where none does.
+
+    Raises:
+        DataError: two episodes name it differently, or in another order.
+    """
+    named = [info for info in infos if info.proprio_names]
+    if other := next((i for i in named if i.proprio_names != named[0].proprio_names), None):
+        raise DataError(
+            f"proprioception of {named[0].name} is {', '.join(named[0].proprio_names)}, that of {other.name} "
+            f"{', '.join(other.proprio_names)}: import them alike, or train with proprio=false"
+        )
+    return named[0].proprio_names if named else ()
 
 
 def make_tasks(infos: Sequence[EpisodeInfo], weighting: str) -> tuple[TaskConfig, ...]:

@@ -112,6 +112,7 @@ def test_everything_is_what_lerobot_reads(originals: Path, tmp_path: Path, mode:
         loaded = episode.load()
         for camera in ("front", "wrist"):
             np.testing.assert_array_equal(loaded.frames[camera], truth[camera][rows])
+        assert loaded.info.proprio_names == ("a", "b", "c")
         np.testing.assert_array_equal(loaded.proprio, truth["state"][rows])
         np.testing.assert_array_equal(loaded.actions, truth["action"][rows])
         info = loaded.info

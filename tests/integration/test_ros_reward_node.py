@@ -56,7 +56,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "run")
 
 
-def save_model(path: Path, proprio_dim: int = 0) -> Path:
+def save_model(path: Path, proprio_dim: int = 0, proprio_names: tuple[str, ...] = ()) -> Path:
     torch.manual_seed(0)
     config = ModelConfig(
         encoder={
@@ -70,6 +70,7 @@ def save_model(path: Path, proprio_dim: int = 0) -> Path:
         period_s=0.1,
         width=16,
         proprio_dim=proprio_dim,
+        proprio_names=proprio_names,
     )
     save_checkpoint(path, ProgressModel(config), Calibration(), {})
     return path
@@ -303,17 +304,21 @@ def test_pixels_become_the_same_estimates_and_rewards_as_offline(
 def test_a_model_that_knows_the_body_gets_the_positions_that_were_there_at_an_images_stamp(
     bench: Bench, make_node: Callable[..., Any], model_path: Path, tmp_path: Path
 ) -> None:
-    knows_body = save_model(tmp_path / "run", proprio_dim=3)
+    knows_body = save_model(tmp_path / "run", 3, ("base", "elbow", "hand"))
     for name in CAMERAS:
         bench.camera(name)
     node = make_node(model=str(knows_body), proprio_topic="joint_states", proprio_timeout_s=0.12)
     connected(bench, node)
     joints = bench.node.create_publisher(JointState, "joint_states", 10)
 
-    def publish(stamp: int, *values: float) -> None:
-        message = JointState(position=list(values))
+    def send(stamp: int, **positions: float) -> None:
+        message = JointState(name=list(positions), position=list(positions.values()))
         message.header.stamp = stamp_msg(stamp)
         joints.publish(message)
+
+    def publish(stamp: int, base: float, elbow: float, hand: float) -> None:
+        """In the driver's order, with a joint that the model does not take."""
+        send(stamp, hand=hand, wheel=-1.0, base=base, elbow=elbow)
 
     def known(stamp: int) -> list[float] | None:
         found = node._body_at(stamp)
@@ -337,11 +342,21 @@ def test_a_model_that_knows_the_body_gets_the_positions_that_were_there_at_an_im
     late = start + 20 * STEP
     until(
         lambda: (
+            "has no 'elbow', with which the model was trained: it has hand, base"
+            in bench.values("proprioception").get("message", "")
+        ),
+        "the diagnosis",
+        again=lambda: send(late, hand=1.0, base=2.0),
+    )
+    unnamed = JointState(position=[1.0, 2.0])
+    unnamed.header.stamp = stamp_msg(late)
+    until(
+        lambda: (
             "has 2 positions, the model was trained with 3"
             in bench.values("proprioception").get("message", "")
         ),
         "the diagnosis",
-        again=lambda: publish(late, 1, 2),
+        again=lambda: joints.publish(unnamed),
     )
     assert known(late) is None
     assert (known(start + 1), known(start + STEP)) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])

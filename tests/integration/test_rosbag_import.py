@@ -140,7 +140,9 @@ def test_joints_have_one_order_whatever_order_a_session_publishes_them_in(tmp_pa
         for at, topic, message in Robot().events()
     ]
     write_bag(tmp_path / "bags" / "second", [(at + 1, *rest) for at, *rest in turned])
-    first, second = (episode.read_proprio() for episode in load(tmp_path / "bags", tmp_path / "store"))
+    episodes = load(tmp_path / "bags", tmp_path / "store")
+    assert [episode.info.proprio_names for episode in episodes] == [("j0", "j1")] * 2
+    first, second = (episode.read_proprio() for episode in episodes)
     np.testing.assert_array_equal(first, second)
     assert len(np.unique(first)) > 2
 

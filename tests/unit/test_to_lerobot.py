@@ -42,6 +42,20 @@ def test_one_episode_of_unknown_outcome_leaves_the_column_out() -> None:
     assert "next.success" not in _features(mixed, config)
 
 
+def test_numbers_keep_their_names_where_every_episode_has_the_same() -> None:
+    config, episodes = ToLeRobotConfig(data="", out=""), [toy_episode(index, length=5) for index in range(2)]
+    width = episodes[0].proprio.shape[1]
+
+    def names(*given: tuple[str, ...]) -> object:
+        infos = [dataclasses.replace(e.info, proprio_names=n) for e, n in zip(episodes, given, strict=True)]
+        readers = [MemoryReader(dataclasses.replace(e, info=i)) for e, i in zip(episodes, infos, strict=True)]
+        return _features(readers, config)["observation.state"]["names"]
+
+    joints = tuple(f"j{index}" for index in range(width))
+    assert names(joints, joints) == list(joints)
+    assert names(joints, joints[::-1]) is names((), ()) is None
+
+
 def test_what_does_not_fit_one_dataset_is_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

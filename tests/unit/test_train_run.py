@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from robo_reward.errors import CheckpointError, DataError
 from robo_reward.evaluate.predict import true_labels
-from robo_reward.schema import EpisodeInfo, Outcome
-from robo_reward.testing import toy_episode
+from robo_reward.model.config import ModelConfig
+from robo_reward.model.progress_model import ProgressModel
+from robo_reward.offline import encode_episode
+from robo_reward.schema import Episode, EpisodeInfo, Outcome
+from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig
 from robo_reward.train.folder import check_held_out, claim_folder, is_finished
 from robo_reward.train.split import learned_before, make_split, seen_frames
-from robo_reward.train.vocabulary import make_tasks
+from robo_reward.train.vocabulary import make_tasks, proprio_names
 
 
 def _config(muon: float) -> TrainConfig:
@@ -133,3 +137,38 @@ def test_labelled_episodes_are_held_out_however_few_they_are() -> None:
         for part in (split.train, split.calibration, split.test):
             assert sum(mask.all() for mask in part[-3:]) == 1
         assert sum(mask.all() for mask in split.calibration) == 1 + 4
+
+
+def test_proprioception_is_told_by_its_names() -> None:
+    """In training they must agree; what is looked at afterwards is brought into their order."""
+    episodes = [toy_episode(index, length=6) for index in range(3)]
+
+    def named(*names: tuple[str, ...]) -> list[Episode]:
+        pairs = zip(episodes, names, strict=False)
+        return [dataclasses.replace(e, info=dataclasses.replace(e.info, proprio_names=n)) for e, n in pairs]
+
+    infos = [episode.info for episode in named(("x", "y"), (), ("x", "y"))]
+    assert proprio_names(infos) == ("x", "y")
+    with pytest.raises(DataError, match="of toy_000 is x, y, that of toy_001 y, x: import them alike"):
+        proprio_names([episode.info for episode in named(("x", "y"), ("y", "x"))])
+    torch.manual_seed(0)
+    model = ProgressModel(
+        ModelConfig(
+            encoder={"_target_": "robo_reward.model.encoders.TinyEncoder", "channels": [4, 8, 8, 8]},
+            tasks=make_tasks(infos, "equal"),
+            cameras=("front", "wrist"),
+            image_size=(32, 32),
+            period_s=0.1,
+            width=16,
+            proprio_dim=2,
+            proprio_names=proprio_names(infos),
+        )
+    )
+    values = np.arange(18, dtype=np.float32).reshape(6, 3)
+    (turned,) = named(("y", "wheel", "x"))
+    seen = encode_episode(model, MemoryReader(dataclasses.replace(turned, proprio=values))).proprio
+    np.testing.assert_array_equal(seen, values[:, [2, 0]])
+    (other,) = named(("y", "wheel", "z"))
+    with pytest.raises(DataError, match=r"toy_000: proprioception has no 'x', .*it has y, wheel, z"):
+        encode_episode(model, MemoryReader(dataclasses.replace(other, proprio=values)))
+    assert ModelConfig.from_json(json.loads(json.dumps(model.config.to_json()))) == model.config

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -80,6 +81,16 @@ class _Dataset:
     # The last table and the videos that were opened: episodes that share a file follow each other.
     _tables: dict[Path, pa.Table] = field(default_factory=dict[Path, pa.Table])
     _videos: dict[Path, Video] = field(default_factory=dict[Path, Video])
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the numbers of `observation.state`, in order; () where they have not one each."""
+        feature = self.info["features"].get("observation.state", {})
+        names = feature.get("names") or ()
+        if isinstance(names, Mapping):  # older datasets name the kind of numbers, too
+            names = next(iter(names.values()), ())
+        found = tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+        return found if len(set(found)) == len(found) == math.prod(feature.get("shape", ())) else ()
 
     def table(self, row: Mapping[str, Any]) -> pa.Table:
         """The data of one episode, frame by frame."""
@@ -179,6 +190,12 @@ class LeRobotEpisode:
         recorded = None if success is None else Outcome.SUCCESS if success.any() else Outcome.FAILURE
         outcome, said = outcome_of(recorded, boundaries is not None, options.outcome)
         streams, sizes = self.open_streams(kept, options.cameras)
+        # Seen at each frame that is kept; done until the next one is: the last command before it.
+        until = np.append(kept[1:], len(stamp_ns)) - 1
+        proprio, actions = (
+            None if (values := self.read_column(column)) is None else values[at].astype(np.float32)
+            for column, at in (("observation.state", kept), ("action", until))
+        )
         info = EpisodeInfo(
             name=self.name,
             uid=self.uid(),
@@ -190,6 +207,7 @@ class LeRobotEpisode:
             boundaries=boundaries,
             success=None if success is None else _thinned(success, kept),
             outcome=outcome,
+            proprio_names=self.dataset.state_names if proprio is not None else (),
             source={
                 "importer": "lerobot",
                 "path": str(self.dataset.root),
@@ -199,12 +217,6 @@ class LeRobotEpisode:
                 **said,
                 **self._proportions(),
             },
-        )
-        # Seen at each frame that is kept; done until the next one is: the last command before it.
-        until = np.append(kept[1:], len(stamp_ns)) - 1
-        proprio, actions = (
-            None if (values := self.read_column(column)) is None else values[at].astype(np.float32)
-            for column, at in (("observation.state", kept), ("action", until))
         )
         return Prepared(info, streams, proprio, actions)
 

@@ -174,6 +174,7 @@ class BagEpisode:
             boundaries=boundaries,
             truth=truth,
             outcome=outcome,
+            proprio_names=self.importer.joints.get(self.importer.proprio or "", ()),
             source={
                 "importer": "rosbag",
                 "path": str(self.path),

@@ -186,7 +186,7 @@ def _to_watch(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode) -> Watc
     kept = _decisions(job, checkpoint, episode)
     names = dict(job.cameras) or {name: name for name in episode.dataset.cameras}
     streams, _ = episode.open_streams(kept, list(names.values()))
-    proprio = episode.read_column("observation.state") if checkpoint.model.config.proprio_dim else None
+    proprio = _proprio(checkpoint, episode) if checkpoint.model.config.proprio_dim else None
     instruction = job.instruction or episode.instruction
     try:
         resolve_task(checkpoint.model, instruction)
@@ -199,6 +199,17 @@ def _to_watch(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode) -> Watc
         instruction=instruction,
         proprio=None if proprio is None else proprio[kept].astype(np.float32),
     )
+
+
+def _proprio(checkpoint: Checkpoint, episode: LeRobotEpisode) -> np.ndarray | None:
+    values = episode.read_column("observation.state")
+    if values is None:
+        return None
+    try:
+        columns = checkpoint.model.config.proprio_columns(episode.dataset.state_names)
+    except DataError as error:
+        raise DataError(f"{episode.place}: {error}") from error
+    return values if columns is None else values[:, columns]
 
 
 def _part(job: Job, checkpoint: Checkpoint, episode: LeRobotEpisode, watched: Watched) -> pa.Table:

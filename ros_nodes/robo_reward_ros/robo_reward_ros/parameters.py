@@ -44,8 +44,8 @@ _ALL: dict[str, _Parameter] = {
     "cameras": _Parameter([""], "names of the cameras; the first living one is the reference"),
     "proprio_topic": _Parameter(
         "",
-        "sensor_msgs/JointState, whose positions are the proprioception that the model was trained with; "
-        "empty: the model gets none",
+        "sensor_msgs/JointState, whose positions are the proprioception that the model was trained with: by "
+        "the joints' names where its recordings had them, else in their order; empty: the model gets none",
     ),
     "proprio_timeout_s": _Parameter(
         0.2, "positions older than this at an image's stamp do not count", 0.001, 60.0, live=True

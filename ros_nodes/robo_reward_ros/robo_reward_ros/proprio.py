@@ -12,6 +12,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import JointState
 
+from robo_reward.errors import DataError
+from robo_reward.model.config import ModelConfig
 from robo_reward_ros.to_msg import stamp_ns
 
 __all__ = ["Proprioception"]
@@ -23,9 +25,10 @@ _OVERTAKEN_NS = 1_000_000_000  # a message so much older than the one before was
 class Proprioception:
     """Listens to a topic of joint states. `at` may be called from another thread."""
 
-    def __init__(self, node: Node, topic: str, size: int) -> None:
-        """Take the positions of `topic`, of which the model wants `size`."""
-        self.topic, self.size = topic, size
+    def __init__(self, node: Node, topic: str, config: ModelConfig) -> None:
+        """Take the positions of `topic` that the model wants: by their names, where both name them."""
+        self.topic, self.size = topic, config.proprio_dim
+        self._config = config
         self.problem = ""  # of the newest message
         self.absence = ""  # why there was nothing for the newest moment that was asked for
         self._node = node
@@ -56,7 +59,13 @@ class Proprioception:
     def _take(self, message: Any) -> None:
         values = np.asarray(message.position, np.float32)
         stamp = stamp_ns(message.header.stamp)
-        self.problem = self._why_not(values, stamp)
+        try:
+            if len(message.name) == len(values):
+                columns = self._config.proprio_columns(message.name)
+                values = values if columns is None else values[columns]
+            self.problem = self._why_not(values, stamp)
+        except DataError as error:
+            self.problem = f"proprio_topic '{self.topic}': {error}"
         if self.problem:
             return
         with self._lock:

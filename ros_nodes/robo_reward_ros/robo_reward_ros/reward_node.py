@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -251,9 +251,10 @@ class RewardNode(LifecycleNode):
         """The proprioception that model and parameters agree on."""
         topic = self._settings.proprio_topic
         checkpoint = getattr(self._model, "checkpoint", None)
-        size = 0 if checkpoint is None else checkpoint.model.config.proprio_dim
-        if topic and size:
-            return Proprioception(self, topic, size)
+        config = None if checkpoint is None else checkpoint.model.config
+        size = 0 if config is None else config.proprio_dim
+        if topic and config is not None and size:
+            return Proprioception(self, topic, config)
         if topic:
             self.get_logger().info(f"proprio_topic '{topic}' is not read: the model takes images alone")
         elif size:
@@ -326,7 +327,7 @@ class RewardNode(LifecycleNode):
         images, epoch = item
         began = self._now()
         pixels: dict[str, Any] = {}
-        missing, problems = list(images.missing), list[str]()
+        problems = list[str]()
         for name, (_, message) in images.frames.items():
             camera = self._cameras[name]
             try:
@@ -335,7 +336,6 @@ class RewardNode(LifecycleNode):
             except (RoboRewardError, cv2.error) as error:
                 camera.problem = " ".join(str(error).split())
                 problems.append(camera.problem)
-                missing.append(name)
         reported = self._success_ns
         moment = self._judge.push(
             pixels,
@@ -349,13 +349,23 @@ class RewardNode(LifecycleNode):
         )
         if moment is None:
             return
-        self._publish(moment, images.reference, missing)
+        self._publish(moment, images.reference, self._missing(moment.estimate, pixels))
         self._failure = ""
         self._inference.add((self._now() - began) * 1e-6)
         self._latency.add((self.get_clock().now().nanoseconds - images.stamp_ns) * 1e-6)
         self._decisions += 1
         self._invalid += not moment.estimate.valid
         self._draw(moment, pixels, images)
+
+    def _missing(self, estimate: ProgressEstimate, pixels: Iterable[str]) -> list[str]:
+        """Cameras of the model that this moment was not seen through, by the model's names."""
+        seen = estimate.per_view if estimate.valid else pixels
+        return [name for name in self._known_cameras() if name not in seen]
+
+    def _known_cameras(self) -> list[str]:
+        """Those that the model was trained with; this node's, where the model does not say."""
+        own = [camera.model_name for camera in self._settings.cameras]
+        return list(getattr(self._model, "cameras", ())) or own
 
     def _body_at(self, stamp: int) -> Float32[np.ndarray, " p"] | None:
         if self._proprio is None:
@@ -489,7 +499,7 @@ class RewardNode(LifecycleNode):
             model_version=self._model.version,
         )
         moment = Moment(estimate, "", False, self._judge.episode_id, None)
-        self._estimates.publish(estimate_msg(moment, "", list(self._cameras)))
+        self._estimates.publish(estimate_msg(moment, "", self._known_cameras()))
 
     def _status(self) -> DiagnosticArray:
         name = self.get_fully_qualified_name().lstrip("/")
