@@ -96,3 +96,5 @@ def load(path: str | Path, device: str = "cpu", **arguments: Any) -> Any:
         return import_object(text)(**arguments)
     except ConfigError as error:
         raise CheckpointError(f"'{path}' is neither a run folder nor an import path: {error}") from error
+    except TypeError as error:
+        raise CheckpointError(f"'{path}' is not a model that can be made so: {error}") from error

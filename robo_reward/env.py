@@ -330,8 +330,8 @@ class _Layout:
         seen: str,
     ) -> _Layout:
         every = tuple(path for path, leaf in _leaves(space) if _is_image(leaf))
+        only = tuple(getattr(model, "cameras", ()))
         if cameras is None:
-            only = tuple(getattr(model, "cameras", ()))
             fallback = only[0] if len(only) == 1 else "render"
             wanted = _named(every, only, fallback)
         else:
@@ -345,6 +345,17 @@ class _Layout:
             raise ConfigError(
                 f"no image '{missing[0]}' in the observation: "
                 + (f"it has {known}" if known else "it has none; make the env with render_mode='rgb_array'")
+            )
+        if not every and cameras is None and len(only) > 1:
+            odd = [
+                f"{'.'.join(path)} {leaf.shape}"
+                for path, leaf in _leaves(space)
+                if isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) > 1
+            ]
+            raise ConfigError(
+                f"the observation has no image (h, w, 3) of uint8{f', but {odd[0]}' if odd else ''}; the "
+                f"model was trained with {', '.join(only)}: wrap the env before images are changed, or say "
+                f"which of them render() is, cameras={{'{only[0]}': 'render'}}"
             )
         bodies = [
             path for path, leaf in _leaves(space) if path and path[-1] == "proprio" and not _is_image(leaf)

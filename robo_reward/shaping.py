@@ -492,6 +492,8 @@ class Shaper:
             ConfigError: a setting out of range.
         """
         _check_discount(discount)
+        if not math.isfinite(kappa):
+            raise ConfigError(f"kappa={kappa}: the scale of shaping is a finite number")
         if reference_s is not None and not reference_s > 0:
             raise ConfigError(f"reference_s={reference_s}: the time over which discount applies is positive")
         self.discount, self.kappa = discount, kappa

@@ -58,7 +58,12 @@ def _raw(message: Any, who: str) -> UInt8[np.ndarray, "h w 3"]:
         )
     channels, conversion = _ENCODINGS[encoding]
     data = np.frombuffer(message.data, np.uint8)
-    if not height or not width or step < width * channels or len(data) != height * step:
+    if not height or not width or step < width * channels:
+        raise DataError(
+            f"{who}: an image of {height}x{width} '{encoding}' with rows of {step} bytes: a row has "
+            f"{width * channels} or more, and there is at least one pixel"
+        )
+    if len(data) != height * step:
         raise DataError(
             f"{who}: an image of {height}x{width} '{encoding}' with rows of {step} bytes "
             f"has {len(data)} bytes, not {height * step}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,13 @@ def check_config(config: ImproveConfig) -> None:
     if config.demo_hold < 1:
         raise ConfigError(f"demo_hold={config.demo_hold}: must be 1 or more")
     learner = config.learner
+    for group in ("learner", "shaping", "savings"):
+        for name, value in vars(getattr(config, group)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{group}.{name}={value}: must be a finite number")
+    for key in ("lr", "actor_lr", "clone_lr"):
+        if getattr(learner, key) < 0:
+            raise ConfigError(f"learner.{key}={getattr(learner, key)}: must be 0 or more")
     if not 0.0 < learner.discount < 1.0:
         raise ConfigError(f"learner.discount={learner.discount}: choose one in (0, 1)")
     if not 1 <= learner.subset <= learner.critics:

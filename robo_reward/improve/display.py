@@ -63,7 +63,7 @@ class ImproveDisplay:
         now = time.monotonic()
         left = (now - self._begin) / max(done - self._first, 1) * (self._total - done)
         judged = "" if evaluated is None else f", evaluated {evaluated:.2f}"
-        note = f"success {recent:.2f} of the last 20{judged}, about {left / 60:.1f} min left"
+        note = f"success {recent:.2f} of the last {min(done, 20)}{judged}, about {left / 60:.1f} min left"
         self._bar.update(self._task, completed=done, note=note)
         if not self._console.is_terminal and (now - self._printed > 15 or done == self._total):
             self._printed = now

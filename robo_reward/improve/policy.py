@@ -163,13 +163,23 @@ class LearnedPolicy:
             proprio: as in training.
 
         Raises:
-            DataError: images that do not fit, or proprioception of another length or that is not finite.
+            DataError: images that do not fit or cannot be seen (none, another type, a stamp that is not after
+                the last), or proprioception of another length or that is not finite. What to do then is the
+                control loop's to say: to act on what was seen before is not what this does. One camera of
+                several that is gone holds what it showed last.
         """
         if np.shape(proprio) != (self.proprio_size,) or not np.isfinite(proprio).all():
             raise DataError(
                 f"the policy takes proprioception of {self.proprio_size} finite numbers, this is {proprio}"
             )
+        if self.cameras and not set(images) & set(self.cameras):
+            raise DataError(
+                f"the policy looks through {', '.join(self.cameras)}, this moment has "
+                f"{', '.join(images) or 'no image'}"
+            )
         moment = self._observer.see({"images": images, "proprio": proprio}, stamp_ns, None)
+        if moment.estimate is not None and not moment.estimate.valid:
+            raise DataError(f"the policy cannot see this moment: {moment.estimate.reason}")
         seen = joined(moment.parts)
         if len(seen) != len(self._policy.mean):
             raise DataError(

@@ -632,6 +632,8 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(reward_model: Path, t
             "continuous",
         ),
         ([*BLIND, "learner.discount=1.0"], "learner.discount=1.0"),
+        ([*BLIND, "learner.tau=nan"], "learner.tau=nan: must be a finite number"),
+        ([*BLIND, "shaping.kappa=inf"], "shaping.kappa=inf: must be a finite number"),
         ([*BLIND, "success=detector"], "give model=RUN"),
         (
             [*BLIND, "arm=sparse", "savings.abort=true"],

@@ -59,6 +59,17 @@ def test_it_acts_as_it_did_in_the_run(run: Path) -> None:
             taken.append(action)
             observation, *_ = env.step(action)
         np.testing.assert_allclose(np.stack(taken) / 2, was.actions, atol=1e-4)  # the dot's units are doubled
+    images, proprio = observation["images"], observation["proprio"]
+    for wrong, why in (
+        ({}, "looks through top, this moment has no image"),
+        ({"bottom": images["top"]}, "looks through top, this moment has bottom"),
+        ({"top": images["top"][:0]}, "cannot see this moment: camera 'top' gave uint8"),
+    ):
+        with pytest.raises(DataError, match=why):
+            policy.act(wrong, 10**12, proprio)
+    policy.act(images, 10**12, proprio)
+    with pytest.raises(DataError, match="cannot see this moment: stamp 1000000000000 is not after"):
+        policy.act(images, 10**12, proprio)
     with pytest.raises(DataError, match="proprioception of 2 finite numbers"):
         policy.act(observation["images"], 10**12, np.zeros(3, np.float32))
 

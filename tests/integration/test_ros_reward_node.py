@@ -43,7 +43,7 @@ from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward_msgs.msg import ProgressEstimate, ShapedReward
 from robo_reward_msgs.srv import EndEpisode, SetModel, StartEpisode
-from robo_reward_ros.to_msg import stamp_msg, stamp_ns
+from robo_reward_ros.stamps import stamp_msg, stamp_ns
 
 CAMERAS = ("front", "wrist")
 STEP = 100_000_000
@@ -862,6 +862,9 @@ def test_another_model_is_taken_over_and_a_bad_one_is_not(
     version = save_checkpoint(other, ProgressModel(first.checkpoint.model.config), Calibration(), {})
     answer = bench.call(SetModel, "set_model", path=str(tmp_path / "nothing"))
     assert (answer.success, answer.model_version) == (False, first.version)
+    broken = bench.call(SetModel, "set_model", path="os.path")  # imports, and is no model
+    assert (broken.success, broken.model_version) == (False, first.version)
+    assert "'os.path' is not a model that can be made so" in broken.message
     assert bench.call(SetModel, "set_model", path=str(other)).model_version == version
     play(bench, pictures(1), time.time_ns())
     assert bench.judged[-1].model_version == version

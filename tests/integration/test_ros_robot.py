@@ -656,6 +656,22 @@ def test_the_safety_node_hears_stamps_names_and_who_publishes_the_state(
         lambda: any("stamps of the tool's position have stood still" in reason for reason, _ in told),
         lambda: live(move=False),
     )
+    # A publisher counts, whatever its node is called: one that was started twice has the same name.
+    again = listener.node.create_publisher(JointState, "joint_states", 1)
+    past = [listener.node.create_publisher(JointState, "robot_command", 1) for _ in range(2)]
+    wait_for(lambda: told[-1][1]["rival_states"] == "/listener /listener", live)
+    wait_for(lambda: told[-1][1]["other_commanders"] == "/listener /listener", live)
+    for publisher in (again, *past):
+        listener.node.destroy_publisher(publisher)
+    early = JointState(name=["shoulder"], position=[1.0])
+    early.header.stamp.sec = -1
+    for publisher, why in ((state, "the state's stamp is -1.000 s"), (command, "its stamp is -1.000 s")):
+
+        def both_kinds(publisher: Any = publisher) -> None:
+            live()
+            publisher.publish(early)
+
+        wait_for(lambda why=why: any(why in reason for reason, _ in told), both_kinds)
     second = Node("joint_state_publisher", namespace="left", context=listener.context)
     other = second.create_publisher(JointState, "/joint_states", 1)
 
@@ -682,5 +698,11 @@ def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
     misspelled = refuse("robo_reward_ros.safety_node", comand_s=0.1)
     assert misspelled == "the node 'safety' has no parameter 'comand_s': did you mean 'command_s'?\n"
     assert "needs path:=FOLDER and topics" in refuse("robo_reward_ros.bag_recorder", storage="mcap")
+    assert "topics: " in refuse("robo_reward_ros.bag_recorder", topics="['bad topic!']", path="bag")
+    assert "wait_s is nan" in refuse("robo_reward_ros.bag_player", wait_s=".nan", path="bag")
+    assert "speed is 0.0: a finite number" in refuse("robo_reward_ros.sim_robot_node", speed=0.0)
+    small = refuse("robo_reward_ros.sim_robot_node", env_kwargs="'{\"image_size\": [84]}'")
+    assert small.startswith("cannot make 'robo_reward_sim:robo_reward/PegInsertSide-v0' with ")
+    assert len(small.splitlines()) == 1
     cartpole = refuse("robo_reward_ros.sim_robot_node", env_id="CartPole-v1", env_kwargs="'{}'")
     assert "'CartPole-v1' must observe `images` and `proprio`" in cartpole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -223,6 +224,14 @@ def test_what_cannot_be_watched_is_refused(model: RewardModel) -> None:
     blind.render_mode = ""
     with pytest.raises(ConfigError, match="it has none; make the env with render_mode"):
         robo_reward.ShapedRewardEnv(blind, model)
+    # Stacked images are none that it can watch; what render() shows is no camera of this model's.
+    stacked = gymnasium.wrappers.FrameStackObservation(Bar(), 3)
+    with pytest.raises(ConfigError, match=r"of uint8, but images.front \(3, .* trained with front, wrist"):
+        robo_reward.ShapedRewardEnv(stacked, model)
+    with pytest.raises(ConfigError, match="say which of them render"):
+        robo_reward.ShapedRewardEnv(Bar(nested=False), model)
+    with pytest.raises(ConfigError, match="kappa=nan"):
+        robo_reward.ShapedRewardEnv(Bar(), model, shaping=ShapingConfig(kappa=math.nan))
     with pytest.raises(ConfigError, match="step_s=0"):
         robo_reward.ShapedRewardEnv(Bar(), model, step_s=0.0)
 

@@ -24,6 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_re
 
 from robo_reward.cli.main import main
 from robo_reward.imports import instantiate
+from robo_reward_ros.exits import CRASHED
 from robo_reward_ros.launch_arguments import default_text, values
 from robo_reward_ros.launch_plan import (
     Plan,
@@ -329,6 +330,40 @@ def test_a_launch_that_is_asked_to_end_ends_its_processes(
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_launch_that_is_killed_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = _script(
+        tmp_path, "slow", "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n", monkeypatch
+    )
+    program = (
+        f"import sys\nsys.path += {sys.path!r}\n"
+        "from robo_reward_ros.launch_plan import Plan, Process\n"
+        "from robo_reward_ros.launching import run_plan\n"
+        f"run_plan(Plan((Process('one', {slow!r}, is_node=False),)))\n"
+    )
+    launch = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert launch.stdout is not None
+    pid = int(launch.stdout.readline().split()[-1])
+    launch.kill()
+    launch.communicate()
+    try:
+        for _ in range(2400):
+            if not _runs(pid):
+                break
+            time.sleep(0.05)
+        assert not _runs(pid)
+    finally:
+        if _runs(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_crashed_comes_back_and_what_refused_does_not() -> None:
+    reward = Process("reward", "module", essential=False, respawn=True)
+    assert [reward.comes_back(status) for status in (-9, CRASHED, 1, 0)] == [True, True, False, False]
+    assert not Process("safety", "module").comes_back(-9)
 
 
 @pytest.mark.parametrize("session", [False, True], ids=["its_session", "own_session"])

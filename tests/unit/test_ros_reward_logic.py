@@ -208,6 +208,14 @@ def test_a_potential_comes_in_by_its_import_path() -> None:
         shaper_factory("robo_reward.shaping.Nothing", {})
     with pytest.raises(ConfigError, match="needs 0 <= full_below < none_above"):
         shaper_factory("robo_reward.shaping.Faded", {"none_above": 0.0})
+    # What cannot say a number of one moment would fail at every decision, or at the first.
+    for target, arguments, why in (
+        ("os.getcwd", {}, "potential 'os.getcwd'"),
+        ("robo_reward.shaping.Pessimistic", {"k": "x"}, "potential 'robo_reward.shaping.Pessimistic'"),
+        ("functools.partial", {"func": max}, "potential 'functools.partial'"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            shaper_factory(target, arguments)
 
 
 def test_the_command_becomes_the_nodes_arguments(tmp_path: Path) -> None:

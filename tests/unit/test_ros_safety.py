@@ -18,6 +18,16 @@ from robo_reward_ros.safety import Kind, SafetyFilter, SafetyLimits, Source, Tim
 
 MS = 1_000_000
 
+BOTH = {
+    "low": [-1.0, 0.0],
+    "high": [1.0, 1.0],
+    "velocity": [math.inf, math.inf],
+    "rate": [math.inf, math.inf],
+    "scale": [1.0, 1.0],
+    "rest": [0.0, 0.2],
+    "tolerance": [0.1, math.inf],
+}
+
 
 def limits(kind: Kind = Kind.VELOCITY, **changes: Any) -> SafetyLimits:
     """One component, without limits but those in `changes`."""
@@ -204,6 +214,36 @@ def test_after_an_emergency_stop_a_position_holds_where_the_robot_is_now() -> No
     decision = chosen.tick(60 * MS)
     assert decision is not None
     assert decision.values == pytest.approx([0.7])
+
+
+@pytest.mark.parametrize("cause", ["reset", "clock"])
+def test_a_gripper_that_nothing_measures_goes_on_holding_what_it_was_told(cause: str) -> None:
+    """An arm that is measured, and a gripper that is not: what resets the one must not open the other."""
+    arrays = {name: np.array(values) for name, values in BOTH.items()}
+    chosen = SafetyFilter(SafetyLimits(kinds=(Kind.POSITION,) * 2, state=(0, -1), **arrays))
+    chosen.observe([0.0], 5_000 * MS, 0)
+    assert chosen.tick(0).values == pytest.approx([0.0, 0.2])  # its rest, before the first command
+    assert chosen.command([0.0, 1.0], 0, 10 * MS).values == pytest.approx([0.0, 1.0])
+    if cause == "reset":
+        chosen.estop("hand", 20 * MS)
+        chosen.reset()
+        now = 30 * MS
+        chosen.observe([0.3], 5_030 * MS, now)
+    else:
+        for now in range(20 * MS, 400 * MS, 20 * MS):  # its driver was started again, and its arm was moved
+            chosen.observe([0.3], 1_000 * MS + now, now)
+    found = chosen.tick(now)
+    assert found.source is Source.STOP
+    assert found.values == pytest.approx([0.3, 1.0])
+
+
+def test_stamps_before_zero_are_refused_with_a_reason() -> None:
+    chosen = ready(limits())
+    assert "its stamp is -1.000 s" in chosen.command([0.1], -1_000 * MS, 0).reason
+    chosen.observe([0.0], -1_000 * MS, 1 * MS)
+    assert "the state's stamp is -1.000 s" in chosen.tick(1 * MS).reason
+    chosen.observe([0.0], 2, 2 * MS)
+    assert chosen.command([0.1], 0, 2 * MS).source is Source.POLICY
 
 
 def test_a_tool_outside_its_workspace_moves_only_by_hand() -> None:

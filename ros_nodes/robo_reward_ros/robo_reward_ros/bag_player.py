@@ -9,6 +9,7 @@ kept for those who come later, such as /tf_static, is kept again. Ends when the 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from rosgraph_msgs.msg import Clock as ClockMsg
 
 from robo_reward.errors import ConfigError
 from robo_reward_data.bags import Bag, marked_episodes, open_bag
+from robo_reward_ros.exits import FinishedError
 from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 
@@ -55,7 +57,12 @@ class BagPlayer(Node):
             ("path", "", "folder of the bag", {}),
             ("topics", [""], "those to play, which must be there; empty: all, but with optional none", {}),
             ("optional", [""], "others to play, where the bag has them", {}),
-            ("rate", 1.0, "times faster than it was recorded", {"floating_point_range": positive}),
+            (
+                "rate",
+                1.0,
+                "times faster than it was recorded; what a node then has no time for it drops, and counts",
+                {"floating_point_range": positive},
+            ),
             ("publish_clock", True, "publish the time of the recording on /clock", {}),
             ("wait_s", 30.0, "how long to wait until every image topic has a subscriber, seconds", {}),
             ("episodes", False, "start and end the bag's episodes at a reward node, which must come", {}),
@@ -65,6 +72,8 @@ class BagPlayer(Node):
                 name, default, ParameterDescriptor(description=text, read_only=True, **more)
             )
         refuse_unknown(self)
+        if not 0.0 <= float(self._value("wait_s")) < math.inf:
+            raise ConfigError(f"wait_s is {self._value('wait_s')}: 0 or more seconds")
         if not self._value("path"):
             raise ConfigError("the player needs path:=FOLDER")
         self._bag_path = Path(str(self._value("path")))
@@ -122,7 +131,7 @@ class BagPlayer(Node):
                 episodes.close()
         self.get_logger().info(f"the end of {self._bag_path}")
         self._arrive()
-        raise KeyboardInterrupt
+        raise FinishedError
 
     def _episodes_of(self, bag: Bag) -> BagEpisodes | None:
         if not self._value("episodes"):

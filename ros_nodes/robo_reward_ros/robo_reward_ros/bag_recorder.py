@@ -16,6 +16,7 @@ from typing import Any
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rosbags.interfaces import (
@@ -81,7 +82,10 @@ class BagRecorder(Node):
         ):
             self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True))
         refuse_unknown(self)
-        self._wanted = [self.resolve_topic_name(topic) for topic in self._value("topics") if topic]
+        try:
+            self._wanted = [self.resolve_topic_name(topic) for topic in self._value("topics") if topic]
+        except InvalidTopicNameException as error:
+            raise ConfigError(f"topics: {error}") from error
         self._path = Path(str(self._value("path")))
         if not self._wanted or not str(self._value("path")):
             raise ConfigError("the recorder needs path:=FOLDER and topics:=[/a, /b]")

@@ -18,7 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from robo_reward.errors import DataError
 from robo_reward_data.ros_images import image_to_rgb
 from robo_reward_ros.parameters import CameraSettings
-from robo_reward_ros.to_msg import stamp_ns
+from robo_reward_ros.stamps import stamp_ns
 
 __all__ = ["Camera"]
 

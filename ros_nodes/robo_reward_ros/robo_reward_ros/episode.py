@@ -183,7 +183,7 @@ class EpisodeJudge:
     def gate(self) -> dict[str, float | str]:
         """How far the potential trusts the model, and the temperature of its stages; for people to read."""
         potential = self._shaper.potential
-        limits = {f"gate: {name}": value for name, value in vars(potential).items()}
+        limits = {f"gate: {name}": value for name, value in getattr(potential, "__dict__", {}).items()}
         checkpoint = getattr(self._model, "checkpoint", None)
         if checkpoint is not None:
             limits["stage temperature"] = round(checkpoint.calibration.stage_temperature, 4)
@@ -378,7 +378,12 @@ def shaper_factory(target: str, arguments: Mapping[str, Any], **settings: Any) -
     """
     config = ShapingConfig(potential={"_target_": target, **arguments}, **settings)
     try:
-        config.build()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"potential '{target}': {error}") from error
+        potential = config.build().potential
+        found = np.asarray(potential(np.full(1, 0.5), np.full(1, 0.1), np.full(1, np.nan)), np.float64)
+    except ConfigError:
+        raise
+    except Exception as error:  # what the potential's own code raises
+        raise ConfigError(f"potential '{target}': {type(error).__name__}: {error}") from error
+    if found.shape != (1,):
+        raise ConfigError(f"potential '{target}' gives {found.shape} numbers for one moment: one is needed")
     return config.build

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 
 from robo_reward_ros.launch_arguments import Arguments, default_text, values
-from robo_reward_ros.launch_plan import Plan
+from robo_reward_ros.launch_plan import Plan, Process
 
 __all__ = ["actions", "description"]
 
@@ -44,7 +46,14 @@ def actions(plan: Plan) -> list[ExecuteProcess]:
             output="screen",
             respawn=process.respawn,
             respawn_delay=1.0,
-            **({"on_exit": Shutdown(reason=f"{process.name} ended")} if process.essential else {}),
+            on_exit=partial(_ended, process),
         )
         for process in plan.processes
     ]
+
+
+def _ended(process: Process, event: ProcessExited, _: LaunchContext) -> list[Shutdown]:
+    """End everything with an essential process, or with one that failed, as without `ros2 launch`."""
+    if process.comes_back(event.returncode) or not (process.essential or event.returncode):
+        return []
+    return [Shutdown(reason=f"{process.name} ended with status {event.returncode}")]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.exits import CRASHED
 from robo_reward_ros.reward_topics import topics_read
 from robo_reward_ros.transports import FASTDDS_PROFILES, profile_variable
 
@@ -33,7 +34,7 @@ class Process:
     parameters    parameters by name, which win over the files
     remappings    new name by topic or service
     essential     when it ends, everything ends
-    respawn       started again where it is killed
+    respawn       started again where it is killed, or ended by an error that nobody expected
     """
 
     name: str
@@ -45,6 +46,13 @@ class Process:
     remappings: Mapping[str, str] = field(default_factory=dict)
     essential: bool = True
     respawn: bool = False
+
+    def comes_back(self, status: int) -> bool:
+        """Whether it is started again after it has ended with this status (negative: a signal's number).
+
+        One that refused its parameters would only refuse again.
+        """
+        return self.respawn and (status < 0 or status == CRASHED)
 
     def command(self, namespace: str = "") -> list[str]:
         """The command line, for this Python."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -110,8 +111,7 @@ def _watch(running: list[_Running], asked: threading.Event) -> _Running | None:
         for one in running:
             if one.status is None:
                 continue
-            # A node that was killed comes back; one that refused its parameters would only refuse again.
-            if one.process.respawn and one.status < 0:
+            if one.process.comes_back(one.status):
                 one.start_again()
             elif one.process.essential or one.status:
                 return one
@@ -168,10 +168,21 @@ class _Running:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_launch,
             )
         pipe = cast("IO[bytes]", self._popen.stdout)
         self._reader = threading.Thread(target=_pass_on, args=(self.process.name, pipe), daemon=True)
         self._reader.start()
+
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_launch() -> None:
+    """In a process before it begins: a launch that is killed (-9) must not leave a robot's nodes running."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGINT))
 
 
 @contextmanager

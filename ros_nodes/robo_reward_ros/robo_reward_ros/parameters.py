@@ -183,7 +183,8 @@ def check(node: Node, changes: dict[str, Any], configured: bool) -> str:
     try:
         _settings({name: node.get_parameter(name).value for name in known} | changes)
     except ConfigError as error:
-        return str(error)
+        alone = len(changes) == 1 and set(changes) <= {"potential", "potential_arguments"}
+        return f"{error}; set potential and potential_arguments atomically, together" if alone else str(error)
     return ""
 
 
@@ -193,6 +194,14 @@ def _settings(values: dict[str, Any]) -> Settings:
         raise ConfigError("no camera: set the parameter cameras to their names, e.g. cameras:=[front,wrist]")
     if len(set(names)) < len(names):
         raise ConfigError(f"cameras is {names}: each name once")
+    cameras = tuple(_camera(name, values) for name in names)
+    known: dict[str, str] = {}
+    for camera in cameras:
+        if (other := known.setdefault(camera.model_name, camera.name)) != camera.name:
+            raise ConfigError(
+                f"cameras '{other}' and '{camera.name}' would both be the model's '{camera.model_name}': "
+                "give each its own model_name"
+            )
     if values["wait_s"] >= values["camera_timeout_s"]:
         raise ConfigError(
             f"wait_s {values['wait_s']} is not below camera_timeout_s {values['camera_timeout_s']}: "
@@ -203,7 +212,7 @@ def _settings(values: dict[str, Any]) -> Settings:
     }
     return Settings(
         values=values,
-        cameras=tuple(_camera(name, values) for name in names),
+        cameras=cameras,
         aligner=AlignerSettings(*seconds.values()),
         rewards=TaskRewards(values["step_reward"], values["success_reward"], values["failure_reward"]),
         shaper=shaper_factory(
@@ -242,7 +251,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def _camera_names(node: Node) -> list[str]:
-    return [name for name in node.get_parameter("cameras").value or [] if name]
+    return list(dict.fromkeys(name for name in node.get_parameter("cameras").value or [] if name))
 
 
 def _cameras_given(node: Node) -> list[str]:

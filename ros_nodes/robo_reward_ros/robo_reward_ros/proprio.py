@@ -14,7 +14,7 @@ from sensor_msgs.msg import JointState
 
 from robo_reward.errors import DataError
 from robo_reward.model.config import ModelConfig
-from robo_reward_ros.to_msg import stamp_ns
+from robo_reward_ros.stamps import stamp_ns
 
 __all__ = ["Proprioception"]
 

@@ -41,12 +41,12 @@ from robo_reward_ros.health import Timings
 from robo_reward_ros.overlay import Overlay
 from robo_reward_ros.proprio import Proprioception
 from robo_reward_ros.running import run_node
+from robo_reward_ros.stamps import stamp_msg
 from robo_reward_ros.to_msg import (
     estimate_msg,
     image_msg,
     reward_msg,
     shaped_msg,
-    stamp_msg,
     status_msg,
 )
 from robo_reward_ros.worker import LatestWins
@@ -463,18 +463,22 @@ class RewardNode(LifecycleNode):
 
     def _on_set_model(self, request: SetModel.Request, response: SetModel.Response) -> SetModel.Response:
         try:
-            if self._judge.episode_id:
-                raise ConfigError(f"episode '{self._judge.episode_id}' is running: end it first")
-            self._judge = self._load(str(request.path))
-            if self._running:
-                self._stop_listening_to_body()
-                self._proprio = self._listen_to_body()
-        except RoboRewardError as error:
-            response.success, response.message = False, str(error)
-            response.model_version = str(self._model.version)
-            return response
-        response.success, response.model_version = True, str(self._model.version)
+            self._set_model(str(request.path))
+        except Exception as error:  # whatever another model's own code raises, the one before stays
+            own = isinstance(error, RoboRewardError)
+            response.message = str(error) if own else f"{type(error).__name__}: {error}"
+        else:
+            response.success = True
+        response.model_version = str(self._model.version)
         return response
+
+    def _set_model(self, path: str) -> None:
+        if self._judge.episode_id:
+            raise ConfigError(f"episode '{self._judge.episode_id}' is running: end it first")
+        self._judge = self._load(path)
+        if self._running:
+            self._stop_listening_to_body()
+            self._proprio = self._listen_to_body()
 
     # --- health ------------------------------------------------------------------------------------------
 

@@ -29,13 +29,13 @@ from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError, DataError, RoboRewardError
 from robo_reward_data.ros_images import image_to_rgb
+from robo_reward_ros.stamps import stamp_msg, stamp_ns
 
 __all__ = ["RobotError", "RosRobotEnv"]
 
@@ -60,14 +60,14 @@ class _Stream:
 
     def push(self, message: Any) -> None:
         """Add a message; one that is not after the last is a repetition, or begins another clock."""
-        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
-        if self.stamps and stamp_ns == self.stamps[-1]:
+        at_ns = stamp_ns(message.header.stamp)
+        if self.stamps and at_ns == self.stamps[-1]:
             return
-        if self.stamps and stamp_ns < self.stamps[-1]:
+        if self.stamps and at_ns < self.stamps[-1]:
             self.restarts += 1
             self.stamps.clear()
             self.messages.clear()
-        self.stamps.append(stamp_ns)
+        self.stamps.append(at_ns)
         self.messages.append(message)
 
     def nearest(self, stamp_ns: int, slop_ns: int) -> Any | None:
@@ -284,7 +284,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             raise RobotError("there is no episode: call reset first")
         command = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         message = JointState(position=[float(value) for value in command])
-        message.header.stamp = Time(nanoseconds=self._last_ns).to_msg()
+        message.header.stamp = stamp_msg(self._last_ns)
         self._drain()
         self._applied.clear()
         self._command.publish(message)
@@ -410,13 +410,13 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
         reference = next(iter(self._cameras.values()), self._joints)
-        for stamp_ns in reversed(reference.stamps):
-            if stamp_ns < target_ns:
+        for at_ns in reversed(reference.stamps):
+            if at_ns < target_ns:
                 return None
-            images = {name: stream.nearest(stamp_ns, self._slop_ns) for name, stream in self._cameras.items()}
-            joints = self._joints.nearest(stamp_ns, self._slop_ns)
+            images = {name: stream.nearest(at_ns, self._slop_ns) for name, stream in self._cameras.items()}
+            joints = self._joints.nearest(at_ns, self._slop_ns)
             if joints is not None and all(message is not None for message in images.values()):
-                return stamp_ns, images, joints
+                return at_ns, images, joints
         return None
 
     def _take(self, stamp_ns: int, images: Mapping[str, Any], joints: JointState) -> None:

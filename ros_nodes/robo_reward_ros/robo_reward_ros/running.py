@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import rclpy
@@ -14,6 +15,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from robo_reward.errors import RoboRewardError
+from robo_reward_ros.exits import CRASHED, FinishedError
 
 __all__ = ["run_node"]
 
@@ -33,7 +35,8 @@ def run_node[NodeT: Node](
         at_end: called while the node can still publish.
 
     Returns:
-        Exit status: 0, or 1 where the node refused to start or could not go on.
+        Exit status: 0, or 1 where the node refused to start or could not go on, `CRASHED` after an error that
+        nobody expected.
     """
     # rclpy's own handlers close the context at once: nothing could be published any more.
     rclpy.init(
@@ -58,9 +61,14 @@ def run_node[NodeT: Node](
         executor.spin()
     except KeyboardInterrupt:
         node.get_logger().info("interrupted")
+    except FinishedError:
+        pass
     except RoboRewardError as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         status = 1
+    except Exception:
+        traceback.print_exc()
+        status = CRASHED
     finally:
         if at_end is not None:
             at_end(node)

@@ -45,7 +45,8 @@ class SafetyLimits:
     rate      largest change of the command, in its own units per second (infinite for none)
     scale     velocity components: speed per unit of the command
     state     index of the component's position in the measured state, or -1 where nothing measures it
-    rest      position components that nothing measures: the command that holds before the first one
+    rest      position components that nothing measures: the command that holds before the first one; from
+              then on the last one holds, whatever was reset or started again
     tolerance measured position components: how far from its last command a robot may be that is held there;
               infinite where it is held there however far off: one that is far from it by nature, as a gripper
               that grips, or that nothing else ever moves
@@ -229,6 +230,7 @@ class SafetyFilter:
     _lost: bool = field(default=False, init=False)
     _tool: _Tool | None = field(default=None, init=False)
     _applied: _Applied | None = field(default=None, init=False)
+    _told: Float64[np.ndarray, " a"] | None = field(default=None, init=False)
     _command_ns: int | None = field(default=None, init=False)
     _bad_command: str = field(default="", init=False)
     _human: tuple[Float64[np.ndarray, " a"] | None, int] | None = field(default=None, init=False)
@@ -247,7 +249,7 @@ class SafetyFilter:
             way_out = "let one robot publish it; where its joints have changed, start the safety node again"
             self._doubt = (f"{theirs}: {way_out}", now_ns)
             return
-        if unfit := self._unfit(values):
+        if unfit := self._unfit(values) or _before_zero(stamp_ns, "the state's"):
             self._bad_state = unfit
             return
         if stamp_ns < self._stamp_ns:
@@ -267,9 +269,10 @@ class SafetyFilter:
     def observe_tool(self, position: Sequence[float], stamp_ns: int, now_ns: int) -> None:
         """Take in where the tool is: x, y, z in meters.
 
-        A position that is not finite, or older than the last while that is fresh, counts as silence.
+        A position that is not finite, stamped before 0, or older than the last while that is fresh, counts as
+        silence.
         """
-        if len(position) != 3 or not all(math.isfinite(value) for value in position):
+        if len(position) != 3 or not all(math.isfinite(value) for value in position) or stamp_ns < 0:
             return
         known, advanced_ns = self._tool, now_ns
         if known is not None:
@@ -283,7 +286,7 @@ class SafetyFilter:
         """Decide about a policy's command f64[a] that answers the state of `stamp_ns` (0: does not say)."""
         if self._human_in_charge(now_ns):
             return self._answer_for_human(stamp_ns, now_ns)
-        wrong = self._wrong(values) or self._untimely(stamp_ns)
+        wrong = self._wrong(values) or _before_zero(stamp_ns, "its") or self._untimely(stamp_ns)
         if wrong:
             self._bad_command = f"the policy's command was refused: {wrong}"
             return self._stop(self._bad_command, now_ns)
@@ -472,8 +475,12 @@ class SafetyFilter:
         values = None if self._gone(now_ns) else self._hold()
         if values is not None:
             used_ns = 0 if self._applied is None else self._applied.until_ns
-            self._applied = _Applied(values, now_ns, max(used_ns, self._stamp_ns), holds=True)
+            self._apply(_Applied(values, now_ns, max(used_ns, self._stamp_ns), holds=True))
         return Decision(values, Source.STOP, reason)
+
+    def _apply(self, applied: _Applied) -> None:
+        """Note what goes out now."""
+        self._applied, self._told = applied, applied.values
 
     def _gone(self, now_ns: int) -> bool:
         """Whether nobody knows where a robot of positions is: it keeps its last command by itself.
@@ -497,7 +504,8 @@ class SafetyFilter:
             if self._applied is not None:
                 values[index] = self._applied.values[index]
             elif self.limits.state[index] < 0:
-                values[index] = self.limits.rest[index]
+                # What a hand or another clock has done to the arm says nothing of what a gripper holds.
+                values[index] = (self.limits.rest if self._told is None else self._told)[index]
             elif self._state is None:
                 return None
             else:
@@ -514,7 +522,7 @@ class SafetyFilter:
         elapsed, until_ns = self._elapsed(stamp_ns, now_ns)
         low, high = _intervals(self.limits, hold, before, elapsed, self._state)
         values = np.clip(wanted, low, high)
-        self._applied = _Applied(values, now_ns, until_ns)
+        self._apply(_Applied(values, now_ns, until_ns))
         limited = tuple(int(index) for index in np.flatnonzero(values != wanted))
         return Decision(values, source, "", limited, stamp_ns)
 
@@ -562,6 +570,10 @@ def _intervals(
         low[index] = max(min(bound[0], hold[index]) for bound in bounds)
         high[index] = min(max(bound[1], hold[index]) for bound in bounds)
     return low, high
+
+
+def _before_zero(stamp_ns: int, whose: str) -> str:
+    return f"{whose} stamp is {stamp_ns / 1e9:.3f} s: no clock says less than 0" if stamp_ns < 0 else ""
 
 
 def _change(per_second: float, elapsed: float) -> float:

@@ -24,7 +24,6 @@ from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
@@ -33,6 +32,7 @@ from robo_reward.errors import ConfigError
 from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
 from robo_reward_ros.safety import Decision, Kind, SafetyFilter, SafetyLimits, Source, Timeouts, Workspace
+from robo_reward_ros.stamps import stamp_msg, stamp_ns
 from robo_reward_ros.transports import leave_shared_memory
 
 __all__ = ["SafetyNode", "main"]
@@ -181,17 +181,17 @@ class SafetyNode(Node):
         return self._steady.now().nanoseconds
 
     def _on_state(self, message: JointState) -> None:
-        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
-        self._filter.observe(message.position, stamp_ns, self._now(), list(message.name))
+        at_ns = stamp_ns(message.header.stamp)
+        self._filter.observe(message.position, at_ns, self._now(), list(message.name))
 
     def _on_tool(self, message: PoseStamped) -> None:
         place = message.pose.position
-        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
-        self._filter.observe_tool((place.x, place.y, place.z), stamp_ns, self._now())
+        at_ns = stamp_ns(message.header.stamp)
+        self._filter.observe_tool((place.x, place.y, place.z), at_ns, self._now())
 
     def _on_command(self, message: JointState) -> None:
-        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
-        self._send(self._filter.command(message.position, stamp_ns, self._now()))
+        at_ns = stamp_ns(message.header.stamp)
+        self._send(self._filter.command(message.position, at_ns, self._now()))
 
     def _on_override(self, message: JointState) -> None:
         self._send(self._filter.override(message.position, self._now()))
@@ -211,7 +211,7 @@ class SafetyNode(Node):
             self._send(decision)
 
     def _send(self, decision: Decision) -> None:
-        stamp = Time(nanoseconds=decision.stamp_ns).to_msg()
+        stamp = stamp_msg(decision.stamp_ns)
         if decision.values is not None:
             values = decision.values.tolist()
             command = JointState(position=values)
@@ -272,16 +272,18 @@ class _Rivals:
     def __init__(self, node: Node, topic: str, what_they_do: str, *, ours: bool = False) -> None:
         self._node, self._what = node, what_they_do
         self._topic = node.resolve_topic_name(topic)
-        self._ours = {node.get_fully_qualified_name()} if ours else set[str]()
+        self._own = node.get_fully_qualified_name() if ours else ""
         self.names: list[str] = []
 
     def check(self) -> None:
         """Look, and report an error when it changes."""
         infos = self._node.get_publishers_info_by_topic(self._topic)
-        # With its namespace: the drivers of two arms have one name otherwise.
-        found = {f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos}
-        names = sorted(found - self._ours)
-        if not self._ours and len(names) <= 1:
+        # With its namespace: the drivers of two arms have one name otherwise. Each publisher counts: a node
+        # that was started twice, or that an earlier launch has left behind, has the same name.
+        names = sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos)
+        if self._own in names:
+            names.remove(self._own)
+        if not self._own and len(names) <= 1:
             names = []
         if names and names != self.names:
             self._node.get_logger().error(f"on {self._topic}, {', '.join(names)} {self._what}")

@@ -13,6 +13,7 @@ again, so a lost message stops nothing.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,10 @@ from typing import Any
 import cv2
 import gymnasium
 import numpy as np
-from builtin_interfaces.msg import Time as TimeMsg
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMsg
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool
@@ -35,6 +34,7 @@ from std_srvs.srv import Trigger
 from robo_reward.errors import ConfigError
 from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
+from robo_reward_ros.stamps import stamp_msg, stamp_ns
 
 __all__ = ["SimRobotNode", "main"]
 
@@ -67,6 +67,9 @@ class SimRobotNode(Node):
         for name, (default, text, live) in _PARAMETERS.items():
             self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=not live))
         refuse_unknown(self)
+        for name, low in (("speed", 0.001), ("rate_hz", 0.001), ("command_timeout_s", 0.0)):
+            if not low <= float(self._value(name)) < math.inf:
+                raise ConfigError(f"{name} is {self._value(name)}: a finite number of {low} or more")
         self._lock_step = _choice("mode", self._value("mode"), ("real_time", "lock_step")) == "lock_step"
         self._clock_topic = bool(self._value("publish_clock"))
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -117,11 +120,11 @@ class SimRobotNode(Node):
     def _show(self, observation: Mapping[str, Any], info: Mapping[str, Any]) -> _Moment:
         self._elapsed_ns += self._period_ns
         if self._lock_step or self._clock_topic:
-            stamp_ns = self._base_ns + self._elapsed_ns
+            now_ns = self._base_ns + self._elapsed_ns
         else:
-            stamp_ns = self.get_clock().now().nanoseconds
+            now_ns = self.get_clock().now().nanoseconds
         success = bool(info.get("success", False))
-        return _Moment(stamp_ns, dict(observation["images"]), np.asarray(observation["proprio"]), success)
+        return _Moment(now_ns, dict(observation["images"]), np.asarray(observation["proprio"]), success)
 
     def _step(self, action: np.ndarray) -> None:
         observation, _, _, _, info = self._env.step(action)
@@ -151,11 +154,11 @@ class SimRobotNode(Node):
         if not self._lock_step:
             self._command = (action, self._steady.now().nanoseconds)
             return
-        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
-        if stamp_ns == self._moment.stamp_ns and not self._broken:
-            self._answered_ns = stamp_ns
+        at_ns = stamp_ns(message.header.stamp)
+        if at_ns == self._moment.stamp_ns and not self._broken:
+            self._answered_ns = at_ns
             self._step(action)
-        elif stamp_ns and stamp_ns == self._answered_ns:
+        elif at_ns and at_ns == self._answered_ns:
             self._publish()
 
     def _on_period(self) -> None:
@@ -184,7 +187,7 @@ class SimRobotNode(Node):
     def _publish(self) -> None:
         moment = self._moment
         if self._clock_out is not None:
-            self._clock_out.publish(ClockMsg(clock=_time(moment.stamp_ns)))
+            self._clock_out.publish(ClockMsg(clock=stamp_msg(moment.stamp_ns)))
         self._success.publish(Bool(data=moment.success))
         self._joints.publish(self._joint_message())
         for name, publisher in self._cameras.items():
@@ -193,7 +196,7 @@ class SimRobotNode(Node):
     def _joint_message(self) -> JointState:
         values = [float(value) for value in self._moment.proprio]
         message = JointState(name=[f"proprio_{index}" for index in range(len(values))], position=values)
-        message.header.stamp = _time(self._moment.stamp_ns)
+        message.header.stamp = stamp_msg(self._moment.stamp_ns)
         return message
 
     def _image_message(self, name: str, image: np.ndarray) -> Image | CompressedImage:
@@ -205,7 +208,7 @@ class SimRobotNode(Node):
             height, width, _ = image.shape
             message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
             message.data = image.tobytes()  # bytes are taken over at once, an array element by element
-        message.header.stamp = _time(self._moment.stamp_ns)
+        message.header.stamp = stamp_msg(self._moment.stamp_ns)
         message.header.frame_id = f"{name}_optical_frame"
         return message
 
@@ -231,11 +234,6 @@ def _choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _time(stamp_ns: int) -> TimeMsg:
-    seconds, nanoseconds = divmod(int(stamp_ns), 10**9)
-    return TimeMsg(sec=seconds, nanosec=nanoseconds)
-
-
 def _make_env(env_id: str, kwargs: str) -> gymnasium.Env[Any, Any]:
     try:
         options = json.loads(kwargs)
@@ -244,7 +242,7 @@ def _make_env(env_id: str, kwargs: str) -> gymnasium.Env[Any, Any]:
     try:
         # The time limit is the learner's: a robot has none.
         env = gymnasium.make(env_id, max_episode_steps=sys.maxsize, disable_env_checker=True, **options)
-    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+    except Exception as error:  # what the environment's own code raises
         raise ConfigError(f"cannot make '{env_id}' with {options}: {error}") from error
     space = env.observation_space
     if not isinstance(space, gymnasium.spaces.Dict) or {"images", "proprio"} - set(space.spaces):

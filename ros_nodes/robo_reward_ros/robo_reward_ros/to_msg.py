@@ -1,4 +1,4 @@
-"""From our types to messages, and stamps both ways: the one place where fields are cast.
+"""From our types to messages: the one place where fields are cast.
 
 Release builds of rclpy check no field: a NumPy float in a float32 field is published as 0.0, a NumPy bool as
 False, 300 in a uint8 as 44. So every value goes through float(), int(), bool() or str() here.
@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from jaxtyping import UInt8
 from sensor_msgs.msg import Image
@@ -19,19 +18,9 @@ from std_msgs.msg import Float64, Header
 from robo_reward_msgs.msg import ProgressEstimate as ProgressEstimateMsg
 from robo_reward_msgs.msg import ShapedReward as ShapedRewardMsg
 from robo_reward_ros.episode import Ending, Moment, Payment
+from robo_reward_ros.stamps import stamp_msg
 
-__all__ = ["estimate_msg", "image_msg", "reward_msg", "shaped_msg", "stamp_msg", "stamp_ns", "status_msg"]
-
-
-def stamp_ns(stamp: Time) -> int:
-    """A stamp in nanoseconds."""
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
-
-
-def stamp_msg(stamp: int) -> Time:
-    """A stamp from nanoseconds."""
-    seconds, rest = divmod(int(stamp), 1_000_000_000)
-    return Time(sec=int(seconds), nanosec=int(rest))
+__all__ = ["estimate_msg", "image_msg", "reward_msg", "shaped_msg", "status_msg"]
 
 
 def estimate_msg(moment: Moment, frame_id: str, missing: Sequence[str]) -> ProgressEstimateMsg:
