@@ -33,8 +33,8 @@ _SAME_LEVEL = 2  # gray levels that compression and sensor noise may move a pixe
 _MOVED_SHARE = 0.002  # of a camera's values that move beyond that where its scene does
 _ASPECT_SLACK = 0.05
 
-Images = Mapping[str, np.ndarray | Frame]
-"""Images by camera name: u8[h, w, 3] arrays (any size), or `Frame`s."""
+Images = Mapping[str, np.ndarray | Frame | None]
+"""Images by camera name: u8[h, w, 3] arrays (any size), or `Frame`s; None where a camera has none."""
 
 
 def resize_frames(rgb: UInt8[np.ndarray, "n h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "n h2 w2 3"]:
@@ -101,6 +101,8 @@ def sort_images(given: Images, size: tuple[int, int], watchdog: Watchdog | None)
     found = Given({}, {}, {}, "")
     problems: list[str] = []
     for name, item in given.items():
+        if item is None:
+            continue
         rgb = item.rgb if isinstance(item, Frame) else np.asarray(item)
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
             problems.append(f"camera '{name}' gave {rgb.dtype}{list(rgb.shape)}, needs uint8[h, w, 3]")

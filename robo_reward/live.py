@@ -7,7 +7,7 @@ Bad input never becomes a silent guess:
     irregular intervals, gaps                    valid; attention and fusion count seconds, not moments
     a stamp that is not after the last (late,    invalid: "stamp S is not after L"; the stream stays as it
     out of order, a duplicate)                   was
-    no image of any camera                       invalid: "no camera frame"; the stream stays as it was
+    no image of any camera (None: of that one)   invalid: "no camera frame"; the stream stays as it was
     some training cameras missing                valid, band wider by what their absence cost in calibration
     another size than in training                valid: resized
     another aspect than that of the camera's     that camera is left out, with a note; invalid where it was
@@ -22,7 +22,8 @@ Bad input never becomes a silent guess:
                                                  neither the cache nor the fusion
     a bad moment of one stream of a batch        as above, for that stream; the others do not notice
     not one entry for each stream, images that   ConfigError, before anything changes
-    are no mapping by camera, another length of
+    are no mapping by camera, stamps that are
+    no whole numbers, another length of
     proprioception
 """
 
@@ -162,8 +163,10 @@ class LiveBatch:
         """Show stream `index` a picture of its goal, after its first frame (it is seen beside that).
 
         Raises:
-            ConfigError: images that cannot be used.
+            ConfigError: images that cannot be used, or an episode that has not begun.
         """
+        if self._start_ns[index] is None:
+            raise ConfigError("a goal is seen beside the episode's first images: push these first")
         _check_images("the goal's images", images)
         given = sort_images(images, self._engine.config.image_size, None)
         if given.reason:
@@ -179,14 +182,15 @@ class LiveBatch:
         """One moment of every stream; an empty mapping for a stream that saw nothing.
 
         Raises:
-            ConfigError: not one entry for each stream, images that are no mapping by camera, or
-                proprioception of another length than in training.
+            ConfigError: not one entry for each stream, images that are no mapping by camera, stamps that are
+                no whole numbers, or proprioception of another length than in training.
         """
         if len(images) != len(self) or len(stamps_ns) != len(self):
             raise ConfigError(f"{len(self)} streams, but {len(images)} images and {len(stamps_ns)} stamps")
         for index, each in enumerate(images):
             _check_images(f"the images of stream {index}", each)
         body = self._proprio(proprio)  # refused before anything of the stream changes
+        _check_stamps(stamps_ns)
         late = [self._stamp_reason(i, stamp) for i, stamp in enumerate(stamps_ns)]
         size = self._engine.config.image_size
         given = [
@@ -335,6 +339,14 @@ class LiveStream:
     def reset(self) -> None:
         """The next frame starts a new episode."""
         self._batch.reset(0)
+
+
+def _check_stamps(given: Sequence[object]) -> None:
+    """Refuse seconds, which would put all moments into one nanosecond."""
+    if wrong := [stamp for stamp in given if not isinstance(stamp, int | np.integer)]:
+        raise ConfigError(
+            f"stamp {wrong[0]!r} is no whole number of nanoseconds: give such as time.time_ns() gives"
+        )
 
 
 def _check_images(what: str, given: object) -> None:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from robo_reward.errors import DataError
+from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object
 from robo_reward.schema import EpisodeReader
 
@@ -22,8 +22,14 @@ def open_sources(reader: Mapping[str, Any], paths: str | Sequence[str]) -> tuple
     """Every episode of one or several stores, and a fingerprint of them all.
 
     Raises:
+        ConfigError: a path that is empty, or several written as one.
         DataError: an empty store, or one recording that appears twice.
     """
+    for path in [paths] if isinstance(paths, str) else paths:
+        if not path:
+            raise ConfigError(f"an empty path among the data ({spell_sources(paths)}): name a store")
+        if "," in path and not Path(path).exists():
+            raise ConfigError(f"no store '{path}': several are written [{path}]")
     opened = import_object(str(reader["_target_"]))
     rest = {key: value for key, value in reader.items() if key != "_target_"}
     sources = [opened(Path(path), **rest) for path in ([paths] if isinstance(paths, str) else paths)]

@@ -38,7 +38,7 @@ def read_json(path: Path, what: str) -> Any:
         DataError: where the file is missing or is not JSON, naming `what` and the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise DataError(f"{what}: cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -24,6 +24,7 @@ from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.improve.worker import open_environment
+from robo_reward.pace import typical_step
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock
@@ -263,7 +264,7 @@ def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequen
             )
         if absent := [camera for camera in demo.info.cameras if camera not in cameras]:
             raise ConfigError(f"{config.env} has no camera '{absent[0]}', which {demo.info.name} has")
-        check_pace(demo.info.name, float(np.median(np.diff(demo.info.stamp_ns))), config.env, env)
+        check_pace(demo.info.name, typical_step(demo.info.stamp_ns), config.env, env)
     if len(config.aside_low) > shape[0]:
         raise ConfigError(f"aside_low has {len(config.aside_low)} axes, an action of {config.env} {shape[0]}")
 

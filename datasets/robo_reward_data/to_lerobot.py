@@ -2,7 +2,7 @@
 
 Images become `observation.images.<camera>`, proprioception `observation.state`, actions `action`, the
 instruction the task. `next.success` is there where every episode says whether it succeeded, by frame or by
-its outcome; as in LeRobot, it says what a frame's action led to.
+its outcome; as in LeRobot, it says what a frame's action led to. Stages become SARM's sparse subtasks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Bool
 from rich.console import Console
 from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock, sync_tree
@@ -78,6 +81,23 @@ def run(config: ToLeRobotConfig) -> None:
         shutil.rmtree(work)
     frames = sum(reader.info.length for reader in readers)
     sys.stdout.write(f"{len(readers)} episodes, {frames} frames at {fps}/s: {out}\n")
+    for note in _left_behind([reader.info for reader in readers]):
+        sys.stdout.write(f"note: {note}\n")
+
+
+def _left_behind(infos: Sequence[EpisodeInfo]) -> list[str]:
+    """What these episodes say and a LeRobot dataset does not."""
+    notes: list[str] = []
+    if unknown := sum(_led_to_success(info) is None for info in infos):
+        notes.append(
+            f"no next.success: nobody knows how {unknown} of {len(infos)} episodes ended, and a column has a "
+            "value for every frame"
+        )
+    if reworded := sum(bool(info.paraphrases) for info in infos):
+        notes.append(f"other wordings of the instruction are left out ({reworded} episodes)")
+    if sum(info.truth is not None and info.boundaries is None for info in infos):
+        notes.append("a simulator's truth of every frame is left out: LeRobot has stages by their ends alone")
+    return notes
 
 
 def _write(
@@ -110,6 +130,30 @@ def _write(
             dataset.add_frame(frame)
         dataset.save_episode()
     dataset.finalize()
+    _write_stages(root, [reader.info for reader in readers])
+
+
+def _write_stages(root: Path, infos: Sequence[EpisodeInfo]) -> None:
+    """Stages as columns of the episodes table, as LeRobot's SARM reads them: first frames, ends exclusive."""
+    if all(info.boundaries is None for info in infos):
+        return
+    for path in sorted((root / "meta/episodes").rglob("*.parquet")):
+        table = pq.read_table(path)
+        chosen = [infos[index] for index in table["episode_index"].to_pylist()]
+        bounds = [None if info.boundaries is None else info.boundaries.tolist() for info in chosen]
+        names = [None if b is None else _stage_names(i) for i, b in zip(chosen, bounds, strict=True)]
+        for name, values, kind in (
+            ("names", names, pa.string()),
+            ("start_frames", [b and b[:-1] for b in bounds], pa.int64()),
+            ("end_frames", [b and b[1:] for b in bounds], pa.int64()),
+        ):
+            table = table.append_column(f"sparse_subtask_{name}", pa.array(values, pa.list_(kind)))
+        pq.write_table(table, path)
+
+
+def _stage_names(info: EpisodeInfo) -> list[str]:
+    assert info.boundaries is not None
+    return list(info.stage_names) or [f"stage {index + 1}" for index in range(len(info.boundaries) - 1)]
 
 
 def _rows(reader: EpisodeReader, with_success: bool) -> Iterator[dict[str, Any]]:
@@ -187,7 +231,7 @@ def _rate(readers: Sequence[EpisodeReader]) -> int:
         DataError: episodes at other rates: import or record them alike, or say fps=.
     """
     rates = [
-        (reader.info.name, 1e9 / float(np.median(np.diff(reader.info.stamp_ns))))
+        (reader.info.name, 1e9 / typical_step(reader.info.stamp_ns))
         for reader in readers
         if reader.info.length > 1
     ]

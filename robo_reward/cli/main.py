@@ -185,8 +185,33 @@ def _build(schema: Any, value: Any) -> Any:
     return value
 
 
+_PLACES = frozenset(
+    [
+        "bag",
+        "data",
+        "dataset",
+        "demos",
+        "model",
+        "older",
+        "out",
+        "path",
+        "policy",
+        "run",
+        "store",
+        "test",
+        "train",
+    ]
+)
+"""Keys whose values are files and folders."""
+
+
 def run_command(command: str, overrides: Sequence[str] = ()) -> None:
     """Run one command in this process, as `main` does, but let its errors through."""
+    for override in overrides:
+        key, given, value = override.partition("=")
+        # What a shell's unset variable leaves: it would be the folder that one happens to be in.
+        if given and not value and key.lstrip("+").rpartition(".")[2] in _PLACES:
+            raise UsageError(f"{key}= is empty: name a place, or leave it out")
     function, config = load_config(command, overrides)
     with typed_command(command, overrides):
         function(config)

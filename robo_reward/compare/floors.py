@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64
 
 from robo_reward.compare.method import Budget, MethodPrediction, TrainingData
 from robo_reward.labels import label_episode, task_progress
+from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeReader
 from robo_reward.train.vocabulary import make_tasks
 
@@ -39,8 +40,7 @@ class Majority:
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Average; takes no time worth keeping anything for."""
-        steps = [np.diff(r.info.stamp_ns) for r in data.train if r.info.length > 1]
-        self._period_s = float(np.median(np.concatenate(steps))) * 1e-9
+        self._period_s = typical_step(*(reader.info.stamp_ns for reader in data.train)) * 1e-9
         tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
         for task in tasks:
             weights = np.array(task.stage_weights, dtype=np.float32)

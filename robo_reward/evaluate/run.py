@@ -88,6 +88,8 @@ def run(config: EvaluateConfig) -> None:
     metrics.update(measure_latency(checkpoint, readers, config.latency_frames))
     conditions, kinds = measure_conditions(results, config.seed), measure_by_kind(results, config.seed)
     notes += _notes(checkpoint, results)
+    # What says that an evaluation is there comes last: a run that is killed here leaves none.
+    (folder / "metrics.json").unlink(missing_ok=True)
     write_predictions(folder / "predictions.parquet", results)
     media = _media_episodes(results, config.media_episodes)
     report = Report(
@@ -156,12 +158,8 @@ def _judgeable(
 
 
 def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str]:
-    notes: list[str] = []
     config = checkpoint.model.config
-    asked = sorted({r.info.instruction for r in results})
-    strange = [f"'{text}'" for text in asked if config.task_of(text) is None]
-    if strange:
-        notes.append(f"new to the model and taken for its only task: {', '.join(strange)}")
+    notes = config.notes_on({r.info.instruction for r in results})
     shown = {c for r in results for c in checkpoint.model.config.trained(r.info.cameras)}
     if cameras := sorted(shown - set(config.cameras)):
         notes.append(f"cameras the model was not trained on: {', '.join(cameras)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -104,6 +104,11 @@ class ModelConfig:
             if instruction in task.instructions:
                 return index
         return None
+
+    def notes_on(self, instructions: Collection[str]) -> list[str]:
+        """What to tell of instructions that a model of one task takes for its own."""
+        strange = sorted(f"'{text}'" for text in instructions if self.task_of(text) is None)
+        return [f"new to the model and taken for its only task: {', '.join(strange)}"] if strange else []
 
     def resolve(self, instruction: str) -> int:
         """Index of the task that an instruction names; a model of one task takes any text for it.

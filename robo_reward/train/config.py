@@ -168,6 +168,7 @@ class TrainConfig:
         _check("holdout", (held.calibration, held.test), "shares that sum below 1", fits)
         _check("optimizer.muon", self.optimizer.muon, "0 (off) or more", self.optimizer.muon >= 0)
         _check("devices", self.devices, "1 or more", self.devices >= 1)
+        _check("threads", self.threads, "1 or more, or null", self.threads is None or self.threads >= 1)
         _check("log_every", self.log_every, "1 or more", self.log_every >= 1)
         _check(
             "stage_weights",

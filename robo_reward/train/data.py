@@ -24,6 +24,7 @@ from robo_reward.errors import DataError
 from robo_reward.labels import label_ceiling, label_episode, label_success, task_progress
 from robo_reward.model.config import ModelConfig
 from robo_reward.offline import resize_frames
+from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward.train.config import WindowConfig
 from robo_reward.train.split import Beside, Split
@@ -235,7 +236,7 @@ class WindowSampler:
             episode, end = (int(x) for x in ends[rng.integers(len(ends))])
         info = self._infos[episode]
         texts = (info.instruction, *info.paraphrases)
-        period = float(np.median(np.diff(info.stamp_ns))) * 1e-9 if info.length > 1 else self.model.period_s
+        period = typical_step(info.stamp_ns) * 1e-9 if info.length > 1 else self.model.period_s
         stride = int(rng.choice(options.strides))
         line = sample_timeline(
             self.tracks, episode, end, options.frames, period * stride, stride, str(rng.choice(texts))

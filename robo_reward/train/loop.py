@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from robo_reward.errors import ConfigError
 from robo_reward.train.config import OptimizerConfig, TrainConfig
 from robo_reward.train.data import Batch, WindowSampler, prefetch
 from robo_reward.train.gradients import FabricGradients, ShardedGradients, Terms, TrainingModule
@@ -106,7 +107,11 @@ def learning_rate(config: OptimizerConfig, plan: Plan, step: int) -> float:
 
 
 def make_fabric(config: TrainConfig) -> Any:
-    """Lightning Fabric with the precision that this machine does best."""
+    """Lightning Fabric with the precision that this machine does best.
+
+    Raises:
+        ConfigError: an accelerator that is not there.
+    """
     from lightning_fabric import Fabric
 
     precision = config.precision
@@ -117,7 +122,13 @@ def make_fabric(config: TrainConfig) -> Any:
         # AVX-512's dot products of bfloat16 but no matrix tiles (AMX): those alone do not pay.
         fast = gpu or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
         precision = "bf16-mixed" if fast else "32-true"
-    return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)  # pyright: ignore[reportArgumentType]
+    try:
+        return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)  # pyright: ignore[reportArgumentType]
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"accelerator={config.accelerator} with devices={config.devices}: {error}; accelerator=cpu "
+            "trains on the CPU, robo-reward doctor says what there is"
+        ) from error
 
 
 def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:

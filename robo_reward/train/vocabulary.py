@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode, stages_begin
 from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo
 from robo_reward.train.config import TrainConfig
 
@@ -122,7 +122,7 @@ def _image_size(config: TrainConfig, infos: Sequence[EpisodeInfo], cameras: Sequ
 
 
 def _period(infos: Sequence[EpisodeInfo]) -> float:
-    steps = [np.diff(info.stamp_ns) for info in infos if info.length > 1]
-    if not steps:
+    step_ns = typical_step(*(info.stamp_ns for info in infos))
+    if math.isnan(step_ns):
         raise DataError("every episode has a single frame: nothing to learn progress from")
-    return float(np.median(np.concatenate(steps))) * 1e-9
+    return step_ns * 1e-9

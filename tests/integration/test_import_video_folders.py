@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ KEYFRAMES = [
 ]
 
 
-def write_video(path: Path, length: int = LENGTH, seed: int = 0, size: tuple[int, int] = (48, 64)) -> None:
-    """Noise, whose first red column counts the frames; at 30 Hz, with B-frames."""
+def write_video(
+    path: Path, length: int = LENGTH, seed: int = 0, size: tuple[int, int] = (48, 64), rate: int = 30
+) -> None:
+    """Noise, whose first red column counts the frames; with B-frames."""
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
+        stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
         stream.options = {"g": "12", "crf": "5"}
         for number in range(length):
@@ -146,6 +149,60 @@ def test_path_may_be_episode_task_or_tasks(task: Path, tmp_path: Path) -> None:
         DataError, match=r"'door-episode_0' is the recording .* already as 'drawer-episode_0'"
     ):
         run(task.parent, out)
+
+
+def test_what_lies_beside_episodes_hides_none_of_them(task: Path, videos: Path, tmp_path: Path) -> None:
+    """A stray video one level up, files that a Mac leaves, and an ending in capitals."""
+    shutil.copy(videos / "0.mp4", task / "overview.mp4")
+    shutil.copy(videos / "0.mp4", task.parent / "all.mp4")
+    (task / "episode_0/._front.mp4").write_bytes(b"resource fork")
+    (task / ".Trashes").mkdir()
+    (task / "episode_1/wrist.mp4").rename(task / "episode_1/wrist.MP4")
+    (task / "task_instruction.json").write_text('["open the drawer"]', encoding="utf-8-sig")
+    result = run(task.parent, tmp_path / "store")
+    assert result.imported == ("drawer-episode_0", "drawer-episode_1")
+    assert all(e.info.cameras == ("front", "wrist") for e in EpisodeStore.open(tmp_path / "store").episodes)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_images_are_turned_as_players_show_them(task: Path, tmp_path: Path, quarters: int) -> None:
+    path = task / "episode_1/front.mp4"
+    upright = _first_frame(path)
+    _turn(path, quarters)
+    shown = _first_frame(path)
+    assert shown.shape[:2] == (upright.shape[:2] if quarters == 2 else upright.shape[1::-1])
+    run(task / "episode_1", tmp_path / "store", size=None)
+    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    assert tuple(episode.info.image_sizes["front"]) == shown.shape[:2]
+    (stored,) = episode.read_frames("front", np.array([0]))
+    assert np.abs(stored.astype(int) - shown).mean() < 3
+
+
+def _first_frame(path: Path) -> np.ndarray:
+    """As OpenCV shows it, which turns it by itself."""
+    capture = cv2.VideoCapture(str(path))
+    image = capture.read()[1]
+    capture.release()
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _turn(path: Path, quarters: int) -> None:
+    """Write into an MP4's track header how it is to be shown, as phones do."""
+    data = path.read_bytes()
+    a, b = {1: (0, 1), 2: (-1, 0), 3: (0, -1)}[quarters]
+    one, before = 1 << 16, struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", a * one, b * one, 0, -b * one, a * one, 0, 0, 0, 1 << 30)
+    at = data.index(before, data.index(b"tkhd"))
+    path.write_bytes(data[:at] + turned + data[at + len(before) :])
+
+
+def test_frames_of_one_number_are_of_one_moment(task: Path, tmp_path: Path) -> None:
+    slow = task / "episode_1/wrist.mp4"
+    write_video(slow, rate=15)
+    with pytest.raises(
+        DataError, match=r"60 frames of 'front' take 1.97 s, those of 'wrist' 3.93 s: .* one frame rate"
+    ):
+        run(task / "episode_1", tmp_path / "store")
 
 
 def test_uid_is_the_recordings_alone(task: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 
 from robo_reward.cli.main import main
 from robo_reward.testing import toy_episode
+from robo_reward_data.importers.base import Options
+from robo_reward_data.importers.lerobot import LeRobot
+from robo_reward_data.importers.run import import_recordings
 from robo_reward_data.store import EpisodeStore
 
 ENV = "robo_reward/ButtonPress-v0"
@@ -90,8 +94,13 @@ def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path
     if find_spec("lerobot") is None:
         pytest.skip("no lerobot here to write a dataset with: pip install 'robo-reward[data]'")
     store = EpisodeStore.create(tmp_path / "store")
-    for index in range(2):
-        store.write(toy_episode(index, length=8))
+    stages = ([0, 3, 8], [1, 4, 7])
+    for index, bounds in enumerate(stages):
+        episode = toy_episode(index, length=8)
+        info = dataclasses.replace(
+            episode.info, stage_names=("a", "b"), boundaries=np.array(bounds), truth=None, paraphrases=()
+        )
+        store.write(dataclasses.replace(episode, info=info))
     written = [f"data={tmp_path / 'store'}", f"out={tmp_path / 'set'}", f"video={video}"]
     done = subprocess.run(
         [sys.executable, "-m", "robo_reward.cli.main", "to_lerobot", *written],
@@ -102,6 +111,16 @@ def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path
     )
     assert done.stderr == ""
     assert done.stdout == f"2 episodes, 16 frames at 10/s: {tmp_path / 'set'}\n"
+    import_recordings(LeRobot(), tmp_path / "set", tmp_path / "again", Options(fps=None, size=None))
+    again = [episode.info for episode in EpisodeStore.open(tmp_path / "again").episodes]
+    assert [(i.stage_names, i.boundaries.tolist()) for i in again] == [(("a", "b"), b) for b in stages]
+    # LeRobot reads what was written beside its own columns.
+    program = (
+        "from lerobot.datasets.lerobot_dataset import LeRobotDataset\n"
+        f"data = LeRobotDataset('local/episodes', root={str(tmp_path / 'set')!r}, video_backend='pyav')\n"
+        "print(len(data), data.meta.episodes[1]['sparse_subtask_end_frames'], data[15]['task'])"
+    )
+    assert python(tmp_path, "-c", program).split("\n")[0] == f"16 [4, 7] {again[0].instruction}"
 
 
 @pytest.mark.slow

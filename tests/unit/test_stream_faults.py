@@ -198,6 +198,19 @@ def test_a_scene_at_rest_is_no_stuck_camera() -> None:
     assert not any(e.note for e in found)
 
 
+@pytest.mark.usefixtures("_unchecked")
+def test_seconds_are_no_stamps_and_a_camera_without_an_image_is_gone() -> None:
+    stream, alone = Stream(CHECKPOINT, TASK), Stream(CHECKPOINT, TASK)
+    front = moving(2, 0)
+    with pytest.raises(ConfigError, match=r"stamp 1.7 is no whole number of nanoseconds"):
+        stream.push({"front": front[0]}, 1.7)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="push these first"):
+        stream.set_goal({"front": front[1]})
+    said = stream.push({"front": front[0], "wrist": None}, np.int64(5))
+    np.testing.assert_allclose(numbers([said]), numbers([alone.push({"front": front[0]}, 5)]), atol=1e-6)
+    assert stream.push({"front": None}, 6).reason == "no camera frame"
+
+
 def test_a_camera_whose_aspect_changes_is_left_out() -> None:
     stream = Stream(CHECKPOINT, TASK)
     wide, square = np.zeros((48, 64, 3), np.uint8), np.zeros((48, 48, 3), np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from robo_reward.cli.main import main
+from robo_reward.pace import typical_step
 from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward_data.importers.lerobot import _shown, _thinned
@@ -78,6 +79,18 @@ def test_what_does_not_fit_one_dataset_is_refused_by_name(
         Exception, match=r"toy_001 has .* frames a second, the dataset would have .*: say fps="
     ):
         _rate(readers)
+
+
+def test_frames_that_were_thinned_unevenly_have_the_rate_that_they_have() -> None:
+    """24 frames a second at 10: two, now three of theirs apart, so that their median is 12 a second."""
+    stamps = (np.arange(120) * 1e9 / 24).astype(np.int64)
+    kept = stamps[select_frames(stamps, 10.0)]
+    assert np.median(np.diff(kept)) < 84e6
+    info = dataclasses.replace(toy_episode(0, length=len(kept)).info, stamp_ns=kept)
+    reader = MemoryReader(dataclasses.replace(toy_episode(0, length=len(kept)), info=info))
+    assert _rate([reader]) == 10
+    assert 1e9 / typical_step(np.append(kept, kept[-1] + 10**10)) == pytest.approx(10, rel=0.01), "a gap"
+    assert np.isnan(typical_step(kept[:1]))
 
 
 def test_success_comes_back_as_it_went_and_is_not_thinned_away() -> None:

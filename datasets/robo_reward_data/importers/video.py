@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
@@ -21,13 +22,18 @@ __all__ = ["Video", "open_video", "read_frames", "resize"]
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video file's index: presentation stamps pts i64[t], increasing, in units of `time_base` seconds."""
+    """A video file's index: presentation stamps pts i64[t], increasing, in units of `time_base` seconds.
+
+    `height` and `width` are those of its images as they are shown, `quarters` how often the stored ones are
+    turned for that, counterclockwise.
+    """
 
     path: Path
     pts: Int64[np.ndarray, " t"]
     time_base: Fraction
     height: int
     width: int
+    quarters: int = 0
 
     @property
     def length(self) -> int:
@@ -42,12 +48,12 @@ class Video:
 
 
 def open_video(path: Path) -> Video:
-    """The index of a video file; reads the file, decodes nothing.
+    """The index of a video file; reads the file, decodes a single frame.
 
     Raises:
         DataError: not a video, empty, cut short, or with stamps that do not increase; names the file.
     """
-    stamps, promised, time_base, (height, width) = _read_index(path)
+    stamps, promised, time_base, (height, width), quarters = _read_index(path)
     if not stamps:
         raise DataError(f"{path} is an empty video: it has no frames")
     # A file whose end is missing still has its table of contents.
@@ -62,11 +68,13 @@ def open_video(path: Path) -> Video:
     repeated = np.flatnonzero(np.diff(pts) <= 0)
     if repeated.size:
         raise DataError(f"{path}: frame {repeated[0] + 1} has the time stamp of frame {repeated[0]}")
-    return Video(path, pts, Fraction(time_base), height, width)
+    if quarters % 2:
+        height, width = width, height
+    return Video(path, pts, Fraction(time_base), height, width, quarters)
 
 
-def _read_index(path: Path) -> tuple[list[int | None], int, Fraction | None, tuple[int, int]]:
-    """Presentation stamp of each packet, the number of frames promised, the unit of time, and (h, w)."""
+def _read_index(path: Path) -> tuple[list[int | None], int, Fraction | None, tuple[int, int], int]:
+    """Presentation stamp of each packet, frames promised, the unit of time, (h, w), and quarter turns."""
     try:
         with contextlib.closing(av.open(str(path))) as container:
             if not container.streams.video:
@@ -75,13 +83,23 @@ def _read_index(path: Path) -> tuple[list[int | None], int, Fraction | None, tup
             stamps = [
                 packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard
             ]
-            return stamps, stream.frames, stream.time_base, (stream.height, stream.width)
+            size = stream.height, stream.width
+            return stamps, stream.frames, stream.time_base, size, _quarters(container, stream)
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"{path} is not a readable video: {error.strerror or error}") from error
 
 
+def _quarters(container: Any, stream: Any) -> int:
+    """Quarter turns, counterclockwise, by which images are shown: phones store how they were held."""
+    try:
+        container.seek(0)
+        return round(next(container.decode(stream)).rotation / 90) % 4
+    except (av.error.FFmpegError, StopIteration):
+        return 0  # that its frames are damaged is told where they are read
+
+
 def read_frames(video: Video, indices: Int64[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode the frames at increasing `indices`, one at a time, in RGB at the file's own size.
+    """Decode the frames at increasing `indices`, one at a time, in RGB as they are shown, at their own size.
 
     Starts at the key frame before the first one, and stops after the last.
 
@@ -108,7 +126,7 @@ def read_frames(video: Video, indices: Int64[np.ndarray, " n"]) -> Iterator[UInt
                     continue
                 if index > want or frame.is_corrupt:
                     break
-                yield frame.to_ndarray(format="rgb24")
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), video.quarters))
                 reached, want = index + 1, next(wanted, None)
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(

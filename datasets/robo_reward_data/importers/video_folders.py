@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from robo_reward.errors import DataError
+from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data._files import read_json
 from robo_reward_data.importers.base import Options, Prepared, outcome_of
@@ -54,7 +55,7 @@ class VideoFolders:
         # An episode that lacks a camera of its fellows is broken; another task may have other cameras.
         cameras: dict[Path, set[str]] = {}
         for folder in folders:
-            cameras.setdefault(folder.parent, set()).update(video.stem for video in folder.glob("*.mp4"))
+            cameras.setdefault(folder.parent, set()).update(_videos_in(folder))
         return [
             VideoFolder(
                 folder,
@@ -68,19 +69,20 @@ class VideoFolders:
     def _find(self, path: Path) -> list[Path]:
         if not path.is_dir():
             raise DataError(f"no folder {path}")
-        level = [path]
-        for _ in range(3):
-            found = [folder for folder in level if self._is_episode(folder)]
-            if found:
-                return found
-            level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
+        if found := self._episodes(path, 2):
+            return found
         raise DataError(
             f"no episodes found in {path}: expected <task>/<episode>/<camera>.mp4, and the path of an "
             "episode, a task, or a folder of tasks"
         )
 
-    def _is_episode(self, folder: Path) -> bool:
-        return (folder / self._keyframes).exists() or next(folder.glob("*.mp4"), None) is not None
+    def _episodes(self, folder: Path, levels: int) -> list[Path]:
+        """The folder itself, or the episodes below it, so many levels: a video beside them is none."""
+        if (folder / self._keyframes).exists():
+            return [folder]
+        inner = sorted(child for child in folder.iterdir() if child.is_dir() and not _is_hidden(child))
+        below = [found for child in inner for found in self._episodes(child, levels - 1)] if levels else []
+        return below or ([folder] if _videos_in(folder) else [])
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,12 @@ class VideoFolder:
     @property
     def cost(self) -> float:
         """Bytes of video."""
-        return sum(video.stat().st_size for video in self.folder.glob("*.mp4"))
+        return sum(video.stat().st_size for video in _videos_in(self.folder).values())
 
     def uid(self) -> str:
         """SHA-256 of every video's name and bytes."""
         digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.mp4")):
+        for path in sorted(_videos_in(self.folder).values()):
             digest.update(path.name.encode() + b"\0")
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -158,15 +160,15 @@ class VideoFolder:
 
     def _videos(self, cameras: Sequence[str]) -> dict[str, Video]:
         videos: dict[str, Video] = {}
+        paths = _videos_in(self.folder)
         for camera in cameras:
-            path = self.folder / f"{camera}.mp4"
-            if not path.exists():
-                there = ", ".join(sorted(video.stem for video in self.folder.glob("*.mp4"))) or "no video"
+            if camera not in paths:
+                there = ", ".join(sorted(paths)) or "no video"
                 raise DataError(
-                    f"camera '{camera}' is missing: no file {path} ({there} there): "
+                    f"camera '{camera}' is missing: no file {self.folder / camera}.mp4 ({there} there): "
                     "choose cameras that every episode has with cameras=[...]"
                 )
-            videos[camera] = open_video(path)
+            videos[camera] = open_video(paths[camera])
         lengths = {camera: video.length for camera, video in videos.items()}
         if len(set(lengths.values())) > 1:
             shortest = min(videos.values(), key=lambda video: video.length)
@@ -177,7 +179,21 @@ class VideoFolder:
             )
         if not videos:
             raise DataError(f"no videos in {self.folder}: expected one <camera>.mp4 or more")
+        self._check_pace(videos)
         return videos
+
+    def _check_pace(self, videos: Mapping[str, Video]) -> None:
+        """Refuse videos whose frames of one number are not of one moment."""
+        name, first = next(iter(videos.items()))
+        for camera, video in videos.items():
+            took, own = (int(each.stamp_ns[-1] - each.stamp_ns[0]) for each in (first, video))
+            step = 0.0 if first.length < 2 else typical_step(first.stamp_ns)
+            if abs(took - own) > max(2 * step, _DRIFT * took):
+                raise DataError(
+                    f"{self.folder}: {first.length} frames of '{name}' take {took / 1e9:.2f} s, those of "
+                    f"'{camera}' {own / 1e9:.2f} s: frames of one number must be of one moment, so bring the "
+                    "videos to one frame rate, e.g. with ffmpeg -r"
+                )
 
     def _wordings(self) -> tuple[str, ...]:
         path = self.instruction_path
@@ -194,6 +210,16 @@ class VideoFolder:
         ):
             raise DataError(f"{path} must be a JSON list of one wording or more, got {value!r}")
         return tuple(wordings)
+
+
+def _videos_in(folder: Path) -> dict[str, Path]:
+    """The videos of a folder by camera. What is hidden is none: macOS leaves such files beside others."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() == ".mp4" and not _is_hidden(path)]
+    return {path.stem: path for path in sorted(found)}
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
 
 
 def read_keyframes(path: Path, length: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]] | None:
@@ -233,9 +259,12 @@ def _stage(path: Path, index: int, entry: Any) -> tuple[str, int, int]:
     stage = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
     name = stage.get("annotation", stage.get("anotation"))
     start, end = stage.get("start_frame_id"), stage.get("end_frame_id")
-    if not isinstance(name, str) or type(start) is not int or type(end) is not int:
+    if not isinstance(name, str) or not name.strip() or type(start) is not int or type(end) is not int:
         raise DataError(f"{path}: entry {index} must be like {_EXAMPLE}, got {entry!r}")
     return name, start, end
 
+
+_DRIFT = 0.05
+"""Share of its length by which a camera's video may differ from another's: clocks are not the same."""
 
 _EXAMPLE = '{"annotation": "grasp", "start_frame_id": 8, "end_frame_id": 147}'

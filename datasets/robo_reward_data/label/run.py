@@ -175,6 +175,8 @@ def _notes(checkpoint: Checkpoint, episodes: Sequence[LeRobotEpisode], config: L
             f"cameras the model was not trained on: {', '.join(strange)} "
             f"(it knows {', '.join(model.cameras)}; cameras={{its: yours}} renames them)"
         )
+    asked = {config.instruction} if config.instruction else {episode.instruction for episode in episodes}
+    notes += model.notes_on(asked)
     rate, own = float(dataset.info["fps"]), 1.0 / model.period_s
     if config.fps is None and rate < 0.9 * own:
         notes.append(f"the dataset has {rate:g} frames/s, the model was trained at {own:.3g}")

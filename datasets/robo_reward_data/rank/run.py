@@ -111,6 +111,8 @@ def run(config: RankConfig) -> None:
     check_instructions(checkpoint.model, readers)
     if config.store is not None:
         check_target(Path(config.store), readers)
+    for note in checkpoint.model.config.notes_on({reader.info.instruction for reader in readers}):
+        errors.print(f"note: {note}", markup=False)
     for reader in readers:
         _group(reader.info, config.group)
     folder = _claim(Path(config.out), config.overwrite)
