@@ -54,10 +54,16 @@ class Person(Protocol):
         ...
 
 
+_DONE = 0.97
+"""Progress from which on an estimate claims that the task is done."""
+
+
 class StuckWatch:
     """Whether an episode is stuck, from its estimates alone."""
 
-    def __init__(self, patience_s: float = 0.6, rise: float = 0.03, fall: float = 0.15) -> None:
+    def __init__(
+        self, patience_s: float = 0.6, rise: float = 0.03, fall: float = 0.15, done_s: float | None = None
+    ) -> None:
         """Say when.
 
         Args:
@@ -65,18 +71,25 @@ class StuckWatch:
                 moment without a valid estimate is none.
             rise: what counts as new progress, in (0, 1).
             fall: stuck at once where progress is so far below the best, in (0, 1].
+            done_s: stuck once progress has been `_DONE` or more for so long, in seconds, and the episode goes
+                on: whoever says what succeeded (the simulator, a switch) says that it has not. None: never,
+                as where that is said late, by a person.
         """
         if not (patience_s > 0 and 0 < rise < 1 and 0 < fall <= 1):
             raise ConfigError(
                 f"patience_s={patience_s}, rise={rise}, fall={fall}: a time above 0, two shares of the task"
             )
+        if done_s is not None and not done_s > 0:
+            raise ConfigError(f"done_s={done_s}: must be more than 0 seconds, or null")
         self._patience_ns, self._rise, self._fall = round(patience_s * 1e9), rise, fall
+        self._done_ns = np.inf if done_s is None else done_s * 1e9
         self.begin()
 
     def begin(self) -> None:
         """Forget what was reached: an episode starts, or a person has acted."""
         self._best: float | None = None
         self._since_ns: int | None = None
+        self._claimed_ns: int | None = None
 
     def stuck(self, estimate: ProgressEstimate) -> bool:
         """Take in the next moment."""
@@ -85,6 +98,12 @@ class StuckWatch:
             self._since_ns = now
         if estimate.valid:
             progress = estimate.progress
+            if progress < _DONE:
+                self._claimed_ns = None
+            elif self._claimed_ns is None:
+                self._claimed_ns = now
+            if self._claimed_ns is not None and now - self._claimed_ns >= self._done_ns:
+                return True
             if self._best is None or progress > self._best + self._rise:
                 self._best, self._since_ns = progress, now
             elif progress < self._best - self._fall:
@@ -104,19 +123,20 @@ class HelpWhenStuck:
         rise: float = 0.03,
         fall: float = 0.15,
         turn_s: float | None = None,
+        done_s: float | None = None,
     ) -> None:
-        """Ask once `StuckWatch(patience_s, rise, fall)` says so.
+        """Ask once `StuckWatch(patience_s, rise, fall, done_s)` says so.
 
         Args:
             person: who, or the component `{_target_: ...}` that makes them.
-            patience_s: see `StuckWatch`;  rise, fall: too.
+            patience_s: see `StuckWatch`;  rise, fall, done_s: too.
             turn_s: seconds for which they are asked at a time; None: to the end of the episode. Who finishes
                 what they begin shows the rest of the task, too.
         """
         if turn_s is not None and not turn_s > 0:
             raise ConfigError(f"turn_s={turn_s}: must be more than 0 seconds, or null")
         self._person: Person = instantiate(person) if isinstance(person, Mapping) else person
-        self._watch = StuckWatch(patience_s, rise, fall)
+        self._watch = StuckWatch(patience_s, rise, fall, done_s)
         self._turn_ns = None if turn_s is None else round(turn_s * 1e9)
         self._until_ns = 0.0
 

@@ -57,6 +57,16 @@ def test_stuck_is_no_new_best_for_long_or_much_of_it_lost() -> None:
     assert stuck([0.2, NAN, NAN, 0.5], patience_s=0.3)[-1] is False
 
 
+def test_who_claims_to_be_done_while_the_episode_goes_on_is_wrong() -> None:
+    claims = [0.5, 0.8, 0.98, 1.0, 0.99, 0.98, 0.98]
+    assert not any(stuck(claims, patience_s=1.0))
+    assert stuck(claims, patience_s=1.0, done_s=0.2) == [False] * 4 + [True] * 3
+    # A claim that is taken back is another one when it is made again.
+    assert not any(stuck([0.98, 0.98, 0.9, 0.98, 0.98, 0.9], patience_s=1.0, done_s=0.2))
+    with pytest.raises(ConfigError, match=r"done_s=0\.0"):
+        StuckWatch(done_s=0.0)
+
+
 def test_a_person_is_asked_for_a_turn_and_then_the_policy_gets_its_patience_anew() -> None:
     hand = Hand()
     help_ = HelpWhenStuck(hand, patience_s=0.3, turn_s=0.2)
