@@ -157,10 +157,14 @@ def test_what_lies_beside_episodes_hides_none_of_them(task: Path, videos: Path, 
     shutil.copy(videos / "0.mp4", task.parent / "all.mp4")
     (task / "episode_0/._front.mp4").write_bytes(b"resource fork")
     (task / ".Trashes").mkdir()
+    (task / "episode_1/raw").mkdir()
+    shutil.copy(videos / "3.mp4", task / "episode_1/raw/front.mp4")
     (task / "episode_1/wrist.mp4").rename(task / "episode_1/wrist.MP4")
     (task / "task_instruction.json").write_text('["open the drawer"]', encoding="utf-8-sig")
     result = run(task.parent, tmp_path / "store")
     assert result.imported == ("drawer-episode_0", "drawer-episode_1")
+    assert run(task, tmp_path / "again").imported == result.imported
+    assert run(task / "episode_1", tmp_path / "alone").imported == result.imported[1:]
     assert all(e.info.cameras == ("front", "wrist") for e in EpisodeStore.open(tmp_path / "store").episodes)
 
 

@@ -77,10 +77,16 @@ class VideoFolders:
         )
 
     def _episodes(self, folder: Path, levels: int) -> list[Path]:
-        """The folder itself, or the episodes below it, so many levels: a video beside them is none."""
+        """The folder itself, or the episodes below it, so many levels.
+
+        A video in a folder of tasks, or beside a task's episodes, is none; what lies below an episode neither.
+        """
         if (folder / self._keyframes).exists():
             return [folder]
         inner = sorted(child for child in folder.iterdir() if child.is_dir() and not _is_hidden(child))
+        has_episodes = any((place / self._instruction).exists() for place in (folder, *inner))
+        if _videos_in(folder) and not has_episodes:
+            return [folder]
         below = [found for child in inner for found in self._episodes(child, levels - 1)] if levels else []
         return below or ([folder] if _videos_in(folder) else [])
 
