@@ -79,7 +79,7 @@ class VideoFolders:
     def _episodes(self, folder: Path, levels: int) -> list[Path]:
         """The folder itself, or the episodes below it, so many levels.
 
-        A video in a folder of tasks, or beside a task's episodes, is none; what lies below an episode neither.
+        A video in a folder of tasks, or beside a task's episodes, is none; nor is what lies below an episode.
         """
         if (folder / self._keyframes).exists():
             return [folder]
