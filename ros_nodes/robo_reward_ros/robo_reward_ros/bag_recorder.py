@@ -19,6 +19,7 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.validate_topic_name import validate_topic_name
 from rosbags.interfaces import (
     Nodetype,
     Qos,
@@ -82,10 +83,13 @@ class BagRecorder(Node):
         ):
             self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True))
         refuse_unknown(self)
+        topics = [str(topic) for topic in self._value("topics") if topic]
         try:
-            self._wanted = [self.resolve_topic_name(topic) for topic in self._value("topics") if topic]
+            for topic in topics:
+                validate_topic_name(topic)
         except InvalidTopicNameException as error:
             raise ConfigError(f"topics: {error}") from error
+        self._wanted = [self.resolve_topic_name(topic) for topic in topics]
         self._path = Path(str(self._value("path")))
         if not self._wanted or not str(self._value("path")):
             raise ConfigError("the recorder needs path:=FOLDER and topics:=[/a, /b]")

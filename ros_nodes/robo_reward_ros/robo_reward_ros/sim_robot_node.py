@@ -104,8 +104,9 @@ class SimRobotNode(Node):
             self.create_timer(period_s, self._on_period, clock=self._steady)
 
     def destroy_node(self) -> None:
-        """Close the environment too."""
-        self._env.close()
+        """Close the environment too, where the node came so far as to have one."""
+        if hasattr(self, "_env"):
+            self._env.close()
         super().destroy_node()
 
     def _value(self, name: str) -> Any:
