@@ -117,14 +117,14 @@ def run(config: AdaptConfig) -> None:
 
 def _beside(config: AdaptConfig) -> list[Beside]:
     wanted = (
-        ("episodes of older tasks", config.older, config.older_share),
-        ("misses", config.misses, config.misses_share),
+        ("episodes of older tasks", config.older, config.older_share, False),
+        ("misses", config.misses, config.misses_share, True),
     )
     found: list[Beside] = []
-    for what, stores, share in wanted:
+    for what, stores, share, copies in wanted:
         if stores:
             readers, known = open_sources(config.older_reader, stores)
-            found.append(Beside(what, readers, share, f"{known}x{share}"))
+            found.append(Beside(what, readers, share, f"{known}x{share}", copies=copies))
     return found
 
 

@@ -5,6 +5,7 @@ NumPy and OpenCV only. The answers are those of the table of `robo_reward.live`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ __all__ = [
     "STUCK_AFTER",
     "Given",
     "Images",
+    "Repeats",
     "Watchdog",
-    "count_repeats",
     "has_moved",
     "movement",
     "resize_frames",
@@ -27,8 +28,10 @@ __all__ = [
 ]
 
 STUCK_AFTER = 8
-"""Repeats of an image, while another camera moves, after which a camera counts as stuck."""
+"""Repeats of an image, while another camera moves, after which a camera counts as stuck; see `Repeats`."""
 
+_LONGER = 1.5
+_MOST = 4
 _SAME_LEVEL = 2  # gray levels that compression and sensor noise may move a pixel of a still image
 _MOVED_SHARE = 0.002  # of a camera's values that move beyond that where its scene does
 _ASPECT_SLACK = 0.05
@@ -60,12 +63,43 @@ class Given:
     note: str = ""
 
 
+class Repeats:
+    """Of one stream: how often in a row each camera has repeated its image while another moved.
+
+    A camera that does so STUCK_AFTER times is stuck. Where it did so for longer in recordings, as views of a
+    simulator do that have no sensor's noise, it is stuck after 1.5 times that, and four times STUCK_AFTER at
+    the latest: one that was frozen in a recording is found out all the same.
+    """
+
+    def __init__(self, still: Mapping[str, int] | None = None) -> None:
+        """Begin, with the longest repeats of cameras in recordings (`ModelConfig.still`)."""
+        self.counts: dict[str, int] = {}
+        self._still = dict(still or {})
+
+    def push(self, moved: Mapping[str, bool | None]) -> set[str]:
+        """Which of one moment's cameras are stuck, by whether their images moved (see `has_moved`)."""
+        for name, change in moved.items():
+            if change or change is None:
+                self.counts[name] = 0
+            elif any(other for its, other in moved.items() if its != name):
+                self.counts[name] = self.counts.get(name, 0) + 1
+            else:
+                self.counts.setdefault(name, 0)
+        return {name for name in moved if self.counts[name] >= self.limit(name)}
+
+    def limit(self, camera: str) -> int:
+        """Repeats after which a camera is stuck."""
+        longest = math.ceil(_LONGER * self._still.get(camera, 0))
+        return min(max(STUCK_AFTER, longest), _MOST * STUCK_AFTER)
+
+
 class Watchdog:
     """Of one stream: cameras that repeat an image while others move, and those whose aspect changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, still: Mapping[str, int] | None = None) -> None:
+        """Begin; `still` is that of `Repeats`."""
         self._image: dict[str, np.ndarray] = {}
-        self._repeats: dict[str, int] = {}
+        self._repeats = Repeats(still)
         self._aspect: dict[str, float] = {}
 
     def bent(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
@@ -79,13 +113,13 @@ class Watchdog:
 
     def stuck(self, views: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Why some of a moment's cameras are left out, given their images at one size."""
-        count_repeats(
-            self._repeats, {name: has_moved(self._image.get(name), image) for name, image in views.items()}
+        stuck = self._repeats.push(
+            {name: has_moved(self._image.get(name), image) for name, image in views.items()}
         )
         return {
-            name: f"camera '{name}' is stuck: {self._repeats[name]} times the same image"
+            name: f"camera '{name}' is stuck: {self._repeats.counts[name]} times the same image"
             for name in views
-            if self._repeats[name] >= STUCK_AFTER
+            if name in stuck
         }
 
     def keep(self, views: Mapping[str, np.ndarray], sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -124,22 +158,6 @@ def sort_images(given: Images, size: tuple[int, int], watchdog: Watchdog | None)
     found.note = "; ".join(left_out.values())
     found.reason = "" if found.views else found.note
     return found
-
-
-def count_repeats(repeats: dict[str, int], moved: Mapping[str, bool | None]) -> None:
-    """Go on counting how often each camera has repeated an image while another moved.
-
-    Args:
-        repeats: the counts so far, changed in place.
-        moved: of the cameras of one moment, see `has_moved`.
-    """
-    for name, change in moved.items():
-        if change or change is None:
-            repeats[name] = 0
-        elif any(other for its, other in moved.items() if its != name):
-            repeats[name] = repeats.get(name, 0) + 1
-        else:
-            repeats.setdefault(name, 0)
 
 
 def movement(

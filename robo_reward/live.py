@@ -15,7 +15,9 @@ Bad input never becomes a silent guess:
     not uint8[h, w, 3], or empty                 invalid, with camera, dtype and shape; the stream stays as
                                                  it was
     the same image of a camera STUCK_AFTER       that camera is left out, with a note, until it moves; band
-    times while another camera moves             as for a missing camera
+    times while another camera moves (more       as for a missing camera
+    often where recordings had more: see
+    `robo_reward.intake.Repeats`)
     a scene unlike calibration's                 valid, band wider in proportion, with a note
     NaN or infinity in proprioception            proprioception counts as missing
     a network output that is not finite          invalid: "the network's output is not finite"; it enters
@@ -126,7 +128,7 @@ class LiveBatch:
             camera: np.zeros((streams, *shape), np.float32) for camera, shape in (map_shapes or {}).items()
         }
         self._states = np.full((streams, engine.config.width), np.nan, dtype=np.float32)
-        self._watchdogs = [Watchdog() for _ in range(streams)]
+        self._watchdogs = [Watchdog(engine.config.still) for _ in range(streams)]
         self._start_ns: list[int | None] = [None] * streams
         self._last_ns: list[int | None] = [None] * streams
 
@@ -156,7 +158,7 @@ class LiveBatch:
         for maps in self._maps.values():
             maps[index] = 0.0
         self._engine.forget(index)
-        self._watchdogs[index] = Watchdog()
+        self._watchdogs[index] = Watchdog(self._engine.config.still)
         self._start_ns[index] = self._last_ns[index] = None
 
     def set_goal(self, index: int, images: Images) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from robo_reward.calibration import Calibration
 from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
-from robo_reward.intake import STUCK_AFTER, count_repeats, movement, resize_frames
+from robo_reward.intake import Repeats, movement, resize_frames
 from robo_reward.model.progress_model import Context, ProgressModel
 from robo_reward.schema import EpisodeReader
 
@@ -61,7 +61,8 @@ class EncodedEpisode:
     """Embeddings of every shown frame and camera: features f32[t, v, d] for the cameras named.
 
     `frames` i64[t] are the frames in the order shown; the first of them is the anchor. `moved` says of each
-    moment whether a camera's image differs from the one before (`robo_reward.intake.movement`).
+    moment whether a camera's image differs from the one before (`robo_reward.intake.movement`); `still` is
+    that of the model's config.
     """
 
     features: Tensor
@@ -71,6 +72,7 @@ class EncodedEpisode:
     instruction: str
     proprio: Tensor | None
     moved: Sequence[Mapping[str, bool | None]]
+    still: Mapping[str, int]
 
     def used(self, cameras: Sequence[str] | None = None) -> Bool[np.ndarray, "t v"]:
         """Which cameras a stream would look through that is shown these (all by default).
@@ -79,11 +81,19 @@ class EncodedEpisode:
         """
         shown = [camera for camera in self.cameras if cameras is None or camera in cameras]
         used = np.zeros((len(self.frames), len(self.cameras)), np.bool_)
-        repeats: dict[str, int] = {}
+        repeats = Repeats(self.still)
         for row, moved in zip(used, self.moved, strict=True):
-            count_repeats(repeats, {camera: moved[camera] for camera in shown})
-            row[:] = [repeats.get(camera, STUCK_AFTER) < STUCK_AFTER for camera in self.cameras]
+            stuck = repeats.push({camera: moved[camera] for camera in shown})
+            row[:] = [camera in shown and camera not in stuck for camera in self.cameras]
         return used
+
+    def longest_still(self) -> dict[str, int]:
+        """How often in a row each camera repeated its image at the most while another moved."""
+        repeats, longest = Repeats(), dict.fromkeys(self.cameras, 0)
+        for moved in self.moved:
+            repeats.push(moved)
+            longest = {camera: max(count, repeats.counts[camera]) for camera, count in longest.items()}
+        return longest
 
 
 @torch.inference_mode()
@@ -135,6 +145,7 @@ def encode_episode(
         instruction=info.instruction,
         proprio=None if proprio is None else torch.from_numpy(proprio[order]).to(device),
         moved=moved,
+        still=model.config.still,
     )
 
 

@@ -50,6 +50,8 @@ class ModelConfig:
     ensemble       heads for stage and tau, each trained on its own share of the episodes; 1 for no ensemble
     proprio_dim    length of the proprioception vector, 0 for none
     proprio_names  names of its numbers, in order; () where the data did not name them
+    still          how often in a row each camera repeated its image at the most, while another moved, in the
+                   calibration data: see `robo_reward.intake.Repeats`
     """
 
     encoder: Mapping[str, Any]
@@ -68,6 +70,7 @@ class ModelConfig:
     proprio_dim: int = 0
     proprio_names: tuple[str, ...] = ()
     instruction: Mapping[str, Any] = field(default_factory=dict)
+    still: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def max_stages(self) -> int:
@@ -174,6 +177,7 @@ class ModelConfig:
             height, width = rest["image_size"]
             rest["image_size"] = (int(height), int(width))
             rest["proprio_names"] = tuple(rest.get("proprio_names", ()))
+            rest["still"] = {str(camera): int(count) for camera, count in rest.get("still", {}).items()}
             return cls(tasks=tasks, **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"model config is not one of this version's: {error}") from error

@@ -5,7 +5,7 @@ Training episodes serve two things only: to say which embeddings are familiar, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -71,7 +71,8 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     Segments of episodes that were trained on say how well the model interpolates, and no more. Where nothing
     else is held out they sharpen nothing, and count for half in the bands; see `half_trusted`.
 
-    The model learns which embeddings are familiar (buffers `familiar_mean` and `familiar_whiten`), in place.
+    The model learns which embeddings are familiar (buffers `familiar_mean` and `familiar_whiten`) and how
+    long its cameras may stand still (`ModelConfig.still`), in place.
     """
     used = _answered(model, readers, split.calibration)
     if not used:
@@ -79,7 +80,12 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     model.eval()
     _learn_familiar(model, readers, split)
     goals = _goals(readers, split)
-    kept = [_look_at(model, reader, mask, goals) for reader, mask in used]
+    encoded = [encode_episode(model, reader) for reader, _ in used]
+    model.config = replace(model.config, still=_longest_still(model.config.still, encoded))
+    kept = [
+        _look_at(model, reader, mask, replace(each, still=model.config.still), goals)
+        for (reader, mask), each in zip(used, encoded, strict=True)
+    ]
     scale, bias = _platt(kept)
     apart = any(k.mask.all() for k in kept)
     warm = Calibration(
@@ -124,10 +130,10 @@ def _look_at(
     model: ProgressModel,
     reader: EpisodeReader,
     mask: Bool[np.ndarray, " t"],
+    encoded: EncodedEpisode,
     goals: Sequence[tuple[EpisodeReader, int]],
 ) -> _Kept:
     info = reader.info
-    encoded = encode_episode(model, reader)
     truth, stage = np.full(info.length, np.nan), np.zeros(info.length, dtype=np.int64)
     if (label := label_episode(info)) is not None:
         task = model.config.tasks[resolve_task(model, info.instruction)]
@@ -142,6 +148,15 @@ def _look_at(
         picture = encode_goal(model, reader, goal, frame, encoded.cameras)
     shown = None if picture is None else episode_moments(model, encoded, goal=picture)
     return _Kept(reader, mask, truth, stage, encoded, episode_moments(model, encoded), shown)
+
+
+def _longest_still(known: Mapping[str, int], episodes: Sequence[EncodedEpisode]) -> dict[str, int]:
+    """By camera; what a model knew before it was adapted is kept."""
+    longest = dict(known)
+    for episode in episodes:
+        for camera, count in episode.longest_still().items():
+            longest[camera] = max(longest.get(camera, 0), count)
+    return {camera: count for camera, count in longest.items() if count}
 
 
 def _goals(readers: Sequence[EpisodeReader], split: Split) -> list[tuple[EpisodeReader, int]]:

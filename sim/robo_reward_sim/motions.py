@@ -114,7 +114,7 @@ def assemble() -> Expert:
         thing = state[4:7]
         way = state[-3:] - (thing + _handle_to_center(state))
         aside = float(np.hypot(*way[:2]))
-        if thing[2] < 0.05:
+        if thing[2] < 0.05 and aside > 0.02:  # not one that is on its way down the peg
             return _lift()
         if aside < 0.012 or (aside < 0.02 and way[2] > -0.05):
             return np.array((0.5 * way[0], 0.5 * way[1], -0.025))

@@ -319,6 +319,16 @@ def test_cameras_that_are_not_trained_on_do_not_calibrate(tmp_path: Path) -> Non
     assert found[0] == found[1]
 
 
+def test_calibration_learns_how_long_cameras_stand_still(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "still")
+    for index in range(10):
+        episode = toy_episode(index, length=24)
+        episode.frames["front"][3:14] = episode.frames["front"][3]  # ten repeats, while the wrist moves
+        store.write(episode)
+    train(store.path, tmp_path / "run", "steps=2", "holdout.calibration=0.3")
+    assert load_checkpoint(tmp_path / "run").model.config.still == {"front": 10}
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model(toy_store: Path, tmp_path: Path) -> None:
     """Data-parallel training by Fabric's own launcher, over gloo on this machine."""

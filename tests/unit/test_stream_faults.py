@@ -15,6 +15,7 @@ from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import ConfigError
 from robo_reward.estimate import Estimates
 from robo_reward.fusion import PERSPECTIVES, FusionParameters
+from robo_reward.intake import Repeats
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import encode_episode, encode_goal, estimate_episode
@@ -143,15 +144,28 @@ def test_a_stuck_camera_is_left_out_and_comes_back() -> None:
         np.testing.assert_allclose(numbers([live[i]]), numbers([expected]), atol=1e-6)
 
 
-def test_whole_episodes_leave_a_stuck_camera_out_as_streams_do() -> None:
+@pytest.mark.parametrize(("still", "limit"), [(0, 8), (5, 8), (6, 9), (8, 12), (21, 32), (500, 32)])
+def test_how_long_a_camera_stood_still_in_recordings_is_how_long_it_may(still: int, limit: int) -> None:
+    repeats = Repeats({"front": still})
+    stuck = [repeats.push({"front": False, "wrist": True}) for _ in range(40)]
+    assert stuck == [set()] * (limit - 1) + [{"front"}] * (41 - limit)
+    assert repeats.push({"front": None, "wrist": True}) == set()
+
+
+@pytest.mark.parametrize(("still", "limit"), [(0, STUCK_AFTER), (8, 12)])
+def test_whole_episodes_leave_a_stuck_camera_out_as_streams_do(
+    monkeypatch: pytest.MonkeyPatch, still: int, limit: int
+) -> None:
+    monkeypatch.setattr(MODEL, "config", replace(MODEL.config, still={"front": still}))
     episode = toy_episode(0, length=40)
     front = episode.frames["front"].copy()
     front[10:30] = front[10]
     frozen = replace(episode, frames={**episode.frames, "front": front})
     stream = Stream(CHECKPOINT, TASK)
     live = [stream.push(images, stamp) for images, stamp in moments(frozen)]
-    assert [i for i, e in enumerate(live) if "stuck" in e.note] == list(range(10 + STUCK_AFTER, 30))
+    assert [i for i, e in enumerate(live) if "stuck" in e.note] == list(range(10 + limit, 30))
     encoded = encode_episode(MODEL, MemoryReader(frozen))
+    assert encoded.longest_still() == {"front": 19, "wrist": 0}
     found = estimate_episode(MODEL, encoded, CALIBRATION)
     np.testing.assert_allclose(whole(found), numbers(live), atol=1e-5)
     # Nothing tells whether the only camera shown is stuck or looks at a scene at rest.

@@ -19,7 +19,7 @@ from torch import Tensor
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import DataError
 from robo_reward.estimate import Estimates, Moments, Tracker
-from robo_reward.intake import STUCK_AFTER, count_repeats, movement, resize_frames
+from robo_reward.intake import Repeats, movement, resize_frames
 from robo_reward.model.progress_model import Context, Prediction, ProgressModel
 from robo_reward.offline import episode_context
 
@@ -104,7 +104,7 @@ class _Lane:
         self.model = self.checkpoint.model
         self._tracker = Tracker(self.model, self.checkpoint.calibration, 1)
         self._streams = [stream() for stream in self.episode.frames.values()]
-        self._repeats: dict[str, int] = {}
+        self._repeats = Repeats(self.model.config.still)
         self._last: np.ndarray | None = None
         self.past = torch.zeros(0, self.model.config.width, device=self.model.no_goal.device)
         wanted, proprio = self.model.config.proprio_dim, self.episode.proprio
@@ -139,8 +139,8 @@ class _Lane:
         names = list(self.episode.frames)
         used = np.ones(images.shape[:2], np.bool_)
         for row, moved in zip(used, movement(self._last, images), strict=True):
-            count_repeats(self._repeats, dict(zip(names, moved, strict=True)))
-            row[:] = [self._repeats[name] < STUCK_AFTER for name in names]
+            stuck = self._repeats.push(dict(zip(names, moved, strict=True)))
+            row[:] = [name not in stuck for name in names]
         self._last = images[-1]
         return used
 

@@ -64,7 +64,12 @@ class BagPlayer(Node):
                 {"floating_point_range": positive},
             ),
             ("publish_clock", True, "publish the time of the recording on /clock", {}),
-            ("wait_s", 30.0, "how long to wait until every image topic has a subscriber, seconds", {}),
+            (
+                "wait_s",
+                30.0,
+                "seconds to wait until every image topic (of a bag without: any topic) has a subscriber",
+                {},
+            ),
             ("episodes", False, "start and end the bag's episodes at a reward node, which must come", {}),
             ("markers", "/episode_marker", "topic of their markers; without any: the bag is one", {}),
         ):
@@ -168,11 +173,15 @@ class BagPlayer(Node):
         for publisher in self._outputs.values():
             publisher.wait_for_all_acked()
 
+    def _lonely(self) -> list[str]:
+        """Topics that are still waited for: those of images, or all where none has been subscribed to."""
+        topics = self._images or [topic for topic in self._outputs if topic != _CLOCK]
+        alone = [topic for topic in topics if not self._outputs[topic].get_subscription_count()]
+        return alone if self._images or len(alone) == len(topics) else []
+
     def _wait_for_subscribers(self) -> None:
         until = time.monotonic() + float(self._value("wait_s"))
-        while lonely := [
-            topic for topic in self._images if not self._outputs[topic].get_subscription_count()
-        ]:
+        while lonely := self._lonely():
             if time.monotonic() > until:
                 self.get_logger().warning(f"nobody subscribes to {', '.join(lonely)}: playing all the same")
                 return

@@ -52,6 +52,10 @@ def run_node[NodeT: Node](
         sys.stderr.write(f"{' '.join(str(error).split())}\n")
         rclpy.try_shutdown()
         return 1
+    except KeyboardInterrupt:  # while it loads its model, say
+        sys.stderr.write("interrupted\n")
+        rclpy.try_shutdown()
+        return 0
     # Python hears a signal when the executor's wait returns, and that of an idle node need not.
     node.create_timer(_LISTEN_S, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
     executor = SingleThreadedExecutor()
