@@ -41,6 +41,7 @@ class LearnerConfig:
     batch_size: int = 128
     demo_share: float = 0.5
     keep_successes: bool = True
+    help_in_vain: bool = True
     updates_per_decision: int = 4
     actor_every: int = 2
     n_step: int = 3

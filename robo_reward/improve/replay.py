@@ -143,7 +143,13 @@ class Replay:
     """Episodes as rows of moments, ready to sample n-step transitions from."""
 
     def __init__(
-        self, shaping: Shaping, n_step: int, priority: float = 0.0, *, keep_successes: bool = False
+        self,
+        shaping: Shaping,
+        n_step: int,
+        priority: float = 0.0,
+        *,
+        keep_successes: bool = False,
+        help_in_vain: bool = True,
     ) -> None:
         """Sample with this shaping.
 
@@ -153,11 +159,12 @@ class Replay:
             priority: 0 samples moments evenly; above, episodes by how far they got, to this power.
             keep_successes: the policy's own successes count as demonstrations from then on, but for those
                 in which a person took over: of them what the person did does.
+            help_in_vain: what a person did counts as demonstrated in episodes that failed all the same, too.
         """
         self.episodes: list[Rollout] = []
         self._widths: dict[str, int] = {}
         self._shaping, self._n, self._priority = shaping, n_step, priority
-        self._keep_successes = keep_successes
+        self._keep_successes, self._help_in_vain = keep_successes, help_in_vain
         self._rows: list[list[tuple[np.ndarray, ...]]] = []  # by episode, then by look
         self._fresh = False
 
@@ -320,7 +327,7 @@ class Replay:
         # Where a person had to take over, what the policy did by itself is nothing to imitate.
         alone = self._keep_successes and episode.succeeded and not episode.intervened.any()
         kept = episode.demonstration or alone
-        demonstrated = episode.intervened | kept
+        demonstrated = (episode.intervened & (episode.succeeded or self._help_in_vain)) | kept
         pad = ((0, 1),)
         furthest = np.nanmax(np.append(self._shaping.progress(episode)[0], 0.0))
         weight = (0.05 + furthest) ** self._priority

@@ -165,6 +165,7 @@ class _Session:
             config.learner.n_step,
             config.savings.priority,
             keep_successes=config.learner.keep_successes,
+            help_in_vain=config.learner.help_in_vain,
         )
         self.starts = PromisingStarts()
         for demonstration in self.demonstrations:
