@@ -5,7 +5,6 @@ NumPy and OpenCV only. The answers are those of the table of `robo_reward.live`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ __all__ = [
 STUCK_AFTER = 8
 """Repeats of an image, while another camera moves, after which a camera counts as stuck; see `Repeats`."""
 
-_LONGER = 1.5
+_LONGER = 2
 _MOST = 4
 _SAME_LEVEL = 2  # gray levels that compression and sensor noise may move a pixel of a still image
 _MOVED_SHARE = 0.002  # of a camera's values that move beyond that where its scene does
@@ -67,7 +66,7 @@ class Repeats:
     """Of one stream: how often in a row each camera has repeated its image while another moved.
 
     A camera that does so STUCK_AFTER times is stuck. Where it did so for longer in recordings, as views of a
-    simulator do that have no sensor's noise, it is stuck after 1.5 times that, and four times STUCK_AFTER at
+    simulator do that have no sensor's noise, it is stuck after twice that, and four times STUCK_AFTER at
     the latest: one that was frozen in a recording is found out all the same.
     """
 
@@ -89,7 +88,7 @@ class Repeats:
 
     def limit(self, camera: str) -> int:
         """Repeats after which a camera is stuck."""
-        longest = math.ceil(_LONGER * self._still.get(camera, 0))
+        longest = _LONGER * self._still.get(camera, 0)
         return min(max(STUCK_AFTER, longest), _MOST * STUCK_AFTER)
 
 

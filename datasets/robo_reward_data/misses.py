@@ -40,6 +40,7 @@ __all__ = ["MissesConfig", "check_pace", "run"]
 _RECIPE = 2  # raise it where the same options begin to give other misses
 _ATTEMPTS = 20  # of a door, which the hand catches easily, about half are thrown away
 _LEAST = 0.6  # of the longest step aside that the options allow
+_LEAST_LATE = 0.25  # of an early one
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _late_miss(
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng((config.seed, index, attempt, 1))
         at = int(rng.integers(begin, max((begin + end) // 2, begin + 1)))
-        plan, source = _plan(config, env, demo, rng, at)
+        # Near misses above all: what is put down far from where it should be is seen to be.
+        plan, source = _plan(config, env, demo, rng, at, float(rng.uniform(_LEAST_LATE, 1.0)))
         tape = _play(env, plan, _scene(config, demo, rng), stage)
         # The environment may have broken off before.
         if tape is not None and len(tape.actions) > at + config.aside_decisions:
@@ -183,11 +185,15 @@ def _plan(
     demo: EpisodeReader,
     rng: np.random.Generator,
     at: int,
+    length: float = 1.0,
 ) -> tuple[Float32[np.ndarray, "t a"], dict[str, Any]]:
-    """The demonstrated actions with a step aside before action `at`, and what is to be told of it."""
+    """The demonstrated actions with a step aside before action `at`, and what is to be told of it.
+
+    The step is `length` times one drawn as the options say.
+    """
     actions = _actions(demo)
     space = cast("gymnasium.spaces.Box", env.action_space)
-    aside = _aside(config, rng)
+    aside = length * _aside(config, rng)
     step = np.repeat(actions[at : at + 1], config.aside_decisions, axis=0)
     step[:, : len(aside)] = aside
     plan = np.clip(np.concatenate([actions[:at], step, actions[at:-1]]), space.low, space.high)
