@@ -28,7 +28,7 @@ from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.improve.worker import open_environment
-from robo_reward.labels import label_episode
+from robo_reward.labels import label_episode, label_success
 from robo_reward.pace import typical_step
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
 from robo_reward.sources import open_sources
@@ -41,6 +41,7 @@ _RECIPE = 2  # raise it where the same options begin to give other misses
 _ATTEMPTS = 20  # of a door, which the hand catches easily, about half are thrown away
 _LEAST = 0.6  # of the longest step aside that the options allow
 _LEAST_LATE = 0.25  # of an early one
+_AFTER = 4  # decisions of a late miss after the one at which the demonstration was done
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,10 @@ def _plan(
 
     The step is `length` times one drawn as the options say.
     """
-    actions = _actions(demo)
+    # A hand that leaves is no sign of failure: of a late miss, in which it may have left what it carried in
+    # its place for all that can be seen, that would be the lesson.
+    end = _done_at(demo.info) + _AFTER if at else len(_actions(demo)) - 1
+    actions = _actions(demo)[: end + 1]
     space = cast("gymnasium.spaces.Box", env.action_space)
     aside = length * _aside(config, rng)
     step = np.repeat(actions[at : at + 1], config.aside_decisions, axis=0)
@@ -199,6 +203,12 @@ def _plan(
     plan = np.clip(np.concatenate([actions[:at], step, actions[at:-1]]), space.low, space.high)
     source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist(), **({"at": at} if at else {})}
     return plan, source
+
+
+def _done_at(demo: EpisodeInfo) -> int:
+    """The frame that first shows the task done, the last one where none does."""
+    success, known = label_success(demo)
+    return int(np.argmax(success & known)) if (success & known).any() else demo.length - 1
 
 
 def _scene(config: MissesConfig, demo: EpisodeReader, rng: np.random.Generator) -> int:

@@ -130,8 +130,9 @@ def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
     demo = ["episodes=1", "workers=1", "mix={expert: 1}", f"out={tmp_path / 'demo'}"]
     run_command("record", [f"env={env}", *seen, *demo])
     where = [f"env={env}", f"demos={tmp_path / 'demo'}", *(f"env_args.{option}" for option in seen)]
-    run_command("misses", [*where, "episodes=6", f"out={tmp_path / 'misses'}"])
-    scene = EpisodeStore.open(tmp_path / "demo").episodes[0].info.source["reset_seed"]
+    run_command("misses", [*where, "episodes=6", "late=2", f"out={tmp_path / 'misses'}"])
+    shown = EpisodeStore.open(tmp_path / "demo").episodes[0].info
+    scene = shown.source["reset_seed"]
     world = gymnasium.make(env, cameras=(), max_episode_steps=1000)
     base: Any = world.unwrapped
     for reader in EpisodeStore.open(tmp_path / "misses").episodes:
@@ -142,7 +143,15 @@ def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
         for action in actions[:-1]:  # what is stored is played once more
             world.step(action)
             stages.append(base.oracle().stage)
-        assert max(stages) <= (reader.info.reached or 0) == 0, reader.info.name
+        late = reader.info.name.startswith("late")
+        assert max(stages) <= (reader.info.reached or 0) == int(late), reader.info.name
+        if late:
+            assert shown.success is not None
+            assert shown.truth is not None
+            done = int(np.argmax(shown.success))
+            assert reader.info.length == done + 4 + 2 + 1 < shown.length  # the hand's retreat is not shown
+            known = reader.info.source["at"] + 1
+            assert stages[:known] == shown.truth.stage[:known].tolist()
     world.close()
 
 
