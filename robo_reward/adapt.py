@@ -117,14 +117,14 @@ def run(config: AdaptConfig) -> None:
 
 def _beside(config: AdaptConfig) -> list[Beside]:
     wanted = (
-        ("episodes of older tasks", config.older, config.older_share, False),
-        ("misses", config.misses, config.misses_share, True),
+        ("episodes of older tasks", config.older, config.older_share),
+        ("misses", config.misses, config.misses_share),
     )
     found: list[Beside] = []
-    for what, stores, share, copies in wanted:
+    for what, stores, share in wanted:
         if stores:
             readers, known = open_sources(config.older_reader, stores)
-            found.append(Beside(what, readers, share, f"{known}x{share}", copies=copies))
+            found.append(Beside(what, readers, share, f"{known}x{share}"))
     return found
 
 

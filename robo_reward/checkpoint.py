@@ -69,6 +69,8 @@ def save_checkpoint(
     weights = save(state)
     digest = hashlib.sha256(weights)
     digest.update(json.dumps(calibration.to_json(), sort_keys=True).encode())
+    if model.config.still:  # learned with the calibration, and changes what streams say
+        digest.update(json.dumps(dict(model.config.still), sort_keys=True).encode())
     meta = {
         "schema_version": SCHEMA_VERSION,
         "version": digest.hexdigest()[:12],

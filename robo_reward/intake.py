@@ -65,9 +65,9 @@ class Given:
 class Repeats:
     """Of one stream: how often in a row each camera has repeated its image while another moved.
 
-    A camera that does so STUCK_AFTER times is stuck. Where it did so for longer in recordings, as views of a
-    simulator do that have no sensor's noise, it is stuck after twice that, and four times STUCK_AFTER at
-    the latest: one that was frozen in a recording is found out all the same.
+    A camera that does so STUCK_AFTER times is stuck. Views without a sensor's noise, as a simulator's, stand
+    still when nothing in them moves: where recordings show that, it takes twice what they show at the most,
+    and no more than four times STUCK_AFTER: one that was frozen in a recording is found out all the same.
     """
 
     def __init__(self, still: Mapping[str, int] | None = None) -> None:

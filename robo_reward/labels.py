@@ -105,12 +105,12 @@ def stages_begin(info: EpisodeInfo, count: int, names: Sequence[str], whole: int
 
 
 def label_ceiling(info: EpisodeInfo) -> int | None:
-    """The stage that no frame of the episode is beyond: all that is known of frames without a label.
+    """The stage that no frame of the episode is beyond, where nothing else is known of its stages.
 
     It is what a person says of a failure at a glance ("it never had the peg"), or what is true of one by the
-    way it was made. None where nothing of the kind is known.
+    way it was made. None where the stages are known, or nothing is.
     """
-    return info.reached
+    return info.reached if label_episode(info) is None else None
 
 
 def label_success(info: EpisodeInfo) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:

@@ -84,8 +84,8 @@ class EpisodeInfo:
     truth           per-frame truth (a simulator's oracle), or None. Where present it wins over boundaries
     success         bool[t], True while the task is done, or None where unknown
     outcome         how the episode ended
-    reached         index of the furthest stage that a failed episode got to at any moment: what is known of
-                    the frames without truth; or None
+    reached         index of the furthest stage that a failed episode got to at any moment, where no more is
+                    known of its stages, or None
     proprio_names   names of the numbers of proprioception, in order; () where they have none
     kind            what sort of episode it is: "expert", "noisy", "near_miss", ... ("" if unknown)
     source          JSON-able facts about where it came from (path, seed, options)

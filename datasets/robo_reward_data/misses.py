@@ -6,10 +6,6 @@ episode it is said that it never gets beyond the stage `reached`, and it needs n
 the environment tells the true stage, as simulators do, one that gets further is thrown away and another step
 aside tried. On a robot a person must see to it: where the hand takes the object along after all, the label is
 false, and where nothing is moved, there is nothing to put back between two episodes.
-
-A model that has never seen an object carried to a wrong place takes any carrying for progress, too. So in
-`late` further ones the step aside comes as a later stage begins, in turn: up to there they are what the
-demonstration was, and never beyond that stage. Of these the objects have to lie where they lay.
 """
 
 from __future__ import annotations
@@ -28,9 +24,8 @@ from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.improve.worker import open_environment
-from robo_reward.labels import label_episode, label_success
 from robo_reward.pace import typical_step
-from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
+from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock
 from robo_reward_data.store import EpisodeStore
@@ -40,8 +35,6 @@ __all__ = ["MissesConfig", "check_pace", "run"]
 _RECIPE = 2  # raise it where the same options begin to give other misses
 _ATTEMPTS = 20  # of a door, which the hand catches easily, about half are thrown away
 _LEAST = 0.6  # of the longest step aside that the options allow
-_LEAST_LATE = 0.25  # of an early one
-_AFTER = 4  # decisions of a late miss after the one at which the demonstration was done
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,6 @@ class MissesConfig:
     episodes: int = 12
     seed: int = 0
     reached: int = 0
-    late: int = 0
     aside_low: tuple[float, ...] = (-1.0, -1.0, 0.0)
     aside_high: tuple[float, ...] = (1.0, 1.0, 1.0)
     aside_decisions: int = 2
@@ -83,7 +75,6 @@ def run(config: MissesConfig) -> None:
         "reached": config.reached,
         "demonstrations": [demo.info.uid for demo in demos],
         "aside": [list(config.aside_low), list(config.aside_high), config.aside_decisions],
-        **({"late": config.late} if config.late else {}),
     }
     store = EpisodeStore.create(config.out, attrs={"misses": identity}, exist_ok=True)
     found = store.attrs.get("misses")
@@ -95,21 +86,13 @@ def run(config: MissesConfig) -> None:
     if found != identity:
         raise DataError(f"{config.out} is a store of other episodes: choose another out=")
     with lock(Path(config.out) / ".misses.lock"):
-        wanted = [(index, late) for late in (False, True) for index in range(_count(config, late=late))]
-        if missing := [one for one in wanted if _name(*one) not in store]:
+        if missing := [index for index in range(config.episodes) if _name(index) not in store]:
             _record(config, demos, store, missing)
-    Console(stderr=True).print(f"{len(wanted)} misses: {config.out}", markup=False)
-
-
-def _count(config: MissesConfig, *, late: bool) -> int:
-    return config.late if late else config.episodes
+    Console(stderr=True).print(f"{config.episodes} misses: {config.out}", markup=False)
 
 
 def _record(
-    config: MissesConfig,
-    demos: Sequence[EpisodeReader],
-    store: EpisodeStore,
-    missing: Sequence[tuple[int, bool]],
+    config: MissesConfig, demos: Sequence[EpisodeReader], store: EpisodeStore, missing: Sequence[int]
 ) -> None:
     console = Console(stderr=True)
     env = open_environment(config.env, config.plugins, config.env_args)
@@ -121,99 +104,32 @@ def _record(
                 f"{config.reached} in a miss, or give a higher reached=",
                 markup=False,
             )
-            if config.late:
-                console.print("late misses: put the objects back to where they lay, each time", markup=False)
-        for index, late in track(missing, "misses", console=console, disable=not console.is_terminal):
-            make = _late_miss if late else _miss
-            store.write(make(config, env, demos[index % len(demos)], index))
+        for index in track(missing, "misses", console=console, disable=not console.is_terminal):
+            store.write(_miss(config, env, demos[index % len(demos)], index))
     finally:
         env.close()
 
 
 def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReader, index: int) -> Episode:
     """One episode that does not get beyond `reached`, as far as the environment can tell."""
+    actions = _actions(demo)
+    space = cast("gymnasium.spaces.Box", env.action_space)
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng((config.seed, index, attempt))
-        plan, source = _plan(config, env, demo, rng, 0)
-        tape = _play(env, plan, _scene(config, demo, rng), config.reached)
+        aside = _aside(config, rng)
+        first = np.repeat(actions[:1], config.aside_decisions, axis=0)
+        first[:, : len(aside)] = aside
+        plan = np.clip(np.concatenate([first, actions[:-1]]), space.low, space.high)
+        scene = demo.info.source.get("reset_seed") if config.same_scene else None
+        begin = int(rng.integers(2**31)) if scene is None else int(scene)
+        tape = _play(env, plan, begin, config.reached)
         if tape is not None:
-            return _episode(tape, demo.info, config.reached, _name(index, late=False), source)
+            source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist()}
+            return _episode(tape, demo.info, config.reached, _name(index), source)
     raise DataError(
         f"{demo.info.name} gets beyond stage {config.reached} after a step aside too, {_ATTEMPTS} times: "
         "step further (aside_low, aside_high, aside_decisions), or give a higher reached="
     )
-
-
-def _late_miss(
-    config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReader, index: int
-) -> Episode:
-    """One that goes aside in the first half of a later stage, and gets no further than that."""
-    label = label_episode(demo.info)
-    begins = [] if label is None else _begins(label)
-    if not begins:
-        raise DataError(f"{demo.info.name} has one stage: a late miss needs a second (late=0)")
-    stage, begin, end = begins[index % len(begins)]
-    for attempt in range(_ATTEMPTS):
-        rng = np.random.default_rng((config.seed, index, attempt, 1))
-        at = int(rng.integers(begin, max((begin + end) // 2, begin + 1)))
-        # Near misses above all: what is put down far from where it should be is seen to be.
-        plan, source = _plan(config, env, demo, rng, at, float(rng.uniform(_LEAST_LATE, 1.0)))
-        tape = _play(env, plan, _scene(config, demo, rng), stage)
-        # The environment may have broken off before.
-        if tape is not None and len(tape.actions) > at + config.aside_decisions:
-            return _episode(tape, demo.info, stage, _name(index, late=True), source, label, at + 1)
-    raise DataError(
-        f"{demo.info.name} gets beyond stage {stage} after a step aside in it, or is broken off before, "
-        f"{_ATTEMPTS} times: step further (aside_low, aside_high, aside_decisions), or have none (late=0)"
-    )
-
-
-def _begins(label: ProgressLabel) -> list[tuple[int, int, int]]:
-    """Each stage but the first that is got to: its index, its first frame, and that of the next."""
-    stages = range(1, int(label.stage[label.valid].max(initial=0)) + 1)
-    first = [int(np.argmax(label.valid & (label.stage >= stage))) for stage in stages]
-    last = len(label.stage) - 1
-    return [
-        (stage, begin, end)
-        for stage, begin, end in zip(stages, first, [*first[1:], last], strict=True)
-        if begin < end
-    ]
-
-
-def _plan(
-    config: MissesConfig,
-    env: gymnasium.Env[Any, Any],
-    demo: EpisodeReader,
-    rng: np.random.Generator,
-    at: int,
-    length: float = 1.0,
-) -> tuple[Float32[np.ndarray, "t a"], dict[str, Any]]:
-    """The demonstrated actions with a step aside before action `at`, and what is to be told of it.
-
-    The step is `length` times one drawn as the options say.
-    """
-    # A hand that leaves is no sign of failure: of a late miss, in which it may have left what it carried in
-    # its place for all that can be seen, that would be the lesson.
-    end = _done_at(demo.info) + _AFTER if at else len(_actions(demo)) - 1
-    actions = _actions(demo)[: end + 1]
-    space = cast("gymnasium.spaces.Box", env.action_space)
-    aside = length * _aside(config, rng)
-    step = np.repeat(actions[at : at + 1], config.aside_decisions, axis=0)
-    step[:, : len(aside)] = aside
-    plan = np.clip(np.concatenate([actions[:at], step, actions[at:-1]]), space.low, space.high)
-    source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist(), **({"at": at} if at else {})}
-    return plan, source
-
-
-def _done_at(demo: EpisodeInfo) -> int:
-    """The frame that first shows the task done, the last one where none does."""
-    success, known = label_success(demo)
-    return int(np.argmax(success & known)) if (success & known).any() else demo.length - 1
-
-
-def _scene(config: MissesConfig, demo: EpisodeReader, rng: np.random.Generator) -> int:
-    scene = demo.info.source.get("reset_seed") if config.same_scene else None
-    return int(rng.integers(2**31)) if scene is None else int(scene)
 
 
 @dataclass
@@ -259,16 +175,7 @@ def _true_stage(env: gymnasium.Env[Any, Any]) -> int | None:
     return getattr(base.oracle(), "stage", None) if hasattr(base, "oracle") else None
 
 
-def _episode(
-    tape: _Tape,
-    demo: EpisodeInfo,
-    reached: int,
-    name: str,
-    source: Mapping[str, Any],
-    label: ProgressLabel | None = None,
-    known: int = 0,
-) -> Episode:
-    """What was taped; its first `known` moments are those of the demonstration, of which `label` tells."""
+def _episode(tape: _Tape, demo: EpisodeInfo, reached: int, name: str, source: Mapping[str, Any]) -> Episode:
     seen = tape.observations
     frames = {camera: np.stack([moment["images"][camera] for moment in seen]) for camera in demo.cameras}
     proprio = np.stack([np.asarray(moment["proprio"], np.float32) for moment in seen])
@@ -285,7 +192,6 @@ def _episode(
         instruction=demo.instruction,
         paraphrases=demo.paraphrases,
         stage_names=_stages(demo),
-        truth=None if label is None else _first_of(label, known, len(seen)),
         success=np.zeros(len(seen), np.bool_),
         outcome=Outcome.FAILURE,
         reached=reached,
@@ -293,12 +199,6 @@ def _episode(
         source=dict(source),
     )
     return Episode(info, frames, proprio, actions)
-
-
-def _first_of(label: ProgressLabel, known: int, length: int) -> ProgressLabel:
-    stage, tau, valid = np.zeros(length, np.int64), np.zeros(length, np.float32), np.zeros(length, np.bool_)
-    stage[:known], tau[:known], valid[:known] = label.stage[:known], label.tau[:known], label.valid[:known]
-    return ProgressLabel(stage, tau, valid)
 
 
 def _stages(demo: EpisodeInfo) -> tuple[str, ...]:
@@ -322,8 +222,8 @@ def _aside(config: MissesConfig, rng: np.random.Generator) -> Float32[np.ndarray
             return step.astype(np.float32)
 
 
-def _name(index: int, late: bool) -> str:
-    return f"late_{index:06d}" if late else f"miss_{index:06d}"
+def _name(index: int) -> str:
+    return f"miss_{index:06d}"
 
 
 def _demonstrations(config: MissesConfig) -> list[EpisodeReader]:
@@ -341,13 +241,8 @@ def _demonstrations(config: MissesConfig) -> list[EpisodeReader]:
 
 
 def _check(config: MissesConfig) -> None:
-    least = min(config.episodes, config.late, config.seed, config.reached)
-    if least < 0 or config.episodes + config.late < 1 or config.aside_decisions < 1:
-        raise ConfigError(
-            "episodes + late and aside_decisions must be 1 or more, the others of the kind 0 or more"
-        )
-    if config.late and not config.same_scene:
-        raise ConfigError("late misses begin as the demonstration did: same_scene=true")
+    if config.episodes < 1 or config.seed < 0 or config.reached < 0 or config.aside_decisions < 1:
+        raise ConfigError("episodes and aside_decisions must be 1 or more, seed and reached 0 or more")
     low, high = config.aside_low, config.aside_high
     if len(low) != len(high) or not low or any(a > b for a, b in zip(low, high, strict=True)):
         raise ConfigError(

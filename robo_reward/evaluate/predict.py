@@ -215,12 +215,12 @@ def true_labels(task: TaskConfig, info: EpisodeInfo) -> Truth:
         tau=np.where(label.valid, label.tau, np.nan).astype(np.float32),
         success=whole,
         same_stages=same,
-        furthest=float(progress.max()) if failed else _furthest(task, info),
+        furthest=float(progress.max()) if failed else float("nan"),
     )
 
 
 def _furthest(task: TaskConfig, info: EpisodeInfo) -> float:
-    """The end of the furthest stage that an episode got to, where not all of its progress is known."""
+    """The end of the furthest stage that an episode got to, where no more is known of its stages."""
     ceiling = label_ceiling(info)
     count = len(info.stage_names)
     whole = len(task.stage_names)

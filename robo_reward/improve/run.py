@@ -545,6 +545,16 @@ def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, An
     return None
 
 
+def _over(usual: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A config with the default's value for each key that it does not have, its groups' too."""
+    groups = {
+        key: {**usual[key], **value}
+        for key, value in config.items()
+        if isinstance(value, dict) and isinstance(usual.get(key), dict)
+    }
+    return {**usual, **config, **groups}
+
+
 def _check_not_beyond(folder: Path, done: int, wanted: int) -> None:
     if done > wanted:
         raise CheckpointError(
@@ -553,9 +563,13 @@ def _check_not_beyond(folder: Path, done: int, wanted: int) -> None:
 
 
 def _changed(found: dict[str, Any], claim: dict[str, Any]) -> list[str]:
-    """What a claim says otherwise than the one that was found."""
-    old, new = found.get("config", {}), claim["config"]
-    judged = {*old, *new} - {"model", "rollouts"}
+    """What a claim says otherwise than the one that was found.
+
+    A key that an older version did not have had its default's value there.
+    """
+    usual = json.loads(json.dumps(dataclasses.asdict(ImproveConfig(env=None, demos="", out=""))))
+    old, new = _over(usual, found.get("config", {})), _over(usual, claim["config"])
+    judged = {*found.get("config", {}), *claim["config"]} - {"model", "rollouts"}
     changed = sorted(key for key in judged if old.get(key) != new.get(key))
     if (old.get("model") is None) != (new.get("model") is None):
         changed.append("model")  # by its version, below, where there is one

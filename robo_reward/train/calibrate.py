@@ -78,10 +78,10 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     if not used:
         return Calibration()
     model.eval()
-    _learn_familiar(model, readers, split)
-    goals = _goals(readers, split)
     encoded = [encode_episode(model, reader) for reader, _ in used]
     model.config = replace(model.config, still=_longest_still(model.config.still, encoded))
+    _learn_familiar(model, readers, split)
+    goals = _goals(readers, split)
     kept = [
         _look_at(model, reader, mask, replace(each, still=model.config.still), goals)
         for (reader, mask), each in zip(used, encoded, strict=True)

@@ -187,7 +187,7 @@ class WindowSampler:
             (index, frame)
             for index, (track, label) in enumerate(zip(self.tracks, self._labels, strict=True))
             for frame in np.flatnonzero(
-                track.usable & ((label is not None and label.valid) | (ceilings[index] is not None))
+                track.usable & (label.valid if label is not None else ceilings[index] is not None)
             )
         ]
         own = len(readers) - sum(len(group.readers) for group in beside)

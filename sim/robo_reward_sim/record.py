@@ -44,6 +44,8 @@ DEFAULT_MIX: Mapping[str, float] = {
 
 _RECIPE = 12  # raise it where the same options and seed begin to give other episodes
 _LIGHT_RECIPE = 2  # ... and this one where only those with variation.light are others
+# ... and these where only those of one task are
+_TASK_RECIPES = {"robo_reward/ShelfPlace-v0": 2, "robo_reward/Assembly-v0": 2}
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,11 @@ def _checked(config: RecordConfig) -> list[str]:
 def _options(config: RecordConfig) -> dict[str, Any]:
     """What an episode depends on, besides its number and kind."""
     lit = {"light_recipe": _LIGHT_RECIPE} if config.variation.light else {}
+    own = {"task_recipe": _TASK_RECIPES[config.env]} if config.env in _TASK_RECIPES else {}
     return {
         "recipe": _RECIPE,
         **lit,
+        **own,
         "env": config.env,
         "seed": config.seed,
         "cameras": list(config.cameras),

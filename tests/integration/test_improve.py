@@ -103,6 +103,13 @@ def test_what_is_left_is_the_best_policy_and_it_is_judged_in_other_scenes(tmp_pa
     assert np.mean(metrics["policy_success"]) > max(rates[1:])
     (tmp_path / "best" / "metrics.json").unlink()
     assert go(tmp_path / "best", *options, *ruinous) == metrics  # a run that is gone on with knows the best
+    claim = json.loads((tmp_path / "best" / "improve.json").read_text())
+    del claim["config"]["learner"]["help_in_vain"]  # as one that an older version began
+    del claim["config"]["demo_hold"]
+    (tmp_path / "best" / "improve.json").write_text(json.dumps(claim))
+    assert go(tmp_path / "best", *options, *ruinous) == metrics
+    with pytest.raises(CheckpointError, match="a run with other learner"):
+        go(tmp_path / "best", *options, *ruinous, "learner.help_in_vain=false")
     last = go(tmp_path / "last", *options, *ruinous, "keep_best=false")
     assert (last["policy_after"], last["policy_success"]) == (4, [])
     kept, ruined = policy_of(tmp_path / "best"), policy_of(tmp_path / "last")

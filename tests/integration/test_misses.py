@@ -19,7 +19,7 @@ from robo_reward.evaluate.quantities import overclaim
 from robo_reward.labels import label_ceiling, label_episode
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
-from robo_reward.schema import EpisodeReader, Outcome, ProgressLabel
+from robo_reward.schema import EpisodeReader, Outcome
 from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.config import HoldoutConfig, WindowConfig
 from robo_reward.train.data import WindowSampler
@@ -88,39 +88,6 @@ def test_the_demonstration_is_played_back_aside_and_achieves_nothing(tmp_path: P
         misses(tmp_path / "misses")
 
 
-def test_a_late_miss_is_the_demonstration_until_it_goes_aside_in_a_later_stage(tmp_path: Path) -> None:
-    from improve_toy import Demos
-
-    misses(tmp_path / "early")
-    found = misses(tmp_path / "misses", "late=4")
-    early = EpisodeStore.open(tmp_path / "early").episodes
-    assert [r.info.uid for r in found if r.info.name.startswith("miss_")] == [r.info.uid for r in early]
-    late = [r for r in found if r.info.name.startswith("late_")]
-    assert len(late) == 4
-    for index, reader in enumerate(late):
-        info, demo = reader.info, Demos(Path()).episodes[index]
-        truth, true = info.truth, demo.info.truth
-        assert truth is not None
-        assert true is not None
-        begin, at = int(np.argmax(true.stage == 1)), info.source["at"]
-        assert begin <= at <= (begin + demo.info.length - 1) // 2
-        assert (info.outcome, info.reached, label_ceiling(info)) == (Outcome.FAILURE, 1, 1)
-        np.testing.assert_array_equal(truth.valid, np.arange(info.length) <= at)
-        np.testing.assert_array_equal(truth.tau[: at + 1], true.tau[: at + 1])
-        np.testing.assert_array_equal(truth.stage[: at + 1], true.stage[: at + 1])
-        shown = np.arange(at + 1)
-        np.testing.assert_array_equal(reader.read_frames("top", shown), demo.read_frames("top", shown))
-        actions, played = demo.read_actions(), reader.read_actions()
-        assert actions is not None
-        assert played is not None
-        np.testing.assert_array_equal(played[:at], actions[:at])
-        np.testing.assert_allclose(played[at : at + 5], [info.source["aside"]] * 5, atol=1e-3)
-        np.testing.assert_array_equal(played[at + 5 : -1], actions[at:-1][: len(played) - at - 6])
-    lost = late[2].info.uid
-    shutil.rmtree(tmp_path / "misses" / "episodes" / "late_000002")
-    assert lost in [r.info.uid for r in misses(tmp_path / "misses", "late=4")]
-
-
 def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
     pytest.importorskip("robo_reward_sim")
     import gymnasium
@@ -130,9 +97,8 @@ def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
     demo = ["episodes=1", "workers=1", "mix={expert: 1}", f"out={tmp_path / 'demo'}"]
     run_command("record", [f"env={env}", *seen, *demo])
     where = [f"env={env}", f"demos={tmp_path / 'demo'}", *(f"env_args.{option}" for option in seen)]
-    run_command("misses", [*where, "episodes=6", "late=2", f"out={tmp_path / 'misses'}"])
-    shown = EpisodeStore.open(tmp_path / "demo").episodes[0].info
-    scene = shown.source["reset_seed"]
+    run_command("misses", [*where, "episodes=6", f"out={tmp_path / 'misses'}"])
+    scene = EpisodeStore.open(tmp_path / "demo").episodes[0].info.source["reset_seed"]
     world = gymnasium.make(env, cameras=(), max_episode_steps=1000)
     base: Any = world.unwrapped
     for reader in EpisodeStore.open(tmp_path / "misses").episodes:
@@ -143,15 +109,7 @@ def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
         for action in actions[:-1]:  # what is stored is played once more
             world.step(action)
             stages.append(base.oracle().stage)
-        late = reader.info.name.startswith("late")
-        assert max(stages) <= (reader.info.reached or 0) == int(late), reader.info.name
-        if late:
-            assert shown.success is not None
-            assert shown.truth is not None
-            done = int(np.argmax(shown.success))
-            assert reader.info.length == done + 4 + 2 + 1 < shown.length  # the hand's retreat is not shown
-            known = reader.info.source["at"] + 1
-            assert stages[:known] == shown.truth.stage[:known].tolist()
+        assert max(stages) <= (reader.info.reached or 0) == 0, reader.info.name
     world.close()
 
 
@@ -167,7 +125,6 @@ def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
             "gets beyond stage 0 after a step",
         ),
         (["reached=2"], ConfigError, r"reached=2: dot_000 has stages 0\.\.1"),
-        (["late=1", "same_scene=false"], ConfigError, "late misses begin as the demonstration did"),
         (["episodes=0"], ConfigError, "must be 1 or more"),
         (["env_args.cameras=[side]"], ConfigError, "has no camera 'top', which dot_000 has"),
     ],
@@ -179,13 +136,11 @@ def test_misses_that_cannot_be_made_are_refused(
         misses(tmp_path / "misses", *overrides)
 
 
-def sampler_with_misses(
-    share: float, truth: ProgressLabel | None = None
-) -> tuple[WindowSampler, ModelConfig]:
+def sampler_with_misses(share: float) -> tuple[WindowSampler, ModelConfig]:
     demos = [MemoryReader(toy_episode(i, length=18)) for i in range(2)]
     failed = [toy_episode(10 + i, length=18, reach=0.4) for i in range(3)]
     bounded = [
-        MemoryReader(replace(episode, info=replace(episode.info, truth=truth, reached=0)))
+        MemoryReader(replace(episode, info=replace(episode.info, truth=None, reached=0)))
         for episode in failed
     ]
     config = ModelConfig(
@@ -244,23 +199,6 @@ def test_of_a_miss_training_knows_the_furthest_stage_and_no_more() -> None:
     # "No further than the last stage" says nothing, and nothing is said of the way through a stage.
     torch.testing.assert_close(losses(model, top, 0)["stage"], torch.tensor(0.0), rtol=0, atol=1e-6)
     torch.testing.assert_close(losses(model, low, 0)["tau"], torch.tensor(0.0))
-
-
-def test_where_the_first_frames_of_a_miss_are_labelled_the_others_are_bounded() -> None:
-    failed = toy_episode(10, length=18, reach=0.4).info
-    assert failed.truth is not None
-    first = replace(failed.truth, valid=np.arange(18) < 9)
-    sampler, _ = sampler_with_misses(share=0.4, truth=first)
-    batches = [sampler.batch(16, seed=3, step=step) for step in range(20)]
-    bounded = np.concatenate([(b.ceiling == 0) & b.moment_mask for b in batches])
-    labelled = np.concatenate([b.labelled for b in batches])[bounded]
-    assert 0.3 < labelled.mean() < 0.7
-    assert not np.concatenate([b.success for b in batches])[bounded].any()
-    task = TaskConfig(("fill the bar",), ("red", "green"), (0.3, 0.7))
-    found = true_labels(task, replace(failed, truth=first, reached=0))
-    assert found.furthest == pytest.approx(0.3)
-    assert found.progress is not None
-    np.testing.assert_array_equal(np.isnan(found.progress), ~first.valid)
 
 
 def test_a_store_keeps_the_furthest_stage_and_refuses_one_that_cannot_be(tmp_path: Path) -> None:

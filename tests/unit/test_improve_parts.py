@@ -137,6 +137,17 @@ def test_half_of_a_batch_is_demonstrated_and_interventions_count_as_that() -> No
     assert actions[2, 0] == -1.0
 
 
+@pytest.mark.parametrize(
+    ("in_vain", "succeeds", "shown"), [(True, False, 1), (False, False, 0), (False, True, 1)]
+)
+def test_help_in_vain_is_imitated_only_where_it_is_asked_for(
+    in_vain: bool, succeeds: bool, shown: int
+) -> None:
+    replay = Replay(shaping(), 3, keep_successes=True, help_in_vain=in_vain)
+    replay.add(rollout([0.0, 0.1, 0.2], intervened=np.array([False, True]), terminated=succeeds))
+    assert len(replay.demonstrated()) == shown
+
+
 def test_only_demonstrations_there_are_fill_the_batch() -> None:
     replay = Replay(shaping(), 3)
     with pytest.raises(DataError, match="empty"):

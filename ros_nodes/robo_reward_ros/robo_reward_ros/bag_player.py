@@ -37,6 +37,7 @@ __all__ = ["BagPlayer", "main", "message_class"]
 _SETTLE_S = 0.5
 _NODE_S = 300.0
 _CLOCK = "/clock"
+_EVERYWHERE = (_CLOCK, "/parameter_events", "/rosout")  # subscribed to by whoever is there
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
@@ -175,7 +176,7 @@ class BagPlayer(Node):
 
     def _lonely(self) -> list[str]:
         """Topics that are still waited for: those of images, or all where none has been subscribed to."""
-        topics = self._images or [topic for topic in self._outputs if topic != _CLOCK]
+        topics = self._images or [topic for topic in self._outputs if topic not in _EVERYWHERE]
         alone = [topic for topic in topics if not self._outputs[topic].get_subscription_count()]
         return alone if self._images or len(alone) == len(topics) else []
 
