@@ -417,7 +417,7 @@ def test_a_reset_survives_a_robot_whose_clock_goes_back(
     else:
         # What was sent by the old clock is still on its way for a moment, and is no news of the new one.
         robot.now_ns = 5 * 10**9
-        wait_for(lambda: 5.3 * 10**9 < robot.now_ns)
+        wait_for(lambda: robot.now_ns > 5.3 * 10**9)
     observation, _ = env.reset()
     assert 5 * 10**9 < env.stamp_ns < 1000 * 10**9
     assert observation["proprio"].tolist() == [0.5, 0.0]
