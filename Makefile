@@ -6,7 +6,7 @@ BENCH ?= store stream ros ros_safety improve
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 2 ] && n=2; echo $$n)
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test check bench clean help
+.PHONY: setup demo test check bench colcon clean help
 
 setup: ## make .venv with .venv/bin/robo-reward in it (needs only a Python 3.12 on the machine)
 	@.ci/setup
@@ -28,6 +28,9 @@ bench: setup ## the measurements that need no trained model, or those named (BEN
 	  echo "== tests/bench/bench_$$name.py"; \
 	  $(BIN)/python "tests/bench/bench_$$name.py" $(ARGS) || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+colcon: setup ## build the ROS workspace as a robot with Jazzy does, with colcon (from PyPI's wheels; needs the network)
+	@.ci/colcon
 
 clean: ## remove caches and build outputs (.venv and runs stay)
 	@rm -rf dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

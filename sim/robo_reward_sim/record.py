@@ -45,7 +45,7 @@ DEFAULT_MIX: Mapping[str, float] = {
 _RECIPE = 12  # raise it where the same options and seed begin to give other episodes
 _LIGHT_RECIPE = 2  # ... and this one where only those with variation.light are others
 # ... and these where only those of one task are
-_TASK_RECIPES = {"robo_reward/ShelfPlace-v0": 2, "robo_reward/Assembly-v0": 2}
+_TASK_RECIPES = {"robo_reward/ShelfPlace-v0": 2, "robo_reward/Assembly-v0": 3}
 
 
 @dataclass(frozen=True)

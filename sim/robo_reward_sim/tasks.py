@@ -252,7 +252,12 @@ _ROWS = (
             "assemble the nut and the peg",
         ),
         stage_names=("reach", "grasp", "carry", "lower"),
-        cameras=_close_up(0.03, 0.70, 0.08),
+        # Both near the peg, and from where no hand is in the way: a ring one centimeter beside its peg is a pixel
+        # or two from the usual places.
+        cameras={
+            "left": FreeCamera(lookat=(0.02, 0.76, 0.09), distance=0.6, azimuth=35.0),
+            "right": FreeCamera(lookat=(0.04, 0.76, 0.09), distance=0.65, azimuth=132.0, elevation=-35.0),
+        },
         oracle=partial(CarryOracle, assembly_potential, ring_scene),
         expert=motions.assemble,
         wrong=(
