@@ -376,6 +376,8 @@ def test_rewards_exist_only_inside_an_episode_and_truncation_keeps_the_potential
     play(bench, pictures(2), start)
     assert "start one first" in bench.call(EndEpisode, "end_episode", outcome=1).message
     assert "no task 'fly'" in bench.call(StartEpisode, "start_episode", task="fly").message
+    both = StartEpisode.Request(instruction="would you get me a spoon", task="open the drawer")
+    assert node._instruction(both) == "open the drawer"
     assert bench.call(StartEpisode, "start_episode", episode_id="two").success
     assert "end it first" in bench.call(StartEpisode, "start_episode").message
     assert "end it first" in bench.call(SetModel, "set_model", path="elsewhere").message
@@ -480,6 +482,29 @@ def test_a_dead_camera_is_named_and_delays_nothing_and_one_that_is_back_is_used(
     until(lambda: "no image for" in bench.estimates[-1].reason, "the node to say that it is blind")
     assert (bench.estimates[-1].valid, bench.estimates[-1].stage) == (False, -1)
     assert math.isnan(bench.estimates[-1].progress)
+
+
+def test_a_camera_whose_stamps_stand_still_gives_way_and_is_reported(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    """As where a relay repeats the last message of a dead one: all was blind, and every camera "ok"."""
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(wait_s=0.2, camera_timeout_s=0.25)
+    connected(bench, node)
+    frames, start = pictures(10), time.time_ns()
+    play(bench, frames[:2], start)
+    later = iter(range(2, 10**6))
+
+    def go_on() -> None:
+        bench.send("front", frames[1]["front"], start + STEP)
+        bench.send("wrist", frames[(index := next(later)) % 10]["wrist"], start + index * STEP)
+
+    until(lambda: bench.judged[-1].header.frame_id == "wrist", "estimates from the other one", again=go_on)
+    assert (bench.judged[-1].valid, list(bench.judged[-1].missing_cameras)) == (True, ["front"])
+    said = "stamps have stood still"
+    until(lambda: bench.values("camera front")["message"].startswith(said), "the report", again=go_on)
+    assert bench.values("camera wrist")["message"] == "ok"
 
 
 def test_bad_images_are_refused_by_name_and_the_next_good_one_is_taken(
@@ -813,6 +838,27 @@ def test_a_node_that_is_activated_again_judges_again(bench: Bench, make_node: Ca
     assert [(e.valid, e.reason) for e in bench.judged[-2:]] == [(True, "")] * 2
 
 
+def test_a_node_is_deactivated_while_the_last_decision_ends_the_episode(
+    bench: Bench, make_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was left half off: active to its manager, and closed to everyone else."""
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    assert bench.call(StartEpisode, "start_episode").success
+    ends = node._judge.end
+
+    def ended_already(*arguments: Any) -> None:
+        ends(*arguments)
+        ends(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node._judge, "end", ended_already)
+        assert node.trigger_deactivate().name == "SUCCESS"
+    assert node.trigger_activate().name == "SUCCESS"
+    assert bench.call(StartEpisode, "start_episode").success
+
+
 def test_a_decision_that_fails_is_published_as_invalid(
     bench: Bench, make_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -868,6 +914,16 @@ def test_another_model_is_taken_over_and_a_bad_one_is_not(
     assert bench.call(SetModel, "set_model", path=str(other)).model_version == version
     play(bench, pictures(1), time.time_ns())
     assert bench.judged[-1].model_version == version
+    # It stays where the node is configured anew, and cannot be changed by the parameter alone.
+    assert not node.set_parameters([Parameter("model", value=str(model_path))])[0].successful
+    for turn in (
+        node.trigger_deactivate,
+        node.trigger_cleanup,
+        node.trigger_configure,
+        node.trigger_activate,
+    ):
+        assert turn().name == "SUCCESS"
+    assert node._model.version == version
 
 
 @pytest.mark.slow

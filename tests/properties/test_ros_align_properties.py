@@ -134,3 +134,30 @@ def test_stamps_that_do_not_advance_are_counted_and_left_out() -> None:
     made = [len(aligner.add("a", stamp, 0, now)) for now, stamp in enumerate((100, 100, 90, 101))]
     assert made == [1, 0, 0, 1]
     assert aligner.cameras["a"].stale == 2
+
+
+def test_a_camera_that_repeats_its_last_message_gives_way_to_the_next() -> None:
+    """Relays of a dead camera do: it stayed the reference, and no set was made any more."""
+    aligner: Aligner[int] = Aligner(["a", "b"], SETTINGS)
+    made = []
+    for i in range(60):
+        now = stamp = (1000 + 33 * i) * MS
+        made += aligner.add("a", min(stamp, 1330 * MS), 0, now)
+        made += aligner.add("b", stamp, 0, now)
+        made += aligner.tick(now + SETTINGS.wait_ns)
+    alone = [found for found in made if found.missing == ("a",)]
+    assert [found.stamp_ns for found in alone] == [(1000 + 33 * i) * MS for i in range(60 - len(alone), 60)]
+    assert len(alone) >= 45
+    assert aligner.silent("a", now)
+    assert aligner.cameras["a"].stale == 49
+
+
+def test_a_camera_by_a_clock_of_its_own_begins_a_new_generation_where_it_takes_over() -> None:
+    """Stamps of the next camera were too old to open a set for as long as they were behind the dead one's."""
+    events = [((9000 + 33 * i) * MS, "a", (9000 + 33 * i) * MS) for i in range(10)]
+    events += [((9001 + 33 * i) * MS, "b", (20 + 33 * i) * MS) for i in range(60)]
+    made = run(events, ("a", "b"))
+    late = [found for _, found in made if found.reference == "b"]
+    assert len(late) >= 45
+    assert {found.generation for found in late} == {1}
+    assert "stamps of camera 'b' are 8." in late[0].reset

@@ -32,7 +32,8 @@ class AlignerSettings:
     tolerance_ns  frames whose stamps differ by no more than this belong together
     wait_ns       how long a set waits, from the arrival of its first frame; choose less than a frame period
     timeout_ns    a camera silent for this long is dead, whatever its rate
-    jump_ns       the reference's stamp going back by more, or ahead of its arrival by more, is a jump
+    jump_ns       the reference's stamp going back by more, or ahead of its arrival by more, is a jump; so is
+                  another camera's turn as the reference where its stamps are behind by more
     """
 
     tolerance_ns: int = 25_000_000
@@ -133,11 +134,13 @@ class Aligner[T]:
         """Take in a frame that arrived at `now_ns`; returns the sets that are ready, oldest first."""
         state = self.cameras[camera]
         jumped = self._note_jump(camera, stamp_ns, now_ns)
-        state.arrivals.append(now_ns)
         state.received += 1
         if not jumped and state.stamp_ns is not None and stamp_ns <= state.stamp_ns:
-            state.stale += 1
+            state.stale += 1  # and no sign of life: a relay that repeats a dead camera's last message is none
             return self.tick(now_ns)
+        state.arrivals.append(now_ns)
+        if camera == self.reference(now_ns):
+            self._note_other_clock(camera, stamp_ns)
         state.stamp_ns = stamp_ns
         state.frames.append((stamp_ns, frame))
         ready: list[AlignedSet[T]] = []
@@ -192,6 +195,13 @@ class Aligner[T]:
             return True
         by, stamp, _ = newest
         return stamp_ns > stamp and (by == camera or not self._fits(stamp_ns, stamp))
+
+    def _note_other_clock(self, camera: str, stamp_ns: int) -> None:
+        """A new reference by a clock far behind the last one's starts everything anew: no set would come."""
+        newest = self._pending or self._done
+        if newest is not None and newest[0] != camera and stamp_ns < newest[1] - self.settings.jump_ns:
+            behind = (newest[1] - stamp_ns) * 1e-9
+            self.restart(f"stamps of camera '{camera}' are {behind:.3f} s behind those of '{newest[0]}'")
 
     def _worth_waiting(self, camera: str, now_ns: int) -> bool:
         """All may pause together; one camera is gone where the others have gone on without it."""

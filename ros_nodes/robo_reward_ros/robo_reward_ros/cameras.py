@@ -46,7 +46,7 @@ class Camera:
         self.problem = ""  # of the newest image
         self.qos_problem = self.type_problem = ""
         self._said: set[str] = set()
-        self._since = self._last = self._changed = now_ns()
+        self._since = self._last = self._changed = self._advanced = now_ns()
         self._sample: tuple[int, bytes] = 0, b""
         self._bytes = 0
         self._stamps: deque[int] = deque(maxlen=60)
@@ -74,6 +74,11 @@ class Camera:
     def unchanged_s(self) -> float:
         """Seconds for which the pixels have been the same while images arrived."""
         return (self._last - self._changed) * 1e-9
+
+    @property
+    def standstill_s(self) -> float:
+        """Seconds for which stamps have not advanced while images arrived."""
+        return (self._last - self._advanced) * 1e-9
 
     def decode(self, message: Any) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of a message, where they can be a view of its memory.
@@ -148,6 +153,11 @@ class Camera:
             return False, problem
         if self.silent_s > 1.0:
             return False, f"silent for {self.silent_s:.1f} s"
+        if self.standstill_s > 1.0:
+            return False, (
+                f"stamps have stood still for {self.standstill_s:.1f} s while images arrive: its driver "
+                "repeats the last one, or stamps by a clock that has stopped"
+            )
         if self.frozen(frozen_after_s):
             return False, f"frozen: the same pixels for {self.unchanged_s:.1f} s"
         return True, "ok"
@@ -188,6 +198,8 @@ class Camera:
                 f"camera '{self.settings.name}': its images have no stamp: set header.stamp in the driver"
             )
             return
+        if not self._stamps or stamp != self._stamps[-1]:
+            self._advanced = now
         self._stamps.append(stamp)
         self._bytes = len(message.data)
         sample = self._bytes, _sample(np.frombuffer(message.data, np.uint8))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -36,7 +37,7 @@ from robo_reward_msgs.srv import EndEpisode, SetModel, StartEpisode
 from robo_reward_ros import parameters
 from robo_reward_ros.alignment import AlignedSet, Aligner
 from robo_reward_ros.cameras import Camera
-from robo_reward_ros.episode import Ending, EpisodeJudge, Moment, Pacer, Payment
+from robo_reward_ros.episode import Ending, EpisodeError, EpisodeJudge, Moment, Pacer, Payment
 from robo_reward_ros.health import Timings
 from robo_reward_ros.overlay import Overlay
 from robo_reward_ros.proprio import Proprioception
@@ -78,7 +79,7 @@ class RewardNode(LifecycleNode):
         super().__init__("reward", **options)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._configured = self._running = False
-        self._why = ""
+        self._why = self._switched_to = ""
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -193,7 +194,8 @@ class RewardNode(LifecycleNode):
     def _deactivate(self) -> None:
         self._running = False
         if self._judge.episode_id:
-            self._publish_end(self._judge.end(Ending.TRUNCATED, self._end_ns()).payment)
+            with suppress(EpisodeError):  # the decision that is still under way ended it
+                self._publish_end(self._judge.end(Ending.TRUNCATED, self._end_ns()).payment)
         self._worker.close()
         self._jumps.unregister()
         for timer in (self._deadline, self._health):
@@ -272,7 +274,10 @@ class RewardNode(LifecycleNode):
     # --- parameters --------------------------------------------------------------------------------------
 
     def _check_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
-        why = parameters.check(self, {change.name: change.value for change in changes}, self._configured)
+        values = {change.name: change.value for change in changes}
+        if values == {"model": self._switched_to}:  # by the service set_model, which has loaded it
+            return SetParametersResult(successful=True)
+        why = parameters.check(self, values, self._configured)
         return SetParametersResult(successful=not why, reason=why)
 
     def _apply_parameters(self, changes: Sequence[Parameter]) -> None:
@@ -416,13 +421,13 @@ class RewardNode(LifecycleNode):
         return response
 
     def _instruction(self, request: StartEpisode.Request) -> str:
-        """What to judge: the instruction, which must be of the task where one is named."""
+        """What to judge: the task where one is named, whatever words the robot was told it in."""
         known = tuple(getattr(self._model, "instructions", ()))
         if request.task and request.task not in known:
             raise ConfigError(
                 f"the model has no task '{request.task}': it knows {', '.join(map(repr, known))}"
             )
-        return str(request.instruction or request.task)
+        return str(request.task or request.instruction)
 
     def _goal(self, request: StartEpisode.Request) -> dict[str, Any] | None:
         if not len(request.goal_image.data):
@@ -469,6 +474,7 @@ class RewardNode(LifecycleNode):
             response.message = str(error) if own else f"{type(error).__name__}: {error}"
         else:
             response.success = True
+            response.message = "until this process ends: one that is started anew loads what its launch names"
         response.model_version = str(self._model.version)
         return response
 
@@ -476,6 +482,8 @@ class RewardNode(LifecycleNode):
         if self._judge.episode_id:
             raise ConfigError(f"episode '{self._judge.episode_id}' is running: end it first")
         self._judge = self._load(path)
+        self._switched_to = path
+        self.set_parameters([Parameter("model", value=path)])  # what the next configure loads
         if self._running:
             self._stop_listening_to_body()
             self._proprio = self._listen_to_body()
@@ -492,7 +500,15 @@ class RewardNode(LifecycleNode):
 
     def _say_blind(self, silence: float) -> None:
         """No camera sees anything: that is published, too."""
-        cameras = ", ".join(f"{name} {camera.silent_s:.1f} s" for name, camera in self._cameras.items())
+        cameras = ", ".join(
+            f"{name} {camera.silent_s:.1f} s"
+            + (
+                f", its stamps stand still for {camera.standstill_s:.1f} s"
+                if camera.standstill_s > _HEALTH_S
+                else ""
+            )
+            for name, camera in self._cameras.items()
+        )
         self._say_invalid(f"no image for {silence:.1f} s (silent: {cameras})")
 
     def _say_invalid(self, reason: str) -> None:
