@@ -72,7 +72,8 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     """A demonstration as the policy would have lived it, up to the first moment at which it counts as done.
 
     That is when it has been done for `demo_hold` moments in a row; what a recording shows after it is left
-    out. Its task reward is 1 on the step that ends it, as in a rollout.
+    out. Its task reward is 1 on the step that ends it, as in a rollout. Where the environment has
+    `proprio_names` and the demonstration names its numbers, they are taken by their names.
 
     Raises:
         DataError: its actions or proprioception are not those of the environment, or it is over at once.
@@ -81,6 +82,8 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     actions, proprio = reader.read_actions(), reader.read_proprio()
     assert actions is not None
     assert proprio is not None
+    if _looks_at_proprio(config, worker):
+        proprio = _in_order(config, worker, info, proprio)
     length = _length(info, config.demo_hold)
     _check_fits(config, worker, info.name, length, actions.shape[1], proprio.shape[1])
     actions, proprio = actions[:length], proprio[:length]
@@ -128,9 +131,7 @@ def _check_fits(
     config: ImproveConfig, worker: Worker, name: str, length: int, action: int, proprio: int
 ) -> None:
     """Refuse a demonstration of another robot, and one that shows nothing."""
-    seen = {"proprio", "motion"} & set(observed_parts(config))
-    if worker.model is not None and worker.model.checkpoint.model.config.proprio_dim:
-        seen.add("model")
+    seen = _looks_at_proprio(config, worker)
     for what, found, wanted in (
         ("actions", action, worker.action_size),
         ("proprioception", proprio, worker.proprio_size if seen else None),
@@ -145,6 +146,33 @@ def _check_fits(
             f"{name} of {config.demos} is done after {length} moment (demo_hold={config.demo_hold}), before "
             "any decision: correct when it succeeds, or leave it out by demo_offset or demo_kinds"
         )
+
+
+def _looks_at_proprio(config: ImproveConfig, worker: Worker) -> bool:
+    read = worker.model is not None and worker.model.checkpoint.model.config.proprio_dim > 0
+    return read or bool({"proprio", "motion"} & set(observed_parts(config)))
+
+
+def _in_order(
+    config: ImproveConfig, worker: Worker, info: EpisodeInfo, proprio: Float32[np.ndarray, "t n"]
+) -> Float32[np.ndarray, "t p"]:
+    """Proprioception in the environment's order, where both have names."""
+    base: Any = worker.env.unwrapped
+    names: tuple[str, ...] = tuple(getattr(base, "proprio_names", ()))
+    trained = worker.model.checkpoint.model.config.proprio_names if worker.model is not None else ()
+    if names and trained and names != trained:
+        raise DataError(
+            f"env={config.env} gives proprioception of {', '.join(names)}, the reward model was trained with "
+            f"{', '.join(trained)}: let the environment give these, in this order"
+        )
+    if not names or not info.proprio_names:
+        return proprio
+    if missing := [name for name in names if name not in info.proprio_names]:
+        raise DataError(
+            f"{info.name} of {config.demos} has no proprioception '{missing[0]}', as env={config.env} has: "
+            f"it has {', '.join(info.proprio_names)}"
+        )
+    return proprio[:, [info.proprio_names.index(name) for name in names]]
 
 
 def _length(info: EpisodeInfo, hold: int) -> int:

@@ -14,6 +14,7 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -372,6 +373,38 @@ def test_a_demonstration_that_does_not_fit_the_environment_is_refused_by_name(
         _, config = load_config("improve", options)
         worker = Worker(config, shown.info.instruction)
         assert demonstration_rollout(config, worker, MemoryReader(changed)).decisions == length - 1
+
+
+def test_a_demonstration_is_taken_by_the_names_that_the_environment_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    shown = improve_toy.demonstration(0)
+    x, y = shown.proprio.T
+
+    def named(*names: str) -> MemoryReader:
+        """The same demonstration, recorded in another order with a number more."""
+        info = dataclasses.replace(shown.info, proprio_names=names)
+        return MemoryReader(dataclasses.replace(shown, info=info, proprio=np.stack([y, x, 0 * x], axis=1)))
+
+    options = [*WORLD, *BLIND, f"out={tmp_path}", "privileged_parts=[privileged,proprio]"]
+    _, config = load_config("improve", options)
+    worker = Worker(config, shown.info.instruction)
+    with pytest.raises(DataError, match=r"proprioception of 3 numbers, env=.* of 2"):
+        demonstration_rollout(config, worker, named("y", "x", "z"))  # the environment says no names
+    monkeypatch.setattr(worker.env.unwrapped, "proprio_names", ("x", "y"), raising=False)
+    rollout = demonstration_rollout(config, worker, named("y", "x", "z"))
+    np.testing.assert_array_equal(rollout.proprio, shown.proprio[: rollout.decisions + 1])
+    nameless = demonstration_rollout(config, worker, MemoryReader(shown))
+    np.testing.assert_array_equal(nameless.proprio, rollout.proprio)
+    with pytest.raises(DataError, match=r"dot_000 of memory has no proprioception 'x', .*: it has y, u, z"):
+        demonstration_rollout(config, worker, named("y", "u", "z"))
+    model = mock.Mock()  # which a rollout shows what the environment gives, as it comes
+    model.checkpoint.model.config = mock.Mock(proprio_dim=2, proprio_names=("y", "x"))
+    monkeypatch.setattr(worker, "model", model)
+    with pytest.raises(DataError, match=r"gives proprioception of x, y, the reward model was .* with y, x"):
+        demonstration_rollout(config, worker, named("y", "x", "z"))
 
 
 def test_a_success_in_a_world_that_goes_on_is_paid_once_the_episode_is_over(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -332,10 +333,12 @@ def test_what_is_recorded_through_ros_imports_as_it_was(
         commands.append(np.array([0.1 * number, -0.1, 0.0, 1.0], np.float32))
         observation, *_ = env.step(commands[-1])
     seen.append(observation)
+    # The last step's images may come late, and what comes after the end is no part of the episode.
+    wait_for(lambda: [recorder.counts[topic] for topic in images] == _after(1.0, recorder, images))
     before = recorder.counts
-    env.reset(seed=3)  # another start ends the episode
-    wait_for(lambda: recorder.counts["/episode_marker"] == 2 and recorder.counts["/robot_command"] >= 5)
-    # The last step's images may arrive late, and after `before`: those of the reset come last, then no more.
+    env.reset(seed=3)  # which ends the episode
+    wait_for(lambda: recorder.counts["/episode_marker"] == 3 and recorder.counts["/robot_command"] >= 5)
+    # Those of the reset come last, then no more.
     wait_for(lambda: all(recorder.counts[topic] > before[topic] for topic in images))
     wait_for(lambda: [recorder.counts[topic] for topic in images] == _after(1.0, recorder, images))
     end()
@@ -365,29 +368,41 @@ class HandRobot:
         self.now_ns = 1000 * 10**9
         self.goes_back = False  # at the next reset; the camera is then later than the joints
         self.blind = 0
+        self.running = True
+        self.names: list[str] = []
+        self.positions = [0.5, 0.0]
+        self.picture = bytes(12)
+        self.bad: dict[str, Any] = {}  # in place of the three above, for so many moments:
+        self.spoiled = 0
+        self.image_stamp: Callable[[int], int] = lambda now_ns: now_ns
         node = listener.node
         self.joints = node.create_publisher(JointState, "joint_states", 5)
         self.images = node.create_publisher(Image, "front/image_raw", 5)
         node.create_service(Trigger, "reset", self._reset)
-        node.create_timer(0.02, self._show)
+        node.create_timer(0.02, lambda: self.running and self.show())
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self.goes_back:
             self.now_ns, self.blind = 5 * 10**9, 10
-            self._show()
+            self.show()
         response.success = True
         return response
 
-    def _show(self) -> None:
-        self.now_ns += 20_000_000
-        stamp = Time(nanoseconds=self.now_ns).to_msg()
-        self.joints.publish(JointState(header=Header(stamp=stamp), position=[0.5, 0.0]))
+    def show(self, after_ns: int = 20_000_000) -> None:
+        """What is seen a little later."""
+        self.now_ns += after_ns
+        shown = {"names": self.names, "positions": self.positions, "picture": self.picture}
+        if self.spoiled:
+            self.spoiled -= 1
+            shown |= self.bad
+        header = Header(stamp=Time(nanoseconds=self.now_ns).to_msg())
+        self.joints.publish(JointState(header=header, name=shown["names"], position=shown["positions"]))
         self.blind = max(0, self.blind - 1)
         if not self.blind:
-            picture = array("B", bytes(12))
-            self.images.publish(
-                Image(header=Header(stamp=stamp), height=2, width=2, encoding="rgb8", step=6, data=picture)
-            )
+            header = Header(stamp=Time(nanoseconds=self.image_stamp(self.now_ns)).to_msg())
+            image = Image(header=header, height=2, width=2, encoding="rgb8", step=6)
+            image.data = array("B", shown["picture"])
+            self.images.publish(image)
 
 
 HAND_ROBOT = {
@@ -424,6 +439,185 @@ def test_a_reset_survives_a_robot_whose_clock_goes_back(
     before = env.stamp_ns
     env.reset()
     assert env.stamp_ns > before
+
+
+def test_joints_are_taken_by_their_names_and_commands_carry_them(
+    listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    robot = HandRobot(listener)
+    robot.names, robot.positions = ["b", "other", "a"], [0.5, math.nan, 0.25]
+    sent: list[JointState] = []
+    listener.node.create_subscription(JointState, "command", sent.append, 10)
+    told = listener.node.create_publisher(JointState, "robot_command", 5)
+    # As of a safety node that counts the joints in another order than the environment.
+    applied = JointState(header=Header(frame_id="policy"), name=["b", "a"], position=[0.9, 0.1])
+    listener.node.create_subscription(JointState, "command", lambda _: told.publish(applied), 10)
+    env = robot_env(**HAND_ROBOT, joint_names=["a", "b"])
+    assert env.proprio_names == ("a", "b")
+    wait_for(lambda: env._command.get_subscription_count() == 2)
+    assert env.reset()[0]["proprio"].tolist() == [0.25, 0.5]
+    moved: list[Any] = []
+
+    def step() -> bool:
+        info = env.step(np.array([0.3, 0.4], np.float32))[4]
+        moved.append(info.get("applied_action"))
+        return moved[-1] is not None
+
+    wait_for(step)
+    np.testing.assert_allclose(moved[-1], [0.1, 0.9], atol=1e-7)
+    assert list(sent[0].name) == ["a", "b"]
+    assert sent[0].position == pytest.approx([0.3, 0.4])
+    robot.names, robot.positions = [], [0.0, 0.125]  # without names, by position
+    wait_for(lambda: env.step(np.zeros(2, np.float32))[0]["proprio"].tolist() == [0.0, 0.125])
+    tool = robot_env(**HAND_ROBOT, joint_names=["a", "b"], action_names=[], node_name="tool")
+    tool.reset()
+    sent.clear()
+    wait_for(lambda: sent, lambda: tool.step(np.zeros(2, np.float32)))
+    assert list(sent[-1].name) == []
+    for names, why in (
+        (["a"], "joint_names is .'a'.: give each of the 2"),
+        (["a", "a"], "a name of its own"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            robot_env(**HAND_ROBOT, joint_names=names)
+
+
+def test_what_a_step_returns_was_seen_after_its_command(
+    listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    """However long the policy took: what is queued by then is of before, and the caller is told."""
+    robot = HandRobot(listener)
+    commands: list[int] = []
+
+    def on_command(_: JointState) -> None:
+        commands.append(robot.now_ns)
+        robot.show(100_000_000)
+
+    listener.node.create_subscription(JointState, "command", on_command, 10)
+    env = robot_env(**HAND_ROBOT)
+    wait_for(lambda: env._command.get_subscription_count())
+    env.reset()
+    answered = env.stamp_ns
+    wait_for(lambda: robot.now_ns > answered + 300_000_000)  # the policy thinks
+    robot.running = False
+    listener.call("reset")  # what was under way is shown by its answer
+
+    def all_there() -> bool:
+        env._drain()
+        return env._cameras["front"].stamps[-1] == env._joints.stamps[-1] == robot.now_ns
+
+    wait_for(all_there)
+    before = robot.now_ns
+    info = env.step(np.zeros(2, np.float32))[4]
+    assert commands == [before]
+    assert env.stamp_ns == before + 100_000_000
+    assert info["overrun_ns"] == before - answered
+    robot.show()  # 20 ms are no period
+    wait_for(all_there)
+    info = env.step(np.zeros(2, np.float32))[4]
+    assert env.stamp_ns == before + 220_000_000
+    assert "overrun_ns" not in info
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "why"),
+    [
+        ({}, {"picture": bytes(11)}, "camera 'front': .* has 11 bytes, not 12"),
+        ({}, {"positions": [0.5, math.nan]}, "positions .0.5, nan.: 2 finite numbers"),
+        ({}, {"positions": [0.5, 0.0, 1.0]}, "positions .0.5, 0.0, 1.0.: 2 finite numbers"),
+        ({"names": ["a", "b"]}, {"names": ["a", "c"]}, "it has no 'b', only a, c"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_and_ends_no_run(
+    listener: Listener,
+    robot_env: Callable[..., Any],
+    good: dict[str, Any],
+    bad: dict[str, Any],
+    why: str,
+) -> None:
+    from robo_reward_ros.robot_env import RobotError
+
+    robot = HandRobot(listener)
+    robot.names, robot.bad = good.get("names", []), bad
+    spoil = [10]  # moments after each command
+    listener.node.create_subscription(
+        JointState, "command", lambda _: setattr(robot, "spoiled", spoil[0]), 10
+    )
+    options = HAND_ROBOT | {"reset_service": ""} | ({"joint_names": robot.names} if robot.names else {})
+    env = robot_env(**options)
+    wait_for(lambda: env._command.get_subscription_count())
+    env.reset()
+    for _ in range(3):
+        observation, *_, truncated, info = env.step(np.zeros(2, np.float32))
+        assert not truncated
+        assert observation["proprio"].tolist() == [0.5, 0.0]
+    hasty = robot_env(**options, observation_timeout_s=1.0, node_name="hasty")
+    wait_for(lambda: hasty._command.get_subscription_count())
+    robot.spoiled, spoil[0] = 0, 10**9
+    hasty.reset()
+    *_, terminated, truncated, info = hasty.step(np.zeros(2, np.float32))
+    assert (terminated, truncated) == (False, True)
+    assert re.search(f"no observation within 1 s: .*{why}", info["reason"])
+    with pytest.raises(RobotError, match=f"after the reset, no observation within 1 s: .*{why}"):
+        hasty.reset()
+    robot.spoiled = 0
+    hasty.reset()
+
+
+def test_an_episode_that_the_learner_ends_is_marked_and_wants_no_help(
+    listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    HandRobot(listener)
+    told: list[str] = []
+    listener.node.create_subscription(String, "episode_marker", lambda m: told.append(m.data), KEPT)
+    listener.node.create_subscription(Bool, "needs_help", lambda m: told.append(f"help: {m.data}"), 10)
+    env = robot_env(**HAND_ROBOT, marker_topic="episode_marker", instruction="lift it")
+    wait_for(lambda: env._help.get_subscription_count() and env._markers.get_subscription_count())
+    start, end = "start: lift it", "end: truncated"
+    env.reset()
+    env.step(np.zeros(2, np.float32))
+    env.ask_for_help(True)
+    wait_for(lambda: told == [start, "help: True"])
+    env.reset()
+    wait_for(lambda: len(told) == 5)
+    assert sorted(told[2:4]) == [end, "help: False"]
+    assert told[4] == start
+    env.ask_for_help(True)
+    wait_for(lambda: len(told) == 6)
+    env.close()
+    wait_for(lambda: len(told) == 8)
+    assert sorted(told[6:]) == [end, "help: False"]
+
+
+@pytest.mark.parametrize(
+    ("stamp", "why"),
+    [
+        (lambda _: 0, "camera 'front' on 'front/image_raw': messages without stamps, .* header.stamp"),
+        (
+            lambda now_ns: now_ns + 5000 * 10**9,
+            r"newest stamp of camera 'front' on 'front/image_raw' is (5000|4999)\.\d\d s after that of "
+            "the joint states on 'joint_states': stamp both by one clock",
+        ),
+        (lambda now_ns: now_ns + 7_000_000, r"no stamps within 0\.005 s of each other: raise slop_s"),
+    ],
+)
+def test_what_is_wrong_with_stamps_is_said_with_the_time_that_was_waited(
+    listener: Listener, robot_env: Callable[..., Any], stamp: Callable[[int], int], why: str
+) -> None:
+    from robo_reward_ros.robot_env import RobotError
+
+    robot = HandRobot(listener)
+    robot.image_stamp = stamp
+    options = HAND_ROBOT | {"slop_s": 0.005, "reset_service": "", "reset_timeout_s": 3.0}
+    env = robot_env(**options, observation_timeout_s=1.0)
+
+    def both_come() -> bool:
+        env._drain()
+        return bool(env._cameras["front"].stamps and env._joints.stamps)
+
+    wait_for(both_come)
+    with pytest.raises(RobotError, match=f"after the reset, no observation within 3 s: .*{why}"):
+        env.reset()
 
 
 def test_a_recorder_hears_the_start_however_soon_it_is_and_one_that_is_late_the_rest(
@@ -689,6 +883,54 @@ def test_the_safety_node_hears_stamps_names_and_who_publishes_the_state(
     second.destroy_node()
 
 
+def test_the_safety_node_takes_joints_by_their_names(start_process: StartProcess, listener: Listener) -> None:
+    """A driver that begins in another order, with a joint more: the first stop is where the arm is."""
+    two = {"kinds": "[position, position]", "state": "[0, 1]", "low": "[-2.0, -2.0]", "high": "[2.0, 2.0]"}
+    start_safety(start_process, **(two | PATIENT), frozen_s=60.0, joints="[shoulder, elbow]")
+    told: list[JointState] = []
+    reasons: list[str] = []
+    node = listener.node
+    node.create_subscription(JointState, "robot_command", told.append, 100)
+    node.create_subscription(
+        DiagnosticArray, "safety/status", lambda m: reasons.append(m.status[0].message), 100
+    )
+    state, command, override = (
+        node.create_publisher(JointState, topic, 1) for topic in ("joint_states", "command", "override")
+    )
+
+    def said(*names: str, values: list[float]) -> JointState:
+        message = JointState(name=names, position=values)
+        message.header.stamp = node.get_clock().now().to_msg()
+        return message
+
+    def live() -> None:
+        state.publish(said("elbow", "rail", "shoulder", values=[0.25, 9.0, 1.0]))
+
+    wait_for(lambda: told, live)
+    assert told[0].header.frame_id == "stop"
+    assert list(told[0].name) == ["shoulder", "elbow"]
+    assert told[0].position.tolist() == [1.0, 0.25]
+    for publisher, source in ((command, "policy"), (override, "override")):
+
+        def ask(publisher: Any = publisher) -> None:
+            live()
+            publisher.publish(said("elbow", "shoulder", values=[0.25, 1.0]))
+
+        wait_for(lambda source=source: told[-1].header.frame_id == source, ask)
+    wait_for(lambda: told[-1].header.frame_id == "policy", lambda: command.publish(said(values=[1.0, 0.25])))
+    no_elbow = "it has no 'elbow', only shoulder, wrist"
+    for publisher, what in ((command, "the policy's command"), (state, "the state")):
+
+        def lack(publisher: Any = publisher) -> None:
+            publisher.publish(said("shoulder", "wrist", values=[1.0, 0.25]))
+
+        wait_for(
+            lambda what=what: any(f"{what} was refused: {no_elbow}" in reason for reason in reasons), lack
+        )
+        assert told[-1].header.frame_id == "stop"
+    assert {tuple(message.position) for message in told} == {(1.0, 0.25)}
+
+
 def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
     def refuse(module: str, **values: Any) -> str:
         done = subprocess.run(
@@ -700,6 +942,10 @@ def test_nodes_refuse_bad_parameters_in_one_line(ros_domain: int) -> None:
     assert "stop the robot only after 0.51 s" in refuse("robo_reward_ros.safety_node", command_s=0.5)
     misspelled = refuse("robo_reward_ros.safety_node", comand_s=0.1)
     assert misspelled == "the node 'safety' has no parameter 'comand_s': did you mean 'command_s'?\n"
+    few = refuse(
+        "robo_reward_ros.safety_node", kinds="[position, position]", joints="[a]", tolerance="[.1, .1]"
+    )
+    assert "joints has 1 names, the limits count up to 2 values" in few
     assert "needs path:=FOLDER and topics" in refuse("robo_reward_ros.bag_recorder", storage="mcap")
     assert "topics: " in refuse("robo_reward_ros.bag_recorder", topics="['bad topic!']", path="bag")
     assert "wait_s is nan" in refuse("robo_reward_ros.bag_player", wait_s=".nan", path="bag")

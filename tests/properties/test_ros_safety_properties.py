@@ -224,3 +224,36 @@ def test_silence_of_either_side_stops_within_200_ms(beats: list[tuple[int, bool,
             decision = chosen.command([1.0], 0, now)
             moving = decision.source is Source.POLICY
             command_ns = now
+
+
+@given(history, st.randoms(use_true_random=False))
+def test_the_order_of_what_has_names_decides_nothing(steps: list[Any], random: Any) -> None:
+    """Each message shuffled, with a joint of no concern among the state's: the same decisions."""
+    plain, named, now = SafetyFilter(LIMITS), SafetyFilter(LIMITS, joints=("slide", "hinge")), 0
+    called = {"observe": ["slide", "hinge"], "command": ["slide", "hinge", "grip"]}
+    called["override"] = called["command"]
+
+    def shuffled(what: str, value: list[float]) -> tuple[list[float], list[str]]:
+        pairs = list(zip(value, called[what], strict=True))
+        pairs += [(math.nan, "lamp")] * (what == "observe")
+        random.shuffle(pairs)
+        return [number for number, _ in pairs], [name for _, name in pairs]
+
+    for wait, (what, value) in steps:
+        if what in called and len(value) != len(called[what]):
+            continue
+        now += wait * MS
+        expected = decide(plain, what, value, now)
+        match what:
+            case "observe":
+                values, names = shuffled(what, value)
+                found = named.observe(values, now, now, names)
+            case "command":
+                values, names = shuffled(what, value)
+                found = named.command(values, now, now, names)
+            case "override":
+                values, names = shuffled(what, value)
+                found = named.override(values, now, names)
+            case _:
+                found = decide(named, what, value, now)
+        assert repr(found) == repr(expected)

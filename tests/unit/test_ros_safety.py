@@ -336,6 +336,92 @@ def test_a_state_of_other_joints_stops() -> None:
     assert chosen.command([0.5], 0, 1_100 * MS).source is Source.POLICY
 
 
+def arm(*states: int, **options: Any) -> SafetyFilter:
+    """Position components that are measured at these places, or not (-1)."""
+    wide, one = np.full(len(states), math.inf), np.ones(len(states))
+    kinds = (Kind.POSITION,) * len(states)
+    return SafetyFilter(SafetyLimits(kinds, -wide, wide, wide, wide, one, states, 0 * one, wide), **options)
+
+
+def test_joints_are_taken_by_their_names_whatever_their_order() -> None:
+    """A driver that has been started again sends what it has in another order, and more."""
+    chosen = arm(0, 1, joints=("shoulder", "elbow"))
+    chosen.observe([9.0, 0.2, math.nan, 1.0], 1, 0, ["rail", "elbow", "lamp", "shoulder"])
+    first = chosen.tick(0)
+    assert first is not None
+    assert first.values == pytest.approx([1.0, 0.2])  # the first stop is no leap
+    chosen.observe([1.0, 0.2], 2, 1 * MS, ["shoulder", "elbow"])  # another order is no other robot
+    assert chosen.command([0.3, 1.1], 0, 1 * MS, ["elbow", "shoulder"]).values == pytest.approx([1.1, 0.3])
+    decision = chosen.override([0.4, 7.0, 1.2], 2 * MS, ["elbow", "rail", "shoulder"])
+    assert decision.source is Source.OVERRIDE
+    assert decision.values == pytest.approx([1.2, 0.4])
+    # Without names it goes by position, as everything does where the filter has none.
+    assert chosen.override([1.0, 0.2], 3 * MS).values == pytest.approx([1.0, 0.2])
+    nameless = arm(0, 1)
+    nameless.observe([0.2, 1.0], 1, 0, ["elbow", "shoulder"])
+    assert nameless.command([0.3, 1.1], 0, 0, ["shoulder", "elbow"]).values == pytest.approx([0.3, 1.1])
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["shoulder", "wrist"], "it has no 'elbow', only shoulder, wrist"),
+        (["elbow", "shoulder", "elbow"], "it has 'elbow' twice"),
+        (["shoulder"], "it has 1 names for 2 values"),
+    ],
+)
+def test_what_lacks_a_joint_is_refused_by_its_name(names: list[str], reason: str) -> None:
+    values = [5.0] * max(len(names), 2)
+    chosen = arm(0, 1, joints=("shoulder", "elbow"))
+    chosen.observe(values, 1, 0, names)
+    decision = chosen.tick(0)
+    assert decision is not None
+    assert decision.values is None  # nobody knows where it is
+    assert f"the state was refused: {reason}" in decision.reason
+    chosen.observe([1.0, 0.2], 2, 2_000 * MS, ["shoulder", "elbow"])
+    assert chosen.command([1.0, 0.2], 0, 2_000 * MS).source is Source.POLICY
+    chosen.observe(values, 3, 2_001 * MS, names)
+    for now in range(2_001, 2_999, 100):  # it stops for a while: who knows what else sends states
+        chosen.observe([1.0, 0.2], now, now * MS, ["shoulder", "elbow"])
+        decision = chosen.command([1.0, 0.2], 0, now * MS)
+        assert f"the state was refused: {reason}" in decision.reason
+        assert decision.values == pytest.approx([1.0, 0.2])
+    chosen.observe([1.0, 0.2], 4_000, 4_000 * MS, ["shoulder", "elbow"])
+    decision = chosen.command(values, 0, 4_000 * MS, names)
+    assert decision.reason == f"the policy's command was refused: {reason}"
+    assert decision.values == pytest.approx([1.0, 0.2])
+    decision = chosen.override(values, 4_001 * MS, names)
+    assert decision.reason == f"the human's command was refused: {reason}"
+    again = chosen.tick(4_500 * MS)
+    assert again is not None
+    assert again.source is Source.STOP
+
+
+def test_a_component_that_nothing_measures_takes_what_has_no_known_name() -> None:
+    chosen = arm(1, -1, 0, joints=("elbow", "shoulder"))
+    assert chosen.components == ("shoulder", "", "elbow")
+    chosen.observe([0.2, 1.0], 1, 0)
+    names = ["grip", "elbow", "shoulder"]
+    assert chosen.command([0.5, 0.3, 1.1], 0, 0, names).values == pytest.approx([1.1, 0.5, 0.3])
+    decision = chosen.command([0.5, 0.3, 1.1, 0.0], 0, 1 * MS, [*names, "lamp"])
+    assert "2 values beside those of known names, the robot takes 1" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("states", "joints", "message"),
+    [
+        ((0, 2), ("a", "b"), "joints has 2 names, the limits count up to 3 values"),
+        ((0, 1), ("a", "a"), "give each a name of its own"),
+        ((0, 0), ("a", "b"), "each has one component"),
+    ],
+)
+def test_joints_that_are_not_those_of_the_limits_are_refused(
+    states: tuple[int, ...], joints: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        arm(*states, joints=joints)
+
+
 @pytest.mark.parametrize("first_stamp", [60_000 * MS, 0])
 def test_a_robot_that_was_gone_and_moved_is_held_where_it_comes_back(first_stamp: int) -> None:
     """A driver killed and started again, the arm moved by hand meanwhile: it must not leap back."""

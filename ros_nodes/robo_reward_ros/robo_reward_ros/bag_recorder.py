@@ -3,13 +3,17 @@
 Works where `ros2 bag` is not installed. Messages are written as they come, undecoded. Episode markers are
 ordinary messages on a topic of the list (see `robo_reward_data.bags` for what they say); one that was
 published before the recorder began, and kept for it, is left out: it would be written as if it were new.
+
+What came is given to the disk every second: it is read even where the recorder is killed or the disk full.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +34,12 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.rosbag2.storage_mcap import McapWriter
+from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from robo_reward.errors import ConfigError
+from robo_reward.errors import ConfigError, DataError
 from robo_reward_ros.bag_player import message_class
 from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node
@@ -52,6 +58,8 @@ _EVERYONE = QoSProfile(
     durability=QoSDurabilityPolicy.VOLATILE,
 )
 _MARKERS = "std_msgs/msg/String"
+_FULL = (OSError, sqlite3.Error)  # what a disk's end looks like to either storage
+_SAVE_S = 1.0  # what a killed recorder loses, at most
 _STORAGE = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 
@@ -98,7 +106,7 @@ class BagRecorder(Node):
         try:
             self._writer = Writer(self._path, version=9, storage_plugin=_STORAGE[self._value("storage")])
             self._writer.open()
-        except (WriterError, OSError) as error:
+        except (WriterError, *_FULL) as error:
             raise ConfigError(f"cannot record into {self._path}: {error}") from error
         self._types = get_typestore(Stores.ROS2_KILTED)
         self._counts: dict[str, int] = {}
@@ -107,7 +115,9 @@ class BagRecorder(Node):
         self._unheard: set[str] = set()
         self._wall = Clock(clock_type=ClockType.SYSTEM_TIME)
         self._began_ns = self._wall.now().nanoseconds
-        self.create_timer(0.2, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(0.2, self._look, clock=steady)
+        self.create_timer(_SAVE_S, self._save, clock=steady)
         self._look()
 
     @property
@@ -116,8 +126,15 @@ class BagRecorder(Node):
         return dict(self._counts)
 
     def finish(self) -> None:
-        """Close the bag: without this it cannot be read."""
-        self._writer.close()
+        """Close the bag.
+
+        Raises:
+            DataError: the disk took no more; what came before is there, and is read.
+        """
+        if self._writer.storage is None:  # it took no more before, and that was said
+            return
+        with self._writing():
+            self._writer.close()
         missing = [topic for topic in self._wanted if not self._counts.get(topic)]
         if missing:
             self.get_logger().warning(f"nothing came on {', '.join(missing)}")
@@ -125,6 +142,30 @@ class BagRecorder(Node):
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        """Where the disk takes no more, leave the bag as far as it is written, and say so."""
+        try:
+            yield
+        except _FULL as error:
+            with suppress(*_FULL):
+                self._writer.abort()
+            raise DataError(
+                f"the recording ends, {self._path} cannot be written ({error}): what came before is there, "
+                "to be imported or played; make room, and go on in another folder"
+            ) from error
+
+    def _save(self) -> None:
+        """Give what came so far to the disk."""
+        storage = self._writer.storage
+        with self._writing():
+            if isinstance(storage, Sqlite3Writer):
+                storage.conn.commit()
+            elif isinstance(storage, McapWriter):
+                if storage.chunk.msgs:
+                    storage.close_chunk()
+                storage.bio.flush()
 
     def _look(self) -> None:
         """Subscribe to what has a publisher by now, and so a type."""
@@ -146,9 +187,10 @@ class BagRecorder(Node):
     def _record(self, topic: str, kind: str, offered: Sequence[Qos]) -> None:
         message = message_class(kind)
         _register(self._types, kind)
-        connection = self._writer.add_connection(
-            topic, kind, typestore=self._types, offered_qos_profiles=offered
-        )
+        with self._writing():
+            connection = self._writer.add_connection(
+                topic, kind, typestore=self._types, offered_qos_profiles=offered
+            )
         self._counts[topic] = 0
 
         def write(data: bytes, info: dict[str, int]) -> None:
@@ -156,7 +198,8 @@ class BagRecorder(Node):
                 return
             # When it came, not when this thread got to it: messages of several topics keep their order.
             received_ns = info["received_timestamp"] or self._wall.now().nanoseconds
-            self._writer.write(connection, received_ns, data)
+            with self._writing():
+                self._writer.write(connection, received_ns, data)
             self._counts[topic] += 1
 
         self._listen(topic, message, write, _ALL_OFFERED)
@@ -226,8 +269,18 @@ def _definition(kind: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record until interrupted."""
-    return run_node(BagRecorder, arguments, BagRecorder.finish)
+    """Record until interrupted, or the disk is full."""
+    failed = False
+
+    def finish(recorder: BagRecorder) -> None:
+        nonlocal failed
+        try:
+            recorder.finish()
+        except DataError as error:
+            sys.stderr.write(f"{error}\n")
+            failed = True
+
+    return run_node(BagRecorder, arguments, finish) or int(failed)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError, DataError, RoboRewardError
 from robo_reward_data.ros_images import image_to_rgb
+from robo_reward_ros.safety import in_order
 from robo_reward_ros.stamps import stamp_msg, stamp_ns
 
 __all__ = ["RobotError", "RosRobotEnv"]
@@ -48,11 +49,14 @@ class RobotError(RoboRewardError):
 class _Stream:
     """The last messages of one topic, by stamp."""
 
+    name: str  # in errors
     topic: str
     keep: int
     stamps: deque[int] = field(init=False)
     messages: deque[Any] = field(init=False)
     restarts: int = field(default=0, init=False)  # how often its clock went back
+    heard_at: float = field(default=0.0, init=False)  # when the last came, by the steady clock in seconds
+    refused: str = field(default="", init=False)  # why, where one was since an observation is waited for
 
     def __post_init__(self) -> None:
         self.stamps = deque(maxlen=self.keep)
@@ -69,6 +73,13 @@ class _Stream:
             self.messages.clear()
         self.stamps.append(at_ns)
         self.messages.append(message)
+        self.heard_at = time.monotonic()
+
+    def refuse(self, message: Any, why: str) -> None:
+        """Forget a message that cannot be used; the same one may come again."""
+        index = next(index for index, kept in enumerate(self.messages) if kept is message)
+        del self.stamps[index], self.messages[index]
+        self.refused = why
 
     def nearest(self, stamp_ns: int, slop_ns: int) -> Any | None:
         """The message nearest to a stamp, or None where none is within `slop_ns`."""
@@ -84,15 +95,21 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A robot behind topics.
 
     Observation: `images`, u8[h, w, 3] by camera name, and `proprio`, f32[p]: the positions of the joint
-    states, clipped to the bounds given.
+    states, in the order of `joint_names` where both have names, clipped to the bounds given. A message that
+    cannot be used (a picture that does not decode, a joint that is NaN or missing) is left out.
     Reward: 1 on the step that ends the episode in success, else 0.
     `terminated` once the robot has called the task done for `success_hold` observations in a row.
-    `truncated` after `max_decisions`; and, with `info["reason"]`, where the robot falls silent (which topic,
-    for how long; the observation is the last one) or the safety node lets no command of the step through.
+    `truncated` after `max_decisions`; and, with `info["reason"]`, where the robot falls silent or sends
+    nothing that can be used (which topic, for how long, why; the observation is the last one), or the safety
+    node lets no command of the step through.
 
     `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock; after a
     step also `intervention` (a human acted during it), and where the robot was told something else than the
-    action, by a human or by a limit, `applied_action` f32[a].
+    action, by a human or by a limit, `applied_action` f32[a]; and where the loop overran, `overrun_ns`: when
+    the action was sent, the next observation was there already, the newest so much later than the one that
+    the action answers. It is not returned: what a step returns was seen after its action.
+
+    `proprio_names` are the `joint_names`; what learns from demonstrations puts theirs into this order.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -106,6 +123,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         action_low: Sequence[float],
         action_high: Sequence[float],
         *,
+        joint_names: Sequence[str] = (),
+        action_names: Sequence[str] | None = None,
         joint_topic: str = "joint_states",
         command_topic: str = "command",
         applied_topic: str = "robot_command",
@@ -138,6 +157,10 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             proprio_high: largest value of each joint.
             action_low: smallest value of each component of the action.
             action_high: largest value of each component of the action.
+            joint_names: of proprio, in its order: joint states that carry names are put into it by them, and
+                may have others too; without, they are taken in the order in which they come.
+            action_names: of the action's components, for the command; None for `joint_names` where there are
+                as many. Give [] where the action is not one of these joints.
             joint_topic: sensor_msgs/JointState.
             command_topic: sensor_msgs/JointState, the action in `position`, stamped like the observation.
             applied_topic: what the safety node lets through, "" where there is none.
@@ -162,12 +185,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             node_name: of the environment's node.
 
         Raises:
-            ConfigError: bounds or cameras that do not fit.
+            ConfigError: bounds, names or cameras that do not fit.
         """
         if not period_s > slop_s >= 0:
             raise ConfigError(f"period_s {period_s} must be more than slop_s {slop_s}, which is 0 or more")
         if len(proprio_low) != len(proprio_high) or len(action_low) != len(action_high):
             raise ConfigError("the low and high bounds of proprio, and those of the action, must pair up")
+        self.proprio_names = _names("joint_names", joint_names, len(proprio_low))
+        if action_names is None:
+            action_names = self.proprio_names if len(joint_names) == len(action_low) else ()
+        self._action_names = _names("action_names", action_names, len(action_low))
         self._size = (int(image_size[0]), int(image_size[1]))
         self._hold, self._lock_step = int(success_hold), lock_step
         self._max_decisions, self._decisions = int(max_decisions), 0
@@ -199,12 +226,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._applied: list[JointState] = []
         self._status: DiagnosticStatus | None = None
         self._last: dict[str, Any] | None = None
-        self._last_ns = self._first_ns = 0
+        self._last_ns = self._first_ns = self._overrun_ns = 0
         self._held = 0
+        self._open = False
+        self._waited_s = 0.0
 
         reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
-        self._cameras = {name: _Stream(topic, 30) for name, topic in cameras.items()}
-        self._joints = _Stream(joint_topic, 500)
+        self._cameras = {name: _Stream(f"camera '{name}'", topic, 30) for name, topic in cameras.items()}
+        self._joints = _Stream("the joint states", joint_topic, 500)
+        self._streams = [*self._cameras.values(), self._joints]
+        self._reference = self._streams[0]
         for stream in self._cameras.values():
             kind = CompressedImage if stream.topic.endswith("/compressed") else Image
             self._subscribe(kind, stream.topic, stream.push, QoSProfile(depth=5, reliability=reliability))
@@ -245,18 +276,20 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Ask the robot for a new episode, and wait for its first observation.
+        """Ask the robot for a new episode, and wait for its first observation. One that is open ends here.
 
         Raises:
-            RobotError: no reset service or observation in time, or a robot that refuses.
+            RobotError: no reset service or observation in time, a robot that refuses, or one that sends
+                nothing that can be used for `observation_timeout_s`.
         """
         super().reset(seed=seed, options=options)
+        self._end("truncated")
         self._drain()
         after = self._from_now()
         if seed is not None and self._seed_client is not None:
             self._set_seed(seed)
         if self._lock_step:
-            self._mark(f"start: {self._instruction}")
+            self._start()
         if self._reset_client is not None:
             answer = self._call(self._reset_client, Trigger.Request())
             if not answer.success:
@@ -265,12 +298,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if not self._lock_step:
             self._drain()
             after = self._from_now()
-            self._mark(f"start: {self._instruction}")  # what the robot did to reset is no part of it
+            self._start()  # what the robot did to reset is no part of it
         self._applied.clear()
         found = self._wait(after, self._reset_timeout_s)
         if found is None:
-            raise RobotError(f"no observation after the reset: {self._silence(after())}")
-        self._take(*found)
+            raise RobotError(f"after the reset, {self._silence(after())}")
+        self._last_ns, self._last = found
         self._first_ns = self._last_ns
         return self._copy(), {"success": self._ask_success(), "elapsed_ns": 0}
 
@@ -283,12 +316,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self._last is None:
             raise RobotError("there is no episode: call reset first")
         command = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-        message = JointState(position=[float(value) for value in command])
+        message = JointState(name=list(self._action_names), position=[float(value) for value in command])
         message.header.stamp = stamp_msg(self._last_ns)
         self._drain()
         self._applied.clear()
+        target_ns = self._next_ns()
         self._command.publish(message)
-        target_ns = self._last_ns + self._period_ns - self._slop_ns
         # A robot in lock-step waits for an answer that may have been lost: it is sent again.
         again = (lambda: self._command.publish(message)) if self._lock_step else None
         found = self._wait(lambda: target_ns, self._timeout_s, again)
@@ -303,7 +336,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             )
         if self._lock_step:
             self._hear_who_moved()
-        self._take(*found)
+        self._last_ns, self._last = found
         success = self._ask_success()
         self._held = self._held + 1 if success else 0
         terminated = self._held >= self._hold
@@ -328,8 +361,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._asked = asked
 
     def close(self) -> None:
-        """Disconnect."""
+        """End an episode that is open, and disconnect."""
         if self._context.ok():
+            self._end("truncated")
+            for publisher in (self._markers, self._help):
+                if publisher is not None:  # what was said last goes with it
+                    publisher.wait_for_all_acked(Duration(seconds=_ACK_S))
             self._executor.shutdown()
             self._node.destroy_node()
             self._context.try_shutdown()
@@ -344,9 +381,15 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _client(self, kind: Any, name: str) -> Any | None:
         return self._node.create_client(kind, name) if name else None
 
+    def _start(self) -> None:
+        self._mark(f"start: {self._instruction}")
+        self._open = True
+
     def _end(self, how: str) -> None:
-        """An episode has ended, and with it any wish for help."""
-        self._mark(f"end: {how}")
+        """An episode that was open has ended, and any wish for help."""
+        if self._open:
+            self._mark(f"end: {how}")
+        self._open = False
         if self._asked:
             self.ask_for_help(False)
 
@@ -375,25 +418,44 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
         A topic whose clock goes back meanwhile has nothing left from before: its stamps of then do not count.
         """
-        streams = [*self._cameras.values(), self._joints]
-        seen = [(stream, stream.restarts, stream.stamps[-1]) for stream in streams if stream.stamps]
+        seen = [(stream, stream.restarts, stream.stamps[-1]) for stream in self._streams if stream.stamps]
         return lambda: 1 + max((last for stream, was, last in seen if stream.restarts == was), default=0)
+
+    def _next_ns(self) -> int:
+        """The first stamp of an observation that may follow a command that is sent now."""
+        due_ns = self._last_ns + self._period_ns - self._slop_ns
+        newest_ns = self._reference.stamps[-1] if self._reference.stamps else 0
+        if self._lock_step or newest_ns < due_ns:  # in lock-step time stands still until the command
+            self._overrun_ns = 0
+            return due_ns
+        self._overrun_ns = newest_ns - self._last_ns
+        return newest_ns + 1
 
     def _wait(
         self, target_ns: Callable[[], int], timeout_s: float, again: Callable[[], None] | None = None
-    ) -> tuple[int, dict[str, Any], JointState] | None:
-        """The newest complete observation of `target_ns()` or later, or None after the timeout."""
-        deadline = time.monotonic() + timeout_s
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The newest observation of `target_ns()` or later that can be used, and its stamp.
+
+        None after the timeout, or `observation_timeout_s` after the first that could not be used.
+        """
+        for stream in self._streams:
+            stream.refused = ""
+        self._waited_s, deadline = timeout_s, time.monotonic() + timeout_s
         repeat_at = time.monotonic() + _REPEAT_S
+        refused = False
         while True:
             self._executor.spin_once(timeout_sec=0.02)
             if self._complete(target_ns()) is not None:
                 self._drain()
-                if (found := self._complete(target_ns())) is not None:
+                if (found := self._read(target_ns())) is not None:
                     return found
             now = time.monotonic()
             if now > deadline:
                 return None
+            if not refused and any(stream.refused for stream in self._streams):
+                refused = True
+                if now + self._timeout_s < deadline:
+                    self._waited_s, deadline = self._timeout_s, now + self._timeout_s
             if again is not None and now > repeat_at:
                 again()
                 repeat_at = now + _REPEAT_S
@@ -409,8 +471,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._executor.spin_once(timeout_sec=0.02)
 
     def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
-        reference = next(iter(self._cameras.values()), self._joints)
-        for at_ns in reversed(reference.stamps):
+        for at_ns in reversed(self._reference.stamps):
             if at_ns < target_ns:
                 return None
             images = {name: stream.nearest(at_ns, self._slop_ns) for name, stream in self._cameras.items()}
@@ -419,23 +480,39 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 return at_ns, images, joints
         return None
 
-    def _take(self, stamp_ns: int, images: Mapping[str, Any], joints: JointState) -> None:
-        values = np.asarray(joints.position, np.float32)
+    def _read(self, target_ns: int) -> tuple[int, dict[str, Any]] | None:
+        """The newest complete observation that can be used; what cannot be is refused on the way."""
+        while (found := self._complete(target_ns)) is not None:
+            at_ns, images, joints = found
+            parts = [(self._cameras[name], message, self._picture) for name, message in images.items()]
+            values = []
+            for stream, message, read in [*parts, (self._joints, joints, self._positions)]:
+                try:
+                    values.append(read(stream, message))
+                except DataError as error:
+                    stream.refuse(message, str(error))
+                    break
+            else:
+                *pictures, proprio = values
+                views = {"images": dict(zip(images, pictures, strict=True))} if pictures else {}
+                return at_ns, {**views, "proprio": proprio}
+        return None
+
+    def _positions(self, stream: _Stream, message: JointState) -> np.ndarray:
+        try:
+            given = in_order(message.position, list(message.name), self.proprio_names)
+        except DataError as error:
+            raise DataError(f"a message of '{stream.topic}' was refused: {error}") from error
+        values = np.asarray(given, np.float32)
         if values.shape != self._proprio.shape or not np.isfinite(values).all():
-            raise RobotError(
-                f"'{self._joints.topic}' has positions {values.tolist()}: "
+            raise DataError(
+                f"'{stream.topic}' has positions {values.tolist()}: "
                 f"{self._proprio.shape[0]} finite numbers were configured"
             )
-        pictures = {name: self._picture(name, message) for name, message in images.items()}
-        views = {"images": pictures} if pictures else {}
-        self._last = {**views, "proprio": np.clip(values, self._proprio.low, self._proprio.high)}
-        self._last_ns = stamp_ns
+        return np.clip(values, self._proprio.low, self._proprio.high)
 
-    def _picture(self, name: str, message: Any) -> np.ndarray:
-        try:
-            image = image_to_rgb(message, f"camera '{name}'")
-        except DataError as error:
-            raise RobotError(str(error)) from error
+    def _picture(self, stream: _Stream, message: Any) -> np.ndarray:
+        image = image_to_rgb(message, stream.name)
         if image.shape[:2] != self._size:
             image = cv2.resize(image, (self._size[1], self._size[0]), interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(image)
@@ -449,17 +526,29 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "success": self._success,
             "elapsed_ns": self._last_ns - self._first_ns,
             "intervention": any(message.header.frame_id == "override" for message in self._applied),
+            **({"overrun_ns": self._overrun_ns} if self._overrun_ns else {}),
         }
         moves = [message for message in self._applied if message.header.frame_id != "stop"]
-        if moves and len(moves[-1].position) == len(command):
-            applied = np.asarray(moves[-1].position, np.float64)
-            if facts["intervention"] or not np.allclose(applied, command, rtol=0, atol=1e-6):
-                facts["applied_action"] = applied.astype(np.float32)
+        applied = self._told(moves[-1]) if moves else None
+        if (
+            applied is not None
+            and len(applied) == len(command)
+            and (facts["intervention"] or not np.allclose(applied, command, rtol=0, atol=1e-6))
+        ):
+            facts["applied_action"] = applied.astype(np.float32)
         if self._applied and not moves:
             facts["reason"] = (
                 f"the safety node stopped the robot: {self._why_stopped() or 'it does not say why'}"
             )
         return facts
+
+    def _told(self, message: JointState) -> np.ndarray | None:
+        """What the robot was told, in the order of the action; None where that lacks a component's name."""
+        try:
+            values = in_order(message.position, list(message.name), self._action_names)
+        except DataError:
+            return None
+        return np.asarray(values, np.float64)
 
     def _why_stopped(self) -> str:
         """What the safety node said last, where it was a stop."""
@@ -514,21 +603,59 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 client.remove_pending_request(future)
 
     def _silence(self, target_ns: int) -> str:
-        """What is missing for an observation of `target_ns` or later."""
-        streams = {f"camera '{name}'": stream for name, stream in self._cameras.items()}
-        streams["the joint states"] = self._joints
-        missing = []
-        for name, stream in streams.items():
-            if not stream.stamps:
-                senders = self._node.count_publishers(stream.topic)
-                missing.append(f"{name} never came on '{stream.topic}' ({senders} publishers)")
-            elif stream.stamps[-1] < target_ns:
-                behind = (target_ns - stream.stamps[-1]) / 1e9
-                missing.append(f"{name} on '{stream.topic}' is {behind:.2f} s behind")
-        text = "; ".join(missing) or f"no stamps within {self._slop_ns / 1e9:g} s of each other: raise slop_s"
+        """Why there was no observation of `target_ns` or later."""
+        text = self._apart()
+        if not text:
+            lacking = [lack for stream in self._streams if (lack := self._lack(stream, target_ns))]
+            text = "; ".join(lacking) or (
+                f"no stamps within {self._slop_ns / 1e9:g} s of each other: raise slop_s"
+            )
         if why := self._why_stopped():
             text += f" (safety: {why})"
-        return f"no observation within {self._timeout_s:g} s: {text}"
+        return f"no observation within {self._waited_s:g} s: {text}"
+
+    def _lack(self, stream: _Stream, target_ns: int) -> str:
+        """What a topic lacks for an observation of `target_ns` or later, or ""."""
+        who = f"{stream.name} on '{stream.topic}'"
+        if stream.refused:
+            silent_s = time.monotonic() - stream.heard_at
+            return f"{stream.refused} (the last on '{stream.topic}' came {silent_s:.2f} s ago)"
+        if not stream.stamps:
+            senders = self._node.count_publishers(stream.topic)
+            return f"{stream.name} never came on '{stream.topic}' ({senders} publishers)"
+        if stream.stamps[-1] <= 0:
+            return f"{who}: messages without stamps, which say when they were taken: set header.stamp"
+        behind = (target_ns - stream.stamps[-1]) / 1e9
+        return f"{who} is {behind:.2f} s behind" if behind > 0 else ""
+
+    def _apart(self) -> str:
+        """What to say of topics that all go on, with stamps too far apart for any slop, or ""."""
+        recently = time.monotonic() - self._waited_s / 2
+        if any(
+            not s.stamps or s.stamps[-1] <= 0 or s.refused or s.heard_at < recently for s in self._streams
+        ):
+            return ""
+        first = min(self._streams, key=lambda stream: stream.stamps[-1])
+        last = max(self._streams, key=lambda stream: stream.stamps[-1])
+        apart_ns = last.stamps[-1] - first.stamps[-1]
+        if apart_ns <= self._period_ns:
+            return ""
+        return (
+            f"the newest stamp of {last.name} on '{last.topic}' is {apart_ns / 1e9:.2f} s after that of "
+            f"{first.name} on '{first.topic}': stamp both by one clock, or see why one comes so late"
+        )
+
+
+def _names(what: str, names: Sequence[str], size: int) -> tuple[str, ...]:
+    """Names of so many numbers, or none.
+
+    Raises:
+        ConfigError: another number of them, or a name that is missing or comes twice.
+    """
+    given = tuple(str(name) for name in names)
+    if given and (len(given) != size or not all(given) or len(set(given)) < size):
+        raise ConfigError(f"{what} is {list(given)}: give each of the {size} numbers a name of its own")
+    return given
 
 
 _REPEAT_S = 0.3

@@ -15,9 +15,36 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float64
 
-from robo_reward.errors import ConfigError
+from robo_reward.errors import ConfigError, DataError
 
-__all__ = ["Decision", "Kind", "SafetyFilter", "SafetyLimits", "Source", "Timeouts", "Workspace"]
+__all__ = ["Decision", "Kind", "SafetyFilter", "SafetyLimits", "Source", "Timeouts", "Workspace", "in_order"]
+
+
+def in_order(values: Sequence[float], names: Sequence[str], wanted: Sequence[str]) -> Sequence[float]:
+    """Values of these names in the order that is wanted; as they come where either side has no names.
+
+    What nobody wants is left out. A wanted "" has no name: such take the values that no name asks for, in
+    their order.
+
+    Raises:
+        DataError: a name that is not there or is there twice, or names and values that do not pair up.
+    """
+    if not len(names) or not any(wanted):
+        return values
+    if len(names) != len(values):
+        raise DataError(f"it has {len(names)} names for {len(values)} values")
+    found = dict(zip(names, values, strict=True))
+    if len(found) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise DataError(f"it has '{twice}' twice")
+    if missing := [name for name in wanted if name and name not in found]:
+        raise DataError(f"it has no '{missing[0]}', only {', '.join(names)}")
+    rest = [value for name, value in found.items() if name not in wanted]
+    nameless = sum(not name for name in wanted)
+    if nameless and len(rest) != nameless:
+        raise DataError(f"it has {len(rest)} values beside those of known names, the robot takes {nameless}")
+    left = iter(rest)
+    return [found[name] if name else next(left) for name in wanted]
 
 
 class Kind(StrEnum):
@@ -212,11 +239,16 @@ class SafetyFilter:
 
     The change of a command is limited by the robot's own time, up to its newest state, so that no stamp of
     the policy's lengthens it.
+
+    `joints` are the names of the state's values, in the order in which `limits` and `workspace` count them:
+    what comes with names is put into this order by them. A component of the command has the name of its
+    position in the state; one that nothing measures has none. Without `joints`, all is taken as it comes.
     """
 
     limits: SafetyLimits
     timeouts: Timeouts = field(default_factory=Timeouts)
     workspace: Workspace | None = None
+    joints: tuple[str, ...] = ()
 
     _state: Float64[np.ndarray, " n"] | None = field(default=None, init=False)
     _bad_state: str = field(default="", init=False)
@@ -236,14 +268,43 @@ class SafetyFilter:
     _human: tuple[Float64[np.ndarray, " a"] | None, int] | None = field(default=None, init=False)
     _estop: str = field(default="", init=False)
 
+    def __post_init__(self) -> None:
+        """Refuse joints that are not those of the limits."""
+        places = (*self.limits.state, *((self.workspace and self.workspace.state) or ()))
+        if not self.joints:
+            return
+        if not all(self.joints) or len(set(self.joints)) < len(self.joints):
+            raise ConfigError(f"joints is {list(self.joints)}: give each a name of its own")
+        if max(places, default=-1) >= len(self.joints):
+            raise ConfigError(
+                f"joints has {len(self.joints)} names, the limits count up to {1 + max(places)} values: "
+                "name every joint that state and workspace_state point to"
+            )
+        named = [name for name in self.components if name]
+        if len(set(named)) < len(named):
+            raise ConfigError(f"state is {list(self.limits.state)}: with joints, each has one component")
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Name of each component of the command, "" where it has none; () without `joints`."""
+        return tuple(self.joints[at] if at >= 0 else "" for at in self.limits.state) if self.joints else ()
+
     def observe(self, state: Sequence[float], stamp_ns: int, now_ns: int, names: Sequence[str] = ()) -> None:
         """Take in the measured state, f64[n] in the robot's own order, and the names of its joints.
 
-        A state that may be another robot's stops for a second and is not taken in: one with other names than
-        the first had, or with a stamp before the newest. Stamps that go back and then on, with none of the
-        old ones between them, are the robot's after `observation_s`: its clock was set, or started again.
+        A state that may be another robot's stops for a second and is not taken in: one that lacks one of
+        `joints`, with other names than the first had where there are none, or with a stamp before the newest.
+        Stamps that go back and then on, with none of the old ones between them, are the robot's after
+        `observation_s`: its clock was set, or started again.
         """
-        values = np.asarray(state, np.float64)
+        try:
+            values = np.asarray(in_order(state, names, self.joints), np.float64)
+        except DataError as error:
+            way_out = "every message must have all that `joints` names"
+            self._doubt = (f"the state was refused: {error}: {way_out}", now_ns)
+            return
+        if self.joints and len(names):
+            names = self.joints
         if self._state is not None and tuple(names) != self._names:
             theirs = f"the state is of the joints {list(names)}, it was of {list(self._names)}"
             way_out = "let one robot publish it; where its joints have changed, start the safety node again"
@@ -282,11 +343,17 @@ class SafetyFilter:
                 advanced_ns = known.advanced_ns
         self._tool = _Tool(tuple(float(value) for value in position), stamp_ns, now_ns, advanced_ns)
 
-    def command(self, values: Sequence[float], stamp_ns: int, now_ns: int) -> Decision:
-        """Decide about a policy's command f64[a] that answers the state of `stamp_ns` (0: does not say)."""
+    def command(
+        self, values: Sequence[float], stamp_ns: int, now_ns: int, names: Sequence[str] = ()
+    ) -> Decision:
+        """Decide about a policy's command f64[a] that answers the state of `stamp_ns` (0: does not say).
+
+        With `names` of its values, they are put into the order of `components`.
+        """
         if self._human_in_charge(now_ns):
             return self._answer_for_human(stamp_ns, now_ns)
-        wrong = self._wrong(values) or _before_zero(stamp_ns, "its") or self._untimely(stamp_ns)
+        values, wrong = self._read(values, names)
+        wrong = wrong or _before_zero(stamp_ns, "its") or self._untimely(stamp_ns)
         if wrong:
             self._bad_command = f"the policy's command was refused: {wrong}"
             return self._stop(self._bad_command, now_ns)
@@ -295,12 +362,12 @@ class SafetyFilter:
             return self._stop(reason, now_ns)
         return self._limit(np.asarray(values, np.float64), Source.POLICY, stamp_ns, now_ns)
 
-    def override(self, values: Sequence[float], now_ns: int) -> Decision:
+    def override(self, values: Sequence[float], now_ns: int, names: Sequence[str] = ()) -> Decision:
         """Decide about a human's command f64[a]: it takes over at once, within the same limits.
 
-        A human may move a tool back that has left the workspace.
+        A human may move a tool back that has left the workspace. `names` as for `command`.
         """
-        wrong = self._wrong(values)
+        values, wrong = self._read(values, names)
         self._human = (None if wrong else np.asarray(values, np.float64), now_ns)
         if wrong:
             return self._stop(f"the human's command was refused: {wrong}", now_ns)
@@ -355,13 +422,18 @@ class SafetyFilter:
             return self._stop(reason, now_ns)
         return self._limit(values, Source.OVERRIDE, stamp_ns, now_ns)
 
-    def _wrong(self, values: Sequence[float]) -> str:
+    def _read(self, values: Sequence[float], names: Sequence[str]) -> tuple[Sequence[float], str]:
+        """A command in the robot's order, and what is wrong with it or ""."""
+        try:
+            values = in_order(values, names, self.components)
+        except DataError as error:
+            return values, str(error)
         command = np.asarray(values, np.float64)
         if command.shape != (len(self.limits.kinds),):
-            return f"it has {command.size} values, the robot takes {len(self.limits.kinds)}"
+            return values, f"it has {command.size} values, the robot takes {len(self.limits.kinds)}"
         if not np.isfinite(command).all():
-            return f"it has {command[~np.isfinite(command)][0]} in it"
-        return ""
+            return values, f"it has {command[~np.isfinite(command)][0]} in it"
+        return values, ""
 
     def _unfit(self, state: Float64[np.ndarray, "..."]) -> str:
         needed = 1 + max((*self.limits.state, *((self.workspace and self.workspace.state) or ())), default=-1)

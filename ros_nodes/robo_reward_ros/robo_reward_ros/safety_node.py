@@ -4,10 +4,11 @@ Subscribes `command` (the policy's), `override` (a human's), `joint_states`, and
 workspace needs it. Publishes `robot_command`, whose `header.frame_id` says who decided (policy, override,
 stop), and `~/status`. Services `~/estop` and `~/reset` (std_srvs/Trigger). Commands are
 sensor_msgs/JointState, the values in `position` whatever they mean; their stamp is that of the observation
-that they answer. One node alone may publish `joint_states`, always with the same names: states that go back
-in time or change their names stop the robot, and a second publisher is reported. While they are gone, a robot
-that takes positions alone is told nothing after the first stops: no one knows where it is. As a process of
-its own it keeps out of Fast DDS's shared memory (`transports`).
+that they answer. States and commands that carry names are taken by them where the parameter `joints` has
+names, whatever their order; all others by position. One node alone may publish `joint_states`: states that go
+back in time, lack a joint or, without `joints`, change their names stop the robot, and a second publisher is
+reported. While they are gone, a robot that takes positions alone is told nothing after the first stops: no
+one knows where it is. As a process of its own it keeps out of Fast DDS's shared memory (`transports`).
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ class SafetyNode(Node):
                 f"command_s {timeouts.command_s} and period_s {period_s} stop the robot only after "
                 f"{period_s + timeouts.command_s:.2f} s: choose them to sum to {_STOP_WITHIN_S} or less"
             )
-        self._filter = SafetyFilter(limits, timeouts, self._workspace())
+        joints = tuple(str(name) for name in self._value("joints") if name)
+        self._filter = SafetyFilter(limits, timeouts, self._workspace(), joints)
+        components = self._filter.components
+        self._names = list(components) if all(components) else []
         self._say_what_is_not_followed(limits)
         # Steady: a watchdog must go on when simulated time stops or jumps.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -191,10 +195,10 @@ class SafetyNode(Node):
 
     def _on_command(self, message: JointState) -> None:
         at_ns = stamp_ns(message.header.stamp)
-        self._send(self._filter.command(message.position, at_ns, self._now()))
+        self._send(self._filter.command(message.position, at_ns, self._now(), list(message.name)))
 
     def _on_override(self, message: JointState) -> None:
-        self._send(self._filter.override(message.position, self._now()))
+        self._send(self._filter.override(message.position, self._now(), list(message.name)))
 
     def _on_estop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._send(self._filter.estop("service call", self._now()))
@@ -214,7 +218,7 @@ class SafetyNode(Node):
         stamp = stamp_msg(decision.stamp_ns)
         if decision.values is not None:
             values = decision.values.tolist()
-            command = JointState(position=values)
+            command = JointState(name=self._names, position=values)
             command.header.stamp = stamp
             command.header.frame_id = decision.source.value
             self._out.publish(command)
@@ -293,6 +297,11 @@ class _Rivals:
 _TIMEOUTS = ("observation_s", "frozen_s", "command_s", "lag_s", "override_s", "step_s")
 _NAN = math.nan
 _ARRAYS: dict[str, tuple[Any, str]] = {
+    "joints": (
+        [""],
+        "names of the joints that state and workspace_state count: states and commands that carry names are "
+        "taken by them, and refused where one is missing; ['']: all are taken as they come",
+    ),
     "kinds": (["velocity"], "of each component of the command: position or velocity"),
     "low": ([_NAN], "smallest position of each component, rad or m; [.nan]: no limit"),
     "high": ([_NAN], "largest position of each component; [.nan]: no limit"),
@@ -306,10 +315,14 @@ _ARRAYS: dict[str, tuple[Any, str]] = {
         "stopped robot was moved by something else and is held where it is; .inf: never (a gripper that "
         "grips); [.nan]: never, and the node warns of it",
     ),
-    "state": ([-2], "index of each component in joint_states, -1: not measured; [-2]: the same order"),
+    "state": (
+        [-2],
+        "index of each component in joints, or in joint_states without them; -1: not measured; [-2]: the "
+        "same order",
+    ),
     "workspace_low": ([_NAN], "corner x, y, z of the box that the tool must not leave, m; [.nan]: no box"),
     "workspace_high": ([_NAN], "the opposite corner, m"),
-    "workspace_state": ([-1], "indices of the tool's x, y, z in joint_states; [-1]: from tool_pose"),
+    "workspace_state": ([-1], "indices of the tool's x, y, z, counted as in state; [-1]: from tool_pose"),
 }
 _NUMBERS: dict[str, tuple[float, float, float, str]] = {
     "observation_s": (0.15, 0.001, 3600.0, "stop after so many seconds without joint_states, or tool_pose"),
