@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +25,7 @@ from robo_reward.cli.main import main
 from robo_reward.errors import DataError
 from robo_reward.labels import label_episode
 from robo_reward.schema import Outcome
+from robo_reward_data.bags import find_bags, open_bag
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.rosbag import RosBags
 from robo_reward_data.importers.run import import_recordings
@@ -321,8 +325,138 @@ def test_a_recording_that_was_cut_off_is_refused(tmp_path: Path, storage: Storag
     path = write_bag(tmp_path / "run", Robot().events(), storage)
     (data,) = [file for file in path.iterdir() if file.suffix != ".yaml"]
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    with pytest.raises(DataError, match="run is no readable bag"):
+    with pytest.raises(DataError, match=r"run is no readable bag .*: copy it again"):
         load(path, tmp_path / "store")
+
+
+def cut_bag(path: Path, events: Iterable[Event], storage: StoragePlugin, every: int = 25) -> int:
+    """A bag as a killed recorder leaves it that saves every so many messages: how many it had saved."""
+    writer = Writer(path.parent / "at work" / path.name, version=9, storage_plugin=storage)
+    writer.open()
+    store: Any = writer.storage
+
+    def save() -> None:
+        if storage is StoragePlugin.MCAP:
+            store.close_chunk()
+            store.bio.flush()
+        else:
+            store.conn.commit()
+
+    if storage is StoragePlugin.SQLITE3:
+        store.conn.execute("PRAGMA cache_size = 1")  # what is not saved comes into the file, too
+    connections: dict[str, Any] = {}
+    saved = written = end = 0
+    for written, (received_ns, topic, message) in enumerate(events, start=1):
+        kind = message.__msgtype__
+        if topic not in connections:
+            connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
+        writer.write(connections[topic], received_ns, STORE.serialize_cdr(message, kind))
+        if written % every == 0:
+            save()
+            saved, end = written, store.path.stat().st_size
+    assert written > saved, "the last messages are to be lost"
+    if storage is StoragePlugin.MCAP:
+        save()
+    shutil.copytree(writer.path, path)
+    if storage is StoragePlugin.MCAP:
+        os.truncate(path / store.path.name, end + 100)  # within the last chunk
+    writer.abort()
+    shutil.rmtree(writer.path.parent)
+    return saved
+
+
+STORAGES = pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+
+
+@STORAGES
+def test_of_a_recording_that_was_cut_off_what_was_saved_is_read(
+    tmp_path: Path, storage: StoragePlugin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a good one it was passed over without a word; by itself it was no bag."""
+    robot = Robot(frames=30)
+    events = sorted(robot.events(), key=lambda event: event[0])
+    saved = cut_bag(tmp_path / "bags" / "cut", events, storage)
+    write_bag(tmp_path / "bags" / "good", Robot().events())
+    cut, good = load(tmp_path / "bags", tmp_path / "store")
+    assert (cut.info.name, good.info.name) == ("cut", "good")
+    assert good.info.length == 12
+    expected = sum(topic == "/front/image_raw" for _, topic, _ in events[:saved])
+    assert 20 < expected < 30
+    assert expected - 1 <= cut.info.length <= expected  # of the last one, the wrist may be missing
+    for camera in cut.info.cameras:
+        pictures = cut.read_frames(camera, np.arange(cut.info.length))
+        np.testing.assert_array_equal(pictures, robot.images[camera][: cut.info.length])
+    said = capsys.readouterr().err
+    seconds = (events[saved - 1][0] - events[0][0]) / SECOND
+    note = f"bags/cut was cut off: {saved} messages of {seconds:.1f} s are there and are read"
+    assert said.count(note) == 1
+    assert "good was cut off" not in said
+
+
+@STORAGES
+def test_messages_that_came_late_are_in_order_in_a_recording_that_was_cut_off(
+    tmp_path: Path, storage: StoragePlugin
+) -> None:
+    """They lie behind others, and in a later chunk; the uid is that of all messages in their order."""
+    ordered = enumerate(sorted(Robot().events(), key=lambda event: event[0])[:70])
+    events = [(at + n - (SECOND // 2 if n % 7 == 0 else 0), *rest) for n, (at, *rest) in ordered]
+    saved = cut_bag(tmp_path / "cut" / "run", events, storage)
+    write_bag(tmp_path / "whole" / "run", events[:saved])
+    cut, whole = (RosBags().recordings(tmp_path / name / "run")[0].uid() for name in ("cut", "whole"))
+    assert cut == whole
+
+
+@STORAGES
+@pytest.mark.parametrize("name", ["run_0", "run"])
+def test_a_recording_that_was_cut_off_may_be_in_several_files_or_in_a_renamed_folder(
+    tmp_path: Path, storage: StoragePlugin, name: str
+) -> None:
+    events = sorted(Robot().events(), key=lambda event: event[0])
+    saved = cut_bag(tmp_path / "a" / name, events, storage)
+    (file,) = (file for file in (tmp_path / "a" / name).iterdir() if file.suffix in (".mcap", ".db3"))
+    if name == "run":
+        (tmp_path / "a" / "run").rename(tmp_path / "a" / "other")
+        (found,) = find_bags(tmp_path / "a")
+        assert found == tmp_path / "a" / "other" / file.name
+    else:
+        cut_bag(tmp_path / "b" / "run_1", [(at + 100 * SECOND, *rest) for at, *rest in events], storage)
+        found = tmp_path / "run"
+        found.mkdir()
+        for part in (*(tmp_path / "a" / "run_0").iterdir(), *(tmp_path / "b" / "run_1").iterdir()):
+            part.rename(found / part.name)
+        assert find_bags(found) == [found]
+        saved *= 2
+    with open_bag(found) as bag:
+        assert len(list(bag.everything(*bag.span_ns))) == saved
+
+
+def test_a_closed_file_without_a_metadata_file_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bag(tmp_path / "run", Robot().events())
+    (path / "metadata.yaml").unlink()
+    (episode,) = load(path, tmp_path / "store")
+    assert (episode.info.name, episode.info.length) == ("run", 12)
+    assert "cut off" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("run.mcap", b"", r"nothing of it was written\): try mcap recover FILE -o OTHER.mcap \(https://mcap"),
+        ("run.mcap", b"\x89MCAP0\r\n", "0 messages"),
+        ("run.mcap", b"something else " * 9, "does not begin as an MCAP file"),
+        ("run.db3", b"something else " * 99, r"run is no readable bag .*try sqlite3 FILE \.recover"),
+    ],
+)
+def test_a_recording_of_which_nothing_is_left_is_refused(
+    tmp_path: Path, name: str, data: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(data)
+    with pytest.raises(DataError) as found:
+        load(tmp_path / "run", tmp_path / "store")
+    assert re.search(message, f"{found.value} {capsys.readouterr().err}")
 
 
 def test_a_folder_without_bags_is_refused(tmp_path: Path) -> None:

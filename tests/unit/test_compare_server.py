@@ -92,7 +92,9 @@ def test_the_model_sees_start_before_and_after_through_every_camera(
     assert texts[1:] == ["START:", "BEFORE:", "AFTER:"]
     urls = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
     shown = [
-        cv2.imdecode(np.frombuffer(base64.b64decode(url.split(",")[1]), np.uint8), cv2.IMREAD_COLOR_RGB)
+        cv2.imdecode(np.frombuffer(base64.b64decode(url.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)[
+            ..., ::-1
+        ]
         for url in urls
     ]
     # The toy writes (episode, frame, camera) into its first pixel.
