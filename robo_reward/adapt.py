@@ -20,7 +20,7 @@ from torch import Tensor
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint, load_checkpoint
 from robo_reward.errors import CheckpointError, ConfigError, DataError
-from robo_reward.labels import label_success
+from robo_reward.labels import label_success, same_stages
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeInfo, EpisodeReader
@@ -29,7 +29,7 @@ from robo_reward.train.calibrate import calibrate
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, ReorderConfig, TrainConfig, WindowConfig
 from robo_reward.train.run import Start, train_from
 from robo_reward.train.split import Beside, Split
-from robo_reward.train.vocabulary import make_tasks, proprio_names
+from robo_reward.train.vocabulary import list_stages, make_tasks, proprio_names
 
 __all__ = ["AdaptConfig", "grow", "merge_tasks", "run"]
 
@@ -151,11 +151,11 @@ def merge_tasks(known: Sequence[TaskConfig], new: Sequence[TaskConfig]) -> tuple
             merged.append(task)
             continue
         old = merged[index]
-        if len(old.stage_names) != len(task.stage_names):
+        if not same_stages(old.stage_names, task.stage_names):
+            known_stages, new_stages = (list_stages(len(t.stage_names), t.stage_names) for t in (old, task))
             raise DataError(
-                f"the model knows '{old.instructions[0]}' with {len(old.stage_names)} stages, the "
-                f"demonstrations have {len(task.stage_names)}: annotate them alike, or give them another "
-                "instruction"
+                f"the model knows '{old.instructions[0]}' with {known_stages}, the demonstrations have "
+                f"{new_stages}: annotate them alike, or give them another instruction"
             )
         texts = tuple(dict.fromkeys([*old.instructions, *task.instructions]))
         merged[index] = dataclasses.replace(old, instructions=texts)

@@ -239,7 +239,8 @@ def fit_detector(
     Calibration episodes are few, so the very best setting is often best by luck, at the edge of much worse
     ones. What cannot be told from it (within one standard error of its count) is as good; of that, the more
     careful: with a least progress, the longest debounce that leaves room enough for the threshold, and the
-    middle of that room.
+    middle of that room. What makes as many mistakes as never calling any success is not good, where there is
+    something better.
     """
     if not episodes:
         return SuccessDetector()
@@ -257,6 +258,8 @@ def fit_detector(
         ]
     )
     good = costs <= costs.min() + math.sqrt(costs.min() + 1)
+    better = good & (costs < sum(bool(done.any()) for _, _, done in episodes))
+    good = better if better.any() else good
     at = int(np.argmax(good.any(axis=(1, 2))))
     room = good[at].sum(axis=1)
     row = int(np.flatnonzero(room >= _ROOM * room.max())[-1])

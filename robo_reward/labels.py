@@ -15,6 +15,7 @@ The hop from moment p to moment q (Robo-Dopamine) is progress relative to what w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,6 +34,8 @@ __all__ = [
     "label_episode",
     "label_from_boundaries",
     "label_success",
+    "plain_stages",
+    "same_stages",
     "stages_begin",
     "task_progress",
     "work_end",
@@ -89,19 +92,49 @@ def label_episode(info: EpisodeInfo) -> ProgressLabel | None:
     return label if label is not None and label.valid.any() else None
 
 
+_COUNTED = re.compile(r"(stage|subtask)\d+")
+"""Names that say which one a stage is and not what it is: those of tools where nobody gave any."""
+
+
+def plain_stages(names: Sequence[str]) -> list[str]:
+    """Stage names as they are compared: without case, spaces and underscores, "" for one that only counts."""
+    plain = [re.sub(r"[\s_]+", "", name).casefold() for name in names]
+    return ["" if _COUNTED.fullmatch(name) else name for name in plain]
+
+
+def same_stages(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists of stage names may be of the same stages; so may any list and an empty one.
+
+    They are not where they are of different length, where a name of one is elsewhere in the other, or where
+    none agrees. A name that only counts (stage_1) goes with any. Where some agree, the others are wordings.
+    """
+    if not names or not others:
+        return True
+    if len(names) != len(others):
+        return False
+    pairs = _named_by_both(names, others)
+    unlike = [(a, b) for a, b in pairs if a != b]
+    moved = {a for a, _ in unlike} & {b for _, b in unlike}
+    return not unlike or (len(unlike) < len(pairs) and not moved)
+
+
+def _named_by_both(names: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """The plain names of the stages, from the first on, for which both lists have one."""
+    return [(a, b) for a, b in zip(plain_stages(names), plain_stages(others), strict=False) if a and b]
+
+
 def stages_begin(info: EpisodeInfo, count: int, names: Sequence[str], whole: int) -> bool:
     """Whether the `count` stages of an episode are the first of its task's `whole` ones, called `names`.
 
-    All of them, or, of one that did not succeed, those that it got to. Stages that are fewer must be called
-    the same; without names only a recorded failure may have fewer.
+    All of them (`same_stages`), or, of one that did not succeed, those that it got to. Stages that are fewer
+    must be called the same; without names only a recorded failure may have fewer.
     """
     if count == whole:
-        return True
+        return same_stages(info.stage_names, names)
     if count > whole or info.outcome is Outcome.SUCCESS:
         return False
-    if info.stage_names and names:
-        return tuple(info.stage_names) == tuple(names[:count])
-    return info.outcome is Outcome.FAILURE
+    pairs = _named_by_both(info.stage_names, names)
+    return all(a == b for a, b in pairs) if pairs else info.outcome is Outcome.FAILURE
 
 
 def label_ceiling(info: EpisodeInfo) -> int | None:

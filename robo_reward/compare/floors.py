@@ -47,7 +47,7 @@ class Majority:
             rows = [
                 self._course(r, weights)
                 for r in data.train
-                if r.info.instruction == task.instructions[0] and label_episode(r.info) is not None
+                if r.info.instruction in task.instructions and label_episode(r.info) is not None
             ]
             longest = max(len(row) for row in rows)
             # An episode that ended stays where it ended: the mean course does not jump as episodes leave it.

@@ -261,7 +261,7 @@ def read_out(
 def _lessons(data: TrainingData) -> tuple[list[EpisodeReader], list[Float32[np.ndarray, " _t"]]]:
     """Training episodes with labels, and their true progress."""
     tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
-    weights = {task.instructions[0]: task.stage_weights for task in tasks}
+    weights = {text: task.stage_weights for task in tasks for text in task.instructions}
     labelled = [r for r in data.train if label_episode(r.info) is not None]
     return labelled, [_truth(r, weights[r.info.instruction]) for r in labelled]
 

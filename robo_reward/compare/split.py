@@ -66,4 +66,9 @@ def hold_out(
     split = make_split([reader.info for reader in readers], holdout, seed)
     train = tuple(r for r, mask in zip(readers, split.train, strict=True) if mask.all())
     kept = tuple(r for r, mask in zip(readers, split.calibration, strict=True) if mask.all())
+    if not train:
+        raise DataError(
+            "every training episode is the only one of its task: a comparison keeps whole episodes back for "
+            "calibration, so record another of each (or give calibration=STORE)"
+        )
     return train, kept

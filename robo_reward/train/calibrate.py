@@ -25,6 +25,7 @@ from robo_reward.calibration import (
 from robo_reward.estimate import Estimates, Moments, look
 from robo_reward.fusion import FusionParameters, Sight
 from robo_reward.labels import label_episode, label_success, task_progress
+from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import (
     EncodedEpisode,
@@ -35,11 +36,11 @@ from robo_reward.offline import (
     resolve_task,
 )
 from robo_reward.readout import floored
-from robo_reward.schema import EpisodeReader, Outcome
+from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.train.fusion import cross_fit, stack_episodes
 from robo_reward.train.split import Split
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "count_successes"]
 
 _FAMILIAR_EPISODES = 24
 _FAMILIAR_FRAMES = 64
@@ -74,7 +75,7 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     The model learns which embeddings are familiar (buffers `familiar_mean` and `familiar_whiten`) and how
     long its cameras may stand still (`ModelConfig.still`), in place.
     """
-    used = _answered(model, readers, split.calibration)
+    used = _answered(model.config, readers, split.calibration)
     if not used:
         return Calibration()
     model.eval()
@@ -102,28 +103,39 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     calibration = _bands(warm, kept, found, {id(k): h for k, h in zip(whole, held_out, strict=True)})
     calibration = calibration if apart else half_trusted(calibration)
     detections = [
-        (f.success_prob, f.progress, done)
+        (f.success_prob, f.progress, label_success(k.reader.info)[0])
         for k, f in zip(kept, found, strict=True)
-        for done, known in [label_success(k.reader.info)]
-        if known.all() and k.mask.all()
+        if _shows_outcome(k.reader.info, k.mask)
     ]
     calibration = replace(calibration, detector=fit_detector(detections), episodes=len(whole))
     return replace(calibration, absent=_absent(model, kept, calibration))
 
 
 def _answered(
-    model: ProgressModel, readers: Sequence[EpisodeReader], masks: Sequence[Bool[np.ndarray, " _t"]]
+    known: ModelConfig, readers: Sequence[EpisodeReader], masks: Sequence[Bool[np.ndarray, " _t"]]
 ) -> list[tuple[EpisodeReader, Bool[np.ndarray, " _t"]]]:
-    """Episodes with something in their mask, but for those of a task that the model does not know.
+    """Episodes with something in their mask, but for those of a task or cameras that the model does not know.
 
     A task without a single label is none of the model's, though its episodes may be among the data.
     """
-    known = model.config
     return [
         (reader, mask)
         for reader, mask in zip(readers, masks, strict=True)
-        if mask.any() and (len(known.tasks) == 1 or known.task_of(reader.info.instruction) is not None)
+        if mask.any()
+        and (len(known.tasks) == 1 or known.task_of(reader.info.instruction) is not None)
+        and not set(known.cameras).isdisjoint(reader.info.cameras)
     ]
+
+
+def count_successes(config: ModelConfig, readers: Sequence[EpisodeReader], split: Split) -> int:
+    """How many successes the success detector is going to be fitted on."""
+    kept = _answered(config, readers, split.calibration)
+    return sum(_shows_outcome(r.info, mask) and bool(label_success(r.info)[0].any()) for r, mask in kept)
+
+
+def _shows_outcome(info: EpisodeInfo, mask: Bool[np.ndarray, " t"]) -> bool:
+    """Whether all of an episode is for calibration, and known to be done or not."""
+    return bool(mask.all() and label_success(info)[1].all())
 
 
 def _look_at(
@@ -172,7 +184,8 @@ def _goals(readers: Sequence[EpisodeReader], split: Split) -> list[tuple[Episode
 @torch.inference_mode()
 def _learn_familiar(model: ProgressModel, readers: Sequence[EpisodeReader], split: Split) -> None:
     """Mean and whitening of the embeddings of some training episodes; the covariance is shrunk to a ball."""
-    known = _answered(model, readers, split.train) or _answered(model, readers, split.calibration)
+    config = model.config
+    known = _answered(config, readers, split.train) or _answered(config, readers, split.calibration)
     some = np.unique(np.linspace(0, len(known) - 1, min(len(known), _FAMILIAR_EPISODES)).astype(int))
     parts: list[Tensor] = []
     for reader, mask in (known[i] for i in some):

@@ -26,7 +26,7 @@ from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
-from robo_reward.train.calibrate import calibrate
+from robo_reward.train.calibrate import calibrate, count_successes
 from robo_reward.train.config import TrainConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.folder import check_held_out, claim_folder, is_finished
@@ -40,6 +40,9 @@ __all__ = ["Start", "run", "train_from"]
 _MANY = 6
 """Stages of a task that may well be several pieces of work."""
 
+_FEW_SUCCESSES = 3
+"""Successes held out for calibration: what is fitted on fewer is mostly luck."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -51,6 +54,7 @@ class Start:
     origin      version of the model that it goes on from, "" for a new one
     seen        what that model has seen of which episode, as its checkpoint says it
     beside      episodes to be practised beside those of the run
+    cameras     that the model is to look through; episodes that have none of them are left out; (): any
     """
 
     configure: Callable[[TrainConfig, Sequence[EpisodeInfo], Sequence[Any]], ModelConfig]
@@ -59,6 +63,7 @@ class Start:
     origin: str = ""
     seen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     beside: Sequence[Beside] = ()
+    cameras: Sequence[str] = ()
 
 
 def run(config: TrainConfig) -> None:
@@ -68,15 +73,19 @@ def run(config: TrainConfig) -> None:
         DataError: a store that cannot be used.
         CheckpointError: `out` holds something else.
     """
-    train_from(config, Start(make_model_config, _new_model, beside=_practice(config)))
+    practice = _practice(config)
+    train_from(config, Start(make_model_config, _new_model, beside=practice, cameras=config.cameras or ()))
 
 
 def _practice(config: TrainConfig) -> list[Beside]:
     """Episodes unlike those that the model will see, which would calibrate it for a world that is not."""
     if not config.practice:
         return []
-    readers, known = open_sources(config.reader, config.practice)
-    return [Beside("for practice", readers, config.practice_share, known)]
+    opened, known = open_sources(config.reader, config.practice)
+    readers = _seeing(opened, config.cameras or ())
+    blind = len(opened) - len(readers)
+    what = f"for practice ({blind} others have none of the cameras)" if blind else "for practice"
+    return [Beside(what, readers, config.practice_share, known)]
 
 
 def train_from(config: TrainConfig, start: Start) -> None:
@@ -99,6 +108,8 @@ def train_from(config: TrainConfig, start: Start) -> None:
     fabric = make_fabric(config)
     fabric.launch()
     torch.manual_seed(config.seed)
+    opened = len(readers)
+    readers = _seeing(readers, start.cameras)
     infos = [reader.info for reader in readers]
     older = [reader for group in start.beside for reader in group.readers]
     practised = [*readers, *older]
@@ -131,6 +142,10 @@ def train_from(config: TrainConfig, start: Start) -> None:
     if fabric.is_global_zero:
         claim_folder(folder, config, fingerprint, own, held_out)
         _describe(console, infos, model, config)
+        if blind := opened - len(readers):
+            named = ", ".join(start.cameras)
+            console.print(f"note: {blind} of {opened} episodes have none of the cameras {named}: left out")
+        _note_successes(console, readers, model_config, split, config, start)
         for group in beside:
             console.print(
                 f"practised beside them, {group.share:.0%} of the windows: {len(group.readers)} {group.what}"
@@ -159,6 +174,15 @@ def train_from(config: TrainConfig, start: Start) -> None:
     )
     (folder / "state.pt").unlink(missing_ok=True)
     console.print(f"model {version}: {folder} ({plan.steps} steps, {plan.elapsed:.0f} s)")
+
+
+def _seeing(readers: Sequence[EpisodeReader], cameras: Sequence[str]) -> list[EpisodeReader]:
+    """Those that have any of the cameras, all where none are named; the others would show nothing."""
+    kept = [reader for reader in readers if not cameras or set(cameras) & set(reader.info.cameras)]
+    if not kept:
+        available = dict.fromkeys(camera for reader in readers for camera in reader.info.cameras)
+        raise DataError(f"no episode has camera '{cameras[0]}': the data has {', '.join(available)}")
+    return kept
 
 
 def _check_apart(infos: Sequence[EpisodeInfo]) -> None:
@@ -201,6 +225,26 @@ def _fit_proprio(model: ProgressModel, proprio: Sequence[Any], split: Split) -> 
         stacked = np.concatenate(rows)
         model.proprio_mean.copy_(torch.from_numpy(stacked.mean(axis=0)))
         model.proprio_std.copy_(torch.from_numpy(stacked.std(axis=0) + 1e-3))
+
+
+def _note_successes(
+    console: Console,
+    readers: Sequence[EpisodeReader],
+    model: ModelConfig,
+    split: Split,
+    config: TrainConfig,
+    start: Start,
+) -> None:
+    """Say so where success is learned, and next to nothing is there to calibrate its detector on."""
+    learned = any((success & known).any() for success, known in (label_success(r.info) for r in readers))
+    # Where only pieces are held out, a model that goes on keeps the detector that it had.
+    kept = start.origin and not any(mask.all() for mask in split.calibration)
+    found = count_successes(model, readers, split)
+    if learned and not kept and config.holdout.calibration > 0 and found < _FEW_SUCCESSES:
+        console.print(
+            f"note: {found} successes calibrate the success detector, fewer than {_FEW_SUCCESSES}: it may "
+            "call success late, falsely or never (bring more demonstrations, or raise holdout.calibration)"
+        )
 
 
 def _describe(

@@ -1,4 +1,7 @@
-"""What training may see: whole episodes kept back where there are enough, segments of each where not."""
+"""What training may see: whole episodes kept back where there are enough, segments of each where not.
+
+The last labelled episode of a task is never kept back whole: a model that claims a task has seen it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from robo_reward.labels import label_episode
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.train.config import HoldoutConfig
+from robo_reward.train.vocabulary import number_tasks
 
 __all__ = ["Beside", "Split", "learned_before", "make_split", "seen_frames", "with_beside"]
 
@@ -58,7 +62,8 @@ class Beside:
 def make_split(infos: Sequence[EpisodeInfo], config: HoldoutConfig, seed: int) -> Split:
     """Draw the split, the same for the same seed."""
     rng = np.random.default_rng([seed, 0x5B117])
-    if len(infos) >= config.episodes:
+    tasks = set(number_tasks([info for info in infos if label_episode(info) is not None]))
+    if len(infos) >= config.episodes and len(infos) > len(tasks):
         return _by_episode(infos, config, rng)
     return _by_segment(infos, config, rng)
 
@@ -108,18 +113,26 @@ def _by_episode(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.ran
     order = rng.permutation(len(infos))
     labelled = np.array([label_episode(info) is not None for info in infos])
     parts = np.zeros(len(infos), dtype=np.int64)
+    marked, others = order[labelled[order]], order[~labelled[order]]
     # Each kind to its share: a few labelled ones among many others would else be held out by luck alone.
-    for kind, least in ((order[labelled[order]], 1), (order[~labelled[order]], 0)):
-        rest = max(len(kind) - least, 0)
+    for kind, spare, least in ((marked, _spare(infos, marked), 1), (others, others, 0)):
+        rest = len(spare)
         test = min(max(least, round(config.test * len(kind))), rest) if config.test > 0 else 0
         rest -= test
         calibration = (
             min(max(least, round(config.calibration * len(kind))), rest) if config.calibration > 0 else 0
         )
-        parts[kind[:test]] = 2
-        parts[kind[test : test + calibration]] = 1
+        parts[spare[:test]] = 2
+        parts[spare[test : test + calibration]] = 1
     masks = [tuple(np.full(i.length, parts[n] == p) for n, i in enumerate(infos)) for p in range(3)]
     return Split(train=masks[0], calibration=masks[1], test=masks[2])
+
+
+def _spare(infos: Sequence[EpisodeInfo], order: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
+    """These episodes in their order, but for the last one of each task."""
+    tasks = number_tasks([infos[index] for index in order])
+    last = {task: place for place, task in enumerate(tasks)}
+    return np.delete(order, list(last.values()))
 
 
 def _by_segment(infos: Sequence[EpisodeInfo], config: HoldoutConfig, rng: np.random.Generator) -> Split:

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from robo_reward.errors import ConfigError, DataError
-from robo_reward.labels import duration_stage_weights, equal_stage_weights, label_episode, stages_begin
+from robo_reward.labels import (
+    duration_stage_weights,
+    equal_stage_weights,
+    label_episode,
+    plain_stages,
+    stages_begin,
+)
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo
 from robo_reward.train.config import TrainConfig
 
-__all__ = ["make_model_config", "make_tasks", "proprio_names"]
+__all__ = ["list_stages", "make_model_config", "make_tasks", "number_tasks", "proprio_names"]
 
 
 def make_model_config(
@@ -57,35 +63,65 @@ def proprio_names(infos: Sequence[EpisodeInfo]) -> tuple[str, ...]:
     return named[0].proprio_names if named else ()
 
 
+def number_tasks(infos: Sequence[EpisodeInfo]) -> list[int]:
+    """The task of each episode, counted from 0 as they come; those that share a text have the same."""
+    parent: dict[str, str] = {}
+
+    def first(text: str) -> str:
+        while parent.setdefault(text, text) != text:
+            text = parent[text]
+        return text
+
+    for info in infos:
+        for text in info.paraphrases:
+            parent[first(text)] = first(info.instruction)
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(first(info.instruction), len(numbers)) for info in infos]
+
+
 def make_tasks(infos: Sequence[EpisodeInfo], weighting: str) -> tuple[TaskConfig, ...]:
-    """One task per instruction that has labels, with its paraphrases and weighted stages.
+    """One task for all labelled episodes that share a text, with all their texts and weighted stages.
 
     A failure may name the stages alone that it got to.
 
     Raises:
-        DataError: where episodes of one instruction disagree about their stages.
+        DataError: where episodes of one task disagree about their stages.
     """
-    groups: dict[str, list[EpisodeInfo]] = {}
-    for info in infos:
-        if label_episode(info) is not None:
-            groups.setdefault(info.instruction, []).append(info)
-    if not groups:
+    labelled = [info for info in infos if label_episode(info) is not None]
+    if not labelled:
         raise DataError("no episode has stages: import with keyframes, or annotate the data first")
+    groups: dict[int, list[EpisodeInfo]] = {}
+    for number, info in zip(number_tasks(labelled), labelled, strict=True):
+        groups.setdefault(number, []).append(info)
     tasks: list[TaskConfig] = []
-    for instruction, members in groups.items():
-        whole = max(members, key=_stage_count)
+    for members in groups.values():
+        whole = _whole(members)
         count = _stage_count(whole)
-        names = next((i.stage_names for i in members if len(i.stage_names) == count), ())
-        if other := next((i for i in members if not stages_begin(i, _stage_count(i), names, count)), None):
-            raise DataError(
-                f"'{instruction}': {whole.name} has {count} stages, {other.name} has {_stage_count(other)}: "
-                "annotate them alike, or give them different instructions (a failure may have the first "
-                "stages alone, by the same names)"
-            )
-        names = names or tuple(f"stage {index + 1}" for index in range(count))
-        texts = dict.fromkeys([instruction, *(text for info in members for text in info.paraphrases)])
+        names = whole.stage_names or tuple(f"stage {index + 1}" for index in range(count))
+        texts = dict.fromkeys(text for info in members for text in (info.instruction, *info.paraphrases))
         tasks.append(TaskConfig(tuple(texts), tuple(names), _weights(weighting, members, count)))
     return tuple(tasks)
+
+
+def _whole(members: Sequence[EpisodeInfo]) -> EpisodeInfo:
+    """An episode of a task that has all its stages, and names for them where any has."""
+    whole = max(members, key=lambda i: (_stage_count(i), sum(map(bool, plain_stages(i.stage_names)))))
+    count = _stage_count(whole)
+    for other in members:
+        if not stages_begin(other, _stage_count(other), whole.stage_names, count):
+            told = dict.fromkeys(f"'{info.instruction}'" for info in (whole, other))
+            raise DataError(
+                f"{' and '.join(told)}{', which share a text' if len(told) > 1 else ''}: {whole.name} has "
+                f"{list_stages(count, whole.stage_names)}, {other.name} "
+                f"{list_stages(_stage_count(other), other.stage_names)}: annotate them alike, or give them "
+                "different instructions (a failure may have the first stages alone, by the same names)"
+            )
+    return whole
+
+
+def list_stages(count: int, names: Sequence[str]) -> str:
+    """Stages as messages tell them: their number, and their names where they have any."""
+    return f"{count} stages ({', '.join(names)})" if names else f"{count} stages"
 
 
 def _stage_count(info: EpisodeInfo) -> int:

@@ -222,10 +222,18 @@ def test_growing_changes_nothing_that_was_known(stores: dict[str, Path]) -> None
 
 def test_a_task_that_is_known_gets_new_texts_and_keeps_its_stages() -> None:
     known = TaskConfig(("open", "pull"), ("a", "b"), (0.4, 0.6))
-    merged = merge_tasks([known], [TaskConfig(("pull", "tug"), ("x", "y"), (0.5, 0.5))])
-    assert merged == (replace(known, instructions=("open", "pull", "tug")),)
-    with pytest.raises(DataError, match="knows 'open' with 2 stages, the demonstrations have 1"):
-        merge_tasks([known], [TaskConfig(("open",), ("x",), (1.0,))])
+    for names in (("A", "_b"), ("stage 1", "stage 2"), ("a", "y")):
+        merged = merge_tasks([known], [TaskConfig(("pull", "tug"), names, (0.5, 0.5))])
+        assert merged == (replace(known, instructions=("open", "pull", "tug")),)
+
+
+@pytest.mark.parametrize("names", [("x",), ("b", "a"), ("x", "y")])
+def test_a_task_that_is_known_by_other_stages_is_refused(names: tuple[str, ...]) -> None:
+    """Fewer, in another order, and as many that have nothing to do with them."""
+    known = TaskConfig(("open", "pull"), ("a", "b"), (0.4, 0.6))
+    told = rf"knows 'open' with 2 stages \(a, b\), the demonstrations have {len(names)} stages "
+    with pytest.raises(DataError, match=told + rf"\({', '.join(names)}\): annotate them alike"):
+        merge_tasks([known], [TaskConfig(("pull",), names, (1 / len(names),) * len(names))])
 
 
 def test_one_demonstration_is_augmented_like_few_real_ones_and_many_as_the_model_was(

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,9 @@ from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.intake import resize_frames
 from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward.train.calibrate import calibrate
 from robo_reward.train.data import FrameCache
+from robo_reward.train.split import Split
 from robo_reward_data.store import EpisodeStore
 
 FAST = [
@@ -317,6 +320,51 @@ def test_cameras_that_are_not_trained_on_do_not_calibrate(tmp_path: Path) -> Non
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     found = [load_checkpoint(tmp_path / name).calibration for name in ("both_run", "one_run")]
     assert found[0] == found[1]
+
+
+def test_episodes_that_the_model_cannot_see_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of another camera: nothing of the model differs from one that never had them among its data."""
+    mixed, seen = EpisodeStore.create(tmp_path / "mixed"), EpisodeStore.create(tmp_path / "seen")
+    unseen = EpisodeStore.create(tmp_path / "unseen")
+    for index in range(12):
+        episode = toy_episode(index, length=12, cameras=("wrist",) if index % 2 else ("front", "wrist"))
+        for store in (mixed, unseen if index % 2 else seen):
+            store.write(episode)
+    options = ["steps=3", "cameras=[front]", "holdout.calibration=0.4"]
+    with_them = train(mixed.path, tmp_path / "a", *options)
+    assert "6 of 12 episodes have none of the cameras front: left out" in _said(capsys)
+    without = train(seen.path, tmp_path / "b", *options)
+    assert "left out" not in _said(capsys)
+    assert all(torch.equal(with_them[name], without[name]) for name in without)
+    found, expected = (load_checkpoint(tmp_path / name) for name in "ab")
+    assert found.calibration == expected.calibration
+    assert found.training["split"] == expected.training["split"]
+    with pytest.raises(DataError, match="no episode has camera 'front': the data has wrist"):
+        train(unseen.path, tmp_path / "c", *options)
+    # Nor are they practised, or calibrated on where they are brought for that.
+    with pytest.raises(DataError, match="no episode has camera 'front': the data has wrist"):
+        train(seen.path, tmp_path / "c", *options, f"practice={unseen.path}")
+    readers = unseen.episodes
+    every = tuple(np.ones(reader.info.length, np.bool_) for reader in readers)
+    nothing = tuple(~mask for mask in every)
+    assert not calibrate(found.model, readers, Split(nothing, every, nothing)).fitted
+
+
+def test_a_detector_that_few_successes_calibrate_is_told_of(
+    toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(toy_store, tmp_path / "few", "steps=2")
+    assert "note: 1 successes calibrate the success detector, fewer than 3" in _said(capsys)
+    train(toy_store, tmp_path / "enough", "steps=2", "holdout.calibration=0.8")
+    assert "calibrate the success detector" not in _said(capsys)
+    train(toy_store, tmp_path / "none", "steps=2", "holdout.calibration=0")
+    assert "calibrate the success detector" not in _said(capsys)
+
+
+def _said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_calibration_learns_how_long_cameras_stand_still(tmp_path: Path) -> None:

@@ -104,6 +104,28 @@ def test_the_detector_prefers_late_over_false() -> None:
     assert fit_detector([]) == SuccessDetector()
 
 
+@pytest.mark.parametrize("frames", [1, 3, 4, 9])
+@pytest.mark.parametrize("failures", [0, 1])
+def test_one_success_is_called_and_never_calling_is_not_as_good(frames: int, failures: int) -> None:
+    """A perfect head: that one mistake more cannot be told from none is no reason to miss all there is."""
+    done = np.arange(20) >= 20 - frames
+    prob, progress = np.where(done, 0.95, 0.02), np.where(done, 1.0, 0.5)
+    never = np.zeros(20, dtype=np.bool_)
+    lost = (np.full(20, 0.02), np.full(20, 0.5), never)
+    detector = fit_detector([(prob, progress, done), *[lost] * failures])
+    found = detector.detect(prob, progress)
+    assert found is not None
+    assert done[found]
+    assert detector.debounce == min(frames, 5)
+    assert detector.detect(*lost[:2]) is None
+
+
+def test_where_nothing_is_better_than_never_calling_the_detector_is_still_a_careful_one() -> None:
+    done = np.arange(20) >= 18
+    deaf = (np.full(20, 0.02), np.linspace(0, 1, 20), done)
+    assert fit_detector([deaf]) == SuccessDetector(0.53, 5, 0.9)
+
+
 def test_the_detector_keeps_away_from_the_edge_of_mistakes() -> None:
     """No frame above .76 is false here, but many are nearly so: several in a row leave room on all sides."""
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import torch
 
 from robo_reward.errors import CheckpointError, DataError
 from robo_reward.evaluate.predict import true_labels
-from robo_reward.model.config import ModelConfig
+from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import encode_episode
 from robo_reward.schema import Episode, EpisodeInfo, Outcome
@@ -20,7 +20,7 @@ from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig
 from robo_reward.train.folder import check_held_out, claim_folder, is_finished
 from robo_reward.train.split import learned_before, make_split, seen_frames
-from robo_reward.train.vocabulary import make_tasks, proprio_names
+from robo_reward.train.vocabulary import make_tasks, number_tasks, proprio_names
 
 
 def _config(muon: float) -> TrainConfig:
@@ -95,8 +95,96 @@ def test_a_failure_may_name_the_stages_alone_that_it_got_to() -> None:
         _marked(1, ("reach", "push"), Outcome.FAILURE),
         _marked(1, ("reach", "grasp"), Outcome.SUCCESS),
     ):
-        with pytest.raises(DataError, match="toy_000 has 3 stages, toy_001 has 2: annotate them alike"):
+        told = (
+            r"'fill the bar': toy_000 has 3 stages \(reach, grasp, place\), toy_001 2 stages \({}\): annotate"
+        )
+        with pytest.raises(DataError, match=told.format(", ".join(other.stage_names))):
             make_tasks([whole, other], "equal")
+
+
+@pytest.mark.parametrize(
+    ("names", "same"),
+    [
+        (("Reach", "put_in ", "Close Drawer"), True),
+        (("reach", "insert", "close drawer"), True),  # another word for one of them
+        (("stage_1", "stage 2", "Stage_3"), True),
+        (("subtask1", "subtask2", "subtask3"), True),
+        (("put in", "reach", "close drawer"), False),
+        (("Put_In", "stage_2", "reach"), False),
+        (("approach", "reach", "put in"), False),
+        (("open", "wipe", "shut"), False),
+    ],
+)
+def test_stages_are_told_by_their_names_and_not_by_their_number(names: tuple[str, ...], same: bool) -> None:
+    known = ("reach", "put in", "close drawer")
+    one, other = _marked(0, known, Outcome.SUCCESS), _marked(1, names, Outcome.SUCCESS)
+    task = TaskConfig(("fill the bar",), known, (0.2, 0.3, 0.5))
+    assert true_labels(task, other).same_stages == same
+    counted = _marked(2, ("stage_1", "stage_2", "stage_3"), Outcome.SUCCESS)
+    for infos in ([one, other], [counted, one, other]):  # names that only count hide nothing
+        if same:
+            (made,) = make_tasks(infos, "equal")
+            assert made.stage_names == known
+            continue
+        told = r"toy_000 has 3 stages \(reach, put in, close drawer\), toy_001 3 stages \({}\): annotate"
+        with pytest.raises(DataError, match=told.format(", ".join(names))):
+            make_tasks(infos, "equal")
+
+
+def _worded(index: int, *texts: str, names: tuple[str, ...] = ("reach", "pull")) -> EpisodeInfo:
+    info = _marked(index, names, Outcome.SUCCESS)
+    return dataclasses.replace(info, instruction=texts[0], paraphrases=texts[1:])
+
+
+def test_wordings_that_share_a_text_are_one_task() -> None:
+    """In any order, and by a third: "tug" and "open" are never said of one episode."""
+    infos = [
+        _worded(0, "open", "pull"),
+        _worded(1, "press", "push"),
+        _worded(2, "tug", "haul"),
+        _worded(3, "pull", "tug"),
+        _worded(4, "push", "press"),
+    ]
+    assert number_tasks(infos) == [0, 1, 0, 0, 1]
+    tasks = make_tasks(infos, "equal")
+    assert [task.instructions for task in tasks] == [("open", "pull", "tug", "haul"), ("press", "push")]
+    other = _worded(5, "shut", "push", names=("reach", "press", "retreat"))
+    with pytest.raises(DataError, match="'shut' and 'press', which share a text: toy_005 has 3 stages"):
+        make_tasks([*infos, other], "equal")
+
+
+def test_the_only_demonstration_of_a_task_is_never_held_out() -> None:
+    """Of "once" there is one, of "twice" there are two, by different wordings."""
+    texts = [("often",)] * 6 + [("once",), ("twice", "again"), ("again",)]
+    infos = [_worded(index, *said) for index, said in enumerate(texts)]
+    holdout = HoldoutConfig(calibration=0.4, test=0.4)
+    held = set[int]()
+    for seed in range(30):
+        split = make_split(infos, holdout, seed)
+        taught = [mask.all() for mask in split.train]
+        assert taught[6]
+        assert taught[7] or taught[8]
+        assert any(taught[:6])
+        assert sum(mask.all() for mask in split.test) == 4
+        assert sum(mask.all() for mask in split.calibration) == 2  # all that are left but one of each task
+        held |= {index for index, kept in enumerate(taught) if not kept}
+    assert {7, 8} <= held
+
+
+def test_of_many_episodes_of_each_task_the_same_are_held_out_as_ever() -> None:
+    infos = [_worded(index, ("open", "press")[index % 2]) for index in range(20)]
+    split = make_split(infos, HoldoutConfig(calibration=0.2, test=0.1), 3)
+    order = np.random.default_rng([3, 0x5B117]).permutation(20)
+    assert {i for i, mask in enumerate(split.test) if mask.all()} == set(order[:2].tolist())
+    assert {i for i, mask in enumerate(split.calibration) if mask.all()} == set(order[2:6].tolist())
+
+
+def test_of_tasks_with_one_demonstration_each_pieces_are_held_out() -> None:
+    infos = [_worded(index, f"task {index}") for index in range(6)]
+    split = make_split(infos, HoldoutConfig(calibration=0.2), 0)
+    for train, kept in zip(split.train, split.calibration, strict=True):
+        assert kept.any()
+        assert train[[0, -1]].all()
 
 
 def test_what_was_learned_before_is_never_held_out_and_counts_as_seen_at_any_frame_rate() -> None:
