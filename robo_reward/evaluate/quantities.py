@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from robo_reward import metrics as m
 from robo_reward.calibration import LEVELS, SuccessDetector
-from robo_reward.evaluate.predict import Answers, EpisodeResult
+from robo_reward.evaluate.predict import Answers, EpisodeResult, Truth
 from robo_reward.labels import work_end
-from robo_reward.schema import Outcome
+from robo_reward.schema import EpisodeInfo, Outcome
 
 __all__ = [
     "Average",
@@ -36,6 +36,7 @@ __all__ = [
     "progress_error",
     "quantities",
     "stage_hits",
+    "true_end",
 ]
 
 _STILL_FRAMES = 4
@@ -325,6 +326,20 @@ def end_level(values: Float[np.ndarray, " t"]) -> float:
     return float(np.median(known[-3:])) if len(known) else float("nan")
 
 
+def true_end(info: EpisodeInfo, truth: Truth) -> float:
+    """The level of true progress that an episode ends on, NaN where it is unknown.
+
+    Where the truth is known frame by frame it is the median of the last three. Keyframes tell it of a success
+    alone, which ends at 1: the last frames fall short of that by what is left of the last stage, which is the
+    more the shorter that is. How far the last stage of any other episode got, nobody knows.
+    """
+    if truth.progress is None:
+        return float("nan")
+    if info.truth is None:
+        return 1.0 if info.outcome is Outcome.SUCCESS else float("nan")
+    return float(np.median(truth.progress[-3:]))
+
+
 def overclaim(results: Sequence[EpisodeResult]) -> Mean:
     """How far the frames of failures are claimed to be beyond anything that their episode achieved."""
     return frame_mean(
@@ -342,18 +357,19 @@ def _outcome_hit(r: EpisodeResult) -> float:
         return float("nan")
     if r.info.outcome is Outcome.SUCCESS:
         return float(_class(end) == 2)
-    if r.truth.progress is None:
+    truth = true_end(r.info, r.truth)
+    if not np.isfinite(truth):
         return float(_class(end) < 2)
-    return float(_class(end) == min(_class(end_level(r.truth.progress)), 1))
+    return float(_class(end) == min(_class(truth), 1))
 
 
 def _tau_a(results: Sequence[EpisodeResult]) -> Quantity:
     """Over the pairs of rollouts of one task that the truth ranks; an invalid estimate agrees with none."""
-    usable = [r for r in results if r.truth.progress is not None and r.unseen.all()]
+    usable = [r for r in results if np.isfinite(true_end(r.info, r.truth)) and r.unseen.all()]
     estimate = np.array([end_level(r.forward.progress) for r in usable], dtype=np.float64)
-    truth = np.array([end_level(r.truth.progress) for r in usable if r.truth.progress is not None])
+    truth = np.array([true_end(r.info, r.truth) for r in usable], dtype=np.float64)
     tasks = np.unique([r.info.instruction for r in usable], return_inverse=True)[1]
-    agreement, ranked = m.pair_agreement(estimate, truth.astype(np.float64))
+    agreement, ranked = m.pair_agreement(estimate, truth)
     together = tasks[:, None] == tasks[None, :]
     return Pairs((agreement * together).astype(np.float64), (ranked & together).astype(np.float64))
 

@@ -167,9 +167,7 @@ def _notes(checkpoint: Checkpoint, results: Sequence[EpisodeResult]) -> list[str
         notes.append(f"cameras left out, as in training: {', '.join(left)}")
     notes += _stuck_notes(results)
     if any(r.truth.stage is not None and not r.truth.same_stages for r in results):
-        notes.append(
-            "some episodes have another number of stages than the model: their stages are not compared"
-        )
+        notes.append("some episodes have other stages than the model: their stages are not compared")
     if not checkpoint.calibration.quantiles:
         notes.append("no labelled episode was kept to calibrate the model: its bands are a guess")
     notes.append(_fusion_note(checkpoint.calibration))

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -101,10 +102,10 @@ def test_stages_are_found_written_and_not_overwritten_unasked(
     assert store.fingerprint == before, (
         "the same seed finds the same stages, and finding them again is no harm"
     )
-    assert main([*command, "stages=2", "names=null"]) == 1
-    assert "6 episodes (episode_00, ...) have other boundaries already" in capsys.readouterr().err
+    assert main([*command, "stages=2", "names=null"]) == 0
+    assert "'carry it': left as it is, 6 of 6 demonstrations have stages" in capsys.readouterr().out
     assert store.fingerprint == before
-    assert main([*command, "names=[a,b]"]) == 1
+    assert main([*command, "overwrite=true", "names=[a,b]"]) == 1
     assert "names has 2 stages, 3 were found: set stages=2" in capsys.readouterr().err
     # The files say what the store does, and bring it back where it is lost.
     bounds = store["episode_00"].info.boundaries
@@ -112,6 +113,73 @@ def test_stages_are_found_written_and_not_overwritten_unasked(
     run_command("annotate", [f"data={store.path}", "mode=read", f"files={tmp_path / 'files'}"])
     assert store["episode_00"].info.boundaries.tolist() == bounds.tolist()
     assert store.fingerprint == before
+    store.annotate("episode_00", STAGES, bounds + np.array([0, 1, 1, 0]))
+    assert main([*command, "mode=read", f"files={tmp_path / 'files'}"]) == 1
+    assert "1 episodes (episode_00, ...) have other boundaries already" in capsys.readouterr().err
+
+
+def give_task(store: EpisodeStore, index: int, task: str, marks: Sequence[int] | None) -> None:
+    made = demonstration(index, (15 + index % 9, 12, 20))
+    bounds = None if marks is None else np.array([*marks, made.info.length])
+    names = () if bounds is None else ("a", "b")
+    info = dataclasses.replace(made.info, instruction=task, boundaries=bounds, stage_names=names)
+    store.write(dataclasses.replace(made, info=info))
+
+
+@pytest.mark.parametrize("like", [False, True])
+def test_what_is_marked_is_not_looked_at_again_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], like: bool
+) -> None:
+    """Eight tasks marked by hand were replaced by one that was not, as the refusal advised."""
+    store = EpisodeStore.create(tmp_path / "store")
+    for index in range(4):
+        give_task(store, index, "clear", [0, 9])
+    give_task(store, 4, "close the box", [0, 7])
+    for index in range(5, 8):
+        give_task(store, index, "carry it", None)
+    command = ["annotate", f"data={store.path}", "stages=3", "resamples=1"]
+    if like:
+        other = EpisodeStore.create(tmp_path / "other")
+        for index in range(6):
+            episode = demonstration(40 + index, (14 + index, 12, 26 - index))
+            bounds = np.array(episode.info.source["boundaries"])
+            info = dataclasses.replace(episode.info, boundaries=bounds, stage_names=STAGES)
+            other.write(dataclasses.replace(episode, info=info))
+        command += [f"like=[{other.path}]"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "'clear': left as it is, 4 of 4 demonstrations have stages" in said
+    assert "'close the box': left as it is, 1 of 1 demonstrations have stages" in said
+    assert "'carry it': 3 stages in 3 episodes" in said
+    stages = [episode.info.boundaries.tolist()[:2] for episode in store.episodes[:5]]
+    assert stages == [[0, 9]] * 4 + [[0, 7]]
+    assert [len(episode.info.boundaries) for episode in store.episodes[5:]] == [4] * 3
+    # Asked to, it does all that it can: one alone shares its stages with nobody.
+    assert main([*command, "overwrite=true"]) == 0
+    counts = [len(episode.info.boundaries) for episode in store.episodes]
+    assert counts == [4] * 4 + [4 if like else 3] + [4] * 3
+
+
+def test_a_task_of_which_some_is_marked_is_one_to_spread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path / "store", 5, truth=True)
+    copy = ["annotate", f"data={store.path}", f"out={tmp_path / 'copy'}", "stages=3", "resamples=1"]
+    assert main(copy) == 0  # a simulator's truth is no mark
+    made = EpisodeStore.open(tmp_path / "copy")
+    for name in ("episode_01", "episode_03"):
+        made.annotate(name, (), None)
+    for command in (["annotate", f"data={made.path}"], copy):  # marks in the copy count as well
+        before = made.fingerprint
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert "3 of 5 demonstrations of 'carry it' have stages already: mode=spread" in said
+        assert made.fingerprint == before
+    assert main([*copy, "mode=spread"]) == 0
+    assert "'carry it': 3 marked, 2 follow" in capsys.readouterr().out
+    give_task(made, 9, "push", None)
+    assert main(["annotate", f"data={made.path}"]) == 1
+    assert "there is one alone of 'push'" in capsys.readouterr().err
 
 
 def test_a_few_marked_demonstrations_give_the_others_their_stages(
@@ -138,7 +206,23 @@ def test_a_few_marked_demonstrations_give_the_others_their_stages(
         wanted = np.array(info.source["boundaries"])[1:3] + 2
         assert np.abs(info.boundaries[1:3] - wanted).max() <= 2
     assert store["episode_01"].info.boundaries.tolist() == marked.tolist()
-    # What is there already is left alone: nothing is unmarked any more.
+    # With another mark, what was spread is spread anew; what a person changed since is a person's.
+    before = store.fingerprint
+    assert main(command) == 0
+    assert "2 marked, 6 follow" in capsys.readouterr().out
+    assert store.fingerprint == before
+    for name in ("episode_01", "episode_04", "episode_06"):
+        store.annotate(name, STAGES, np.array(store[name].info.source["boundaries"]) - np.array([0, 2, 2, 0]))
+    own = store["episode_06"].info.boundaries
+    assert main(command) == 0
+    assert "3 marked, 5 follow" in capsys.readouterr().out
+    assert store["episode_06"].info.boundaries.tolist() == own.tolist()
+    for episode in store.episodes:
+        wanted = np.array(episode.info.source["boundaries"])[1:3] - 2
+        assert np.abs(episode.info.boundaries[1:3] - wanted).max() <= 2
+    # Where a person has looked at all of them, none follows.
+    for episode in store.episodes:
+        store.annotate(episode.name, STAGES, np.array(episode.info.source["boundaries"]))
     assert main(command) == 1
     # Names can be given where the marked have none; others than theirs are refused.
     store.annotate("episode_00", (), None)
@@ -179,9 +263,10 @@ def test_stages_end_where_those_of_other_tasks_do(tmp_path: Path, capsys: pytest
     assert main([*command, "overwrite=true"]) == 0
     assert "'carry it': 2 stages in 5 episodes" in capsys.readouterr().out
     before = store.fingerprint
-    assert main([*command, "hand=[0,1]"]) == 1
+    assert main([*command, "overwrite=true", "hand=[0,1]"]) == 1
     assert "hand=[0, 1]: three of the 3 columns of proprioception, or none" in capsys.readouterr().err
-    assert main(["annotate", f"data={store.path}", f"like=[{make_store(tmp_path / 'bare').path}]"]) == 1
+    bare = f"like=[{make_store(tmp_path / 'bare').path}]"
+    assert main(["annotate", f"data={store.path}", "overwrite=true", bare]) == 1
     assert "like has no successful episode with stage boundaries" in capsys.readouterr().err
     assert store.fingerprint == before
 
@@ -261,6 +346,29 @@ def test_real_keyframes_go_through_the_store_and_back(shared_data: Path, tmp_pat
     written.write_text(written.read_text().replace("subtask1", "other", 1))
     with pytest.raises(DataError, match="says something else"):
         run_command("annotate", [f"data={store}", "mode=write", f"files={tmp_path / 'files'}"])
+
+
+def test_a_recording_whose_name_ends_in_capitals_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "drawer" / "episode_0"
+    folder.mkdir(parents=True)
+    with av.open(str(folder / "front.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(30):
+            image = np.full((32, 32, 3), 8 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    (folder / "front.mp4").rename(folder / "front.MP4")  # as cameras write them
+    (folder.parent / "task_instruction.json").write_text('["open the drawer"]')
+    store, files = tmp_path / "store", tmp_path / "files"
+    run_command("import", ["source=video_folders", f"path={folder.parent}", f"out={store}", "fps=10"])
+    EpisodeStore.open(store).annotate("drawer-episode_0", ("reach", "pull"), np.array([0, 4, 10]))
+    run_command("annotate", [f"data={store}", "mode=write", f"files={files}"])
+    written = json.loads((files / "drawer/episode_0/annotated_keyframes.json").read_text())
+    assert [(entry["start_frame_id"], entry["end_frame_id"]) for entry in written] == [(0, 12), (12, 30)]
+    (folder / "front.MP4").unlink()
+    with pytest.raises(DataError, match=r"no video .*front\.mp4, from where the episode was imported"):
+        run_command("annotate", [f"data={store}", "mode=read", f"files={files}"])
 
 
 LEROBOT = """

@@ -10,7 +10,7 @@ import pytest
 
 from robo_reward.calibration import SuccessDetector
 from robo_reward.evaluate.predict import EpisodeResult, true_labels
-from robo_reward.evaluate.quantities import quantities
+from robo_reward.evaluate.quantities import end_level, quantities, true_end
 from robo_reward.model.config import TaskConfig
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward.testing import toy_episode
@@ -40,3 +40,61 @@ def test_order_in_time_counts_up_to_the_frame_that_shows_the_task_done() -> None
     swapped[[2, 4]] = swapped[[4, 2]]
     said = swapped
     assert order(done) < 0.95, "before, every frame counts"
+
+
+THREE = TaskConfig(("fill the bar",), ("a", "b", "c"), (0.3, 0.3, 0.4))
+
+
+def keyframed(index: int, bounds: list[int], outcome: Outcome, length: int = 20) -> EpisodeInfo:
+    names = ("a", "b", "c")[: len(bounds) - 1]
+    keyframes = {"boundaries": np.array(bounds), "stage_names": names, "truth": None, "success": None}
+    return replace(toy_episode(index, length=length).info, outcome=outcome, **keyframes)
+
+
+def judged(info: EpisodeInfo, said: np.ndarray, task: TaskConfig = THREE) -> EpisodeResult:
+    length = info.length
+    names = ("progress", "std", "low", "high", "tau", "success_prob", "stage", "valid", "reason")
+    answers = SimpleNamespace(**dict.fromkeys(names, said.astype(np.float32)))
+    bands = (np.zeros((19, length), np.float32), np.ones((19, length), np.float32))
+    truth = true_labels(task, info)
+    return EpisodeResult(info, truth, np.ones(length, np.bool_), answers, answers, {}, bands)
+
+
+def value(results: list[EpisodeResult], name: str) -> float:
+    return quantities(results, SuccessDetector())[name].metric(np.random.default_rng(0)).value
+
+
+def test_keyframed_successes_end_alike_however_long_their_last_stage_is() -> None:
+    """The frame index was called a perfect order of them, and an estimate of 1 at every end no order."""
+    infos = [keyframed(i, [0, 4, 8, 20 + 4 * i], Outcome.SUCCESS, length=20 + 4 * i) for i in range(8)]
+    assert [true_end(info, true_labels(THREE, info)) for info in infos] == [1.0] * 8
+    by_frame = [judged(info, np.arange(info.length) / info.length) for info in infos]
+    assert np.isnan(value(by_frame, "tau_a")), "the truth ranks none of them"
+    # A rollout whose truth is known at every frame is ranked behind them, whoever is how long.
+    short = toy_episode(9, length=20, reach=0.5).info
+    ends = [judged(info, np.linspace(0, 0.9 + 0.01 * i, info.length)) for i, info in enumerate(infos)]
+    assert value([*ends, judged(short, np.linspace(0, 0.4, 20))], "tau_a") == pytest.approx(1.0)
+
+
+def test_where_the_last_frames_are_unknown_nothing_is_said_of_the_end() -> None:
+    """A failure that stopped in its second stage was held to have ended where that began."""
+    stopped = keyframed(0, [0, 8, 20], Outcome.FAILURE)
+    truth = true_labels(THREE, stopped)
+    assert np.isfinite(truth.progress).any()
+    assert np.isnan(true_end(stopped, truth))
+    right = judged(stopped, np.linspace(0, 0.59, 20))
+    assert value([right], "outcome_accuracy") == 1.0
+    assert value([judged(stopped, np.ones(20))], "outcome_accuracy") == 0.0
+    done = judged(keyframed(1, [0, 4, 8, 20], Outcome.SUCCESS), np.linspace(0, 0.2, 20))
+    assert np.isnan(value([right, done], "tau_a")), "nothing is known of how far it got, so it is in no pair"
+    nobody_said = keyframed(2, [0, 4, 8, 20], Outcome.UNKNOWN)
+    assert np.isnan(true_end(nobody_said, true_labels(THREE, nobody_said)))
+
+
+def test_the_end_of_a_simulated_rollout_is_the_median_of_its_last_frames() -> None:
+    info = toy_episode(3, length=20, reach=0.7).info
+    task = TaskConfig(("fill the bar",), ("red", "green"), (0.5, 0.5))
+    truth = true_labels(task, info)
+    assert true_end(info, truth) == float(np.median(truth.progress[-3:])) == end_level(truth.progress)
+    torn = replace(truth, progress=np.append(truth.progress[:-1], np.float32(np.nan)))
+    assert np.isnan(true_end(info, torn))

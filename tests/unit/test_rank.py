@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from robo_reward.cli.main import main
 from robo_reward.metrics import Metric
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
+from robo_reward.schema import Outcome
 from robo_reward.testing import toy_episode
 from robo_reward_data.rank import filtered, show
 from robo_reward_data.rank import run as rank_run
@@ -211,6 +213,20 @@ def test_a_summary_is_of_the_tables_beside_it(
     assert not (suite / "out/summary.json").exists()
     assert main([*arguments, "keep.top=0.5"]) == 0  # and again, without overwrite
     assert len(json.loads((suite / "out/summary.json").read_text())["kept"]) == 2
+
+
+def test_how_far_a_keyframed_rollout_got_is_known_of_successes_alone(suite: Path) -> None:
+    """Their truths differed by the length of their last stage, which the ranking was then held against."""
+    store = EpisodeStore.create(suite / "keyframed")
+    outcomes = (Outcome.SUCCESS, Outcome.SUCCESS, Outcome.FAILURE)
+    for index, (outcome, middle) in enumerate(zip(outcomes, (4, 12, 8), strict=True)):
+        made = toy_episode(20 + index, length=16)
+        keyframes = {"boundaries": np.array([0, middle, 16]), "truth": None, "success": None}
+        store.write(replace(made, info=replace(made.info, outcome=outcome, **keyframes)))
+    assert main(["rank", f"model={suite / 'run'}", f"data={store.path}", f"out={suite / 'out'}"]) == 0
+    table = pq.ParquetFile(suite / "out/ranking.parquet").read().to_pylist()
+    truths = {row["name"]: row["truth"] for row in table}
+    assert truths == {"toy_020": 1.0, "toy_021": 1.0, "toy_022": None}
 
 
 @pytest.mark.parametrize("keep_more", ["min_score=2", "max_std=-1", "top=0"])

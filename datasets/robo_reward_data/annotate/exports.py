@@ -177,13 +177,14 @@ def _recorded_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
 
 def _video_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
     # The clock of an import is its first camera's: other videos of the folder may be of other lengths.
-    video = Path(str(info.source["path"])) / f"{info.cameras[0]}.mp4"
-    if not video.is_file():
+    folder, camera = Path(str(info.source["path"])), info.cameras[0]
+    videos = {path.stem: path for path in sorted(folder.glob("*.[mM][pP]4"))}
+    if camera not in videos:
         raise DataError(
-            f"no video {video}, from where the episode was imported: keyframes count its frames. "
-            "recordings=FOLDER says where it is now"
+            f"no video {folder / camera}.mp4, from where the episode was imported: keyframes count its "
+            "frames. recordings=FOLDER says where it is now"
         )
-    return open_video(video).stamp_ns
+    return open_video(videos[camera]).stamp_ns
 
 
 def _lerobot_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, w
 from robo_reward_data.annotate.journal import Marks
 from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
 from robo_reward_data.annotate.session import Finder, Session, check_marks, default_names
-from robo_reward_data.annotate.spread import spread_marks
+from robo_reward_data.annotate.spread import note_spread, spread_before, spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
 __all__ = ["AnnotateConfig", "copy_without_truth", "run"]
@@ -172,27 +172,54 @@ def _demonstrations(source: EpisodeStore) -> dict[str, list[StoredEpisode]]:
     return tasks
 
 
+def _is_marked(episode: StoredEpisode) -> bool:
+    """Whether somebody gave it stages; what a simulator's truth gives nobody has marked."""
+    return episode.info.boundaries is not None and episode.info.truth is None
+
+
 def _find(config: AnnotateConfig) -> None:
-    source, model = _source(config), _model(config)
-    tasks = _demonstrations(source)
+    model, store = _model(config), _open(config)
+    tasks = _demonstrations(store)
     if not tasks:
         raise DataError(f"{config.data} has no successful episodes: stages are found in those")
     if config.out is None:
         _refuse_truth([episode for episodes in tasks.values() for episode in episodes])
     find = _finder(config) or (lambda readers: find_stages(readers, _settings(config), model))
     stages: dict[str, Stages] = {}
-    lone = [] if config.like else [task for task, readers in tasks.items() if len(readers) < 2]
-    if lone:
-        raise DataError(
-            f"stages are what demonstrations share, and there is one alone of '{lone[0]}': record another "
-            "one, or mark it by hand with mode=web"
-        )
-    for instruction, readers in tasks.items():
+    for instruction, readers in _without_stages(config, tasks).items():
         found = find(readers)
         names = _names(config.names, len(found.stability) + 1)
         stages |= {r.name: Stages(names, b) for r, b in zip(readers, found.boundaries, strict=True)}
         _report(instruction, readers, found)
     _write(config, stages)
+
+
+def _without_stages(
+    config: AnnotateConfig, tasks: Mapping[str, list[StoredEpisode]]
+) -> dict[str, list[StoredEpisode]]:
+    """The tasks to find stages of: those of which nothing is marked, or with `overwrite` all that can be."""
+    todo: dict[str, list[StoredEpisode]] = {}
+    for task, episodes in tasks.items():
+        marked = sum(map(_is_marked, episodes))
+        alone = len(episodes) < 2 and not config.like
+        if marked == len(episodes) and (alone or not config.overwrite):
+            told = "" if alone else ": overwrite=true finds their stages anew and replaces these"
+            sys.stdout.write(
+                f"'{task}': left as it is, {marked} of {marked} demonstrations have stages already{told}\n"
+            )
+        elif alone:
+            raise DataError(
+                f"stages are what demonstrations share, and there is one alone of '{task}': record another "
+                "one, or mark it by hand with mode=web"
+            )
+        elif marked and not config.overwrite:
+            raise DataError(
+                f"{marked} of {len(episodes)} demonstrations of '{task}' have stages already: mode=spread "
+                "gives the others the same (overwrite=true would replace those that are there)"
+            )
+        else:
+            todo[task] = episodes
+    return todo
 
 
 def _settings(config: AnnotateConfig) -> StageSettings:
@@ -209,13 +236,12 @@ def _finder(config: AnnotateConfig) -> Finder | None:
 
 
 def _spread(config: AnnotateConfig) -> None:
-    source, model = _source(config), _model(config)
-    tasks = _demonstrations(source)
+    model, store = _model(config), _open(config)
+    before = spread_before(store)
     stages: dict[str, Stages] = {}
-    for instruction, episodes in tasks.items():
-        # What a simulator's truth gives nobody has marked.
-        marked = [e for e in episodes if e.info.boundaries is not None and e.info.truth is None]
-        others = [e for e in episodes if e.info.boundaries is None or e.info.truth is not None]
+    for instruction, episodes in _demonstrations(store).items():
+        marked = [e for e in episodes if _is_marked(e) and e.name not in before]
+        others = [e for e in episodes if not _is_marked(e) or e.name in before]
         if not marked or not others:
             continue
         if config.out is None:
@@ -234,7 +260,7 @@ def _spread(config: AnnotateConfig) -> None:
             f"{config.data}: no task has both marked demonstrations and others: mark one or more of each "
             "first (mode=web or mode=read)"
         )
-    _write(config, stages)
+    _write(config, stages, spread=before)
 
 
 def _spread_names(given: Sequence[str] | None, marked: Sequence[EpisodeReader]) -> tuple[str, ...]:
@@ -305,17 +331,30 @@ def _refuse_truth(episodes: Sequence[StoredEpisode]) -> None:
         )
 
 
-def _write(config: AnnotateConfig, stages: Mapping[str, Stages], export: bool = True) -> None:
-    """Write stages into the store (or its copy), all or, where one would be replaced unasked, none."""
+def _write(
+    config: AnnotateConfig,
+    stages: Mapping[str, Stages],
+    export: bool = True,
+    spread: Collection[str] | None = None,
+) -> None:
+    """Write stages into the store (or its copy), all or, where one would be replaced unasked, none.
+
+    Where they are `spread`, that is noted; it names the episodes that were so before, and may be so again.
+    """
     store = _open(config)
-    differing = [name for name, said in stages.items() if _differs(store[name], said)]
+    marks = {name: Marks(said.names, tuple(said.boundaries.tolist())) for name, said in stages.items()}
+    differing = [
+        name for name, said in stages.items() if name not in (spread or ()) and _differs(store[name], said)
+    ]
     if differing and not config.overwrite:
         raise DataError(
             f"{len(differing)} episodes ({differing[0]}, ...) have other boundaries already: "
             "say overwrite=true to replace them, or out=FOLDER for a copy"
         )
-    for name, said in stages.items():
-        check_marks(store[name].info, Marks(said.names, tuple(said.boundaries.tolist())))
+    for name, said in marks.items():
+        check_marks(store[name].info, said)
+    if spread is not None:
+        note_spread(store, marks)
     unknown = {name for name in stages if store[name].info.outcome is Outcome.UNKNOWN}
     done = [store.annotate(name, said.names, said.boundaries) for name, said in stages.items()]
     sys.stdout.write(f"{len(stages)} episodes annotated: {store.path}\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ from robo_reward.errors import DataError
 from robo_reward.landmarks import Landmarks
 from robo_reward.schema import EpisodeReader
 from robo_reward.stages import boundary_matches
+from robo_reward_data._files import read_json, replace_file
 from robo_reward_data.annotate.auto import check_cameras
 from robo_reward_data.annotate.features import Moments, stage_features
+from robo_reward_data.annotate.journal import Marks
+from robo_reward_data.store import EpisodeStore
 
-__all__ = ["SpreadMarks", "spread_marks"]
+__all__ = ["SpreadMarks", "note_spread", "spread_before", "spread_marks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,36 @@ def spread_marks(
         hits += boundary_matches(bounds[0], bounds[1], length)
         total += int(looked.sum())
     return SpreadMarks(boundaries, hits / total if total else float("nan"))
+
+
+def note_spread(store: EpisodeStore, marks: Mapping[str, Marks]) -> None:
+    """Note which marks are no person's; before they are written, so that none of them ever passes for one."""
+    path = _notes_path(store)
+    path.parent.mkdir(exist_ok=True)
+    said = _notes(store) | marks
+    replace_file(path, json.dumps({name: asdict(noted) for name, noted in said.items()}))
+
+
+def spread_before(store: EpisodeStore) -> set[str]:
+    """The episodes whose stages are still as they were spread: what a person changed is a person's."""
+    notes = _notes(store)
+    noted = [episode.info for episode in store.episodes if episode.name in notes]
+    return {
+        info.name
+        for info in noted
+        if info.boundaries is not None
+        and notes[info.name] == Marks(info.stage_names, tuple(info.boundaries.tolist()))
+    }
+
+
+def _notes_path(store: EpisodeStore) -> Path:
+    return store.path / ".annotate" / "spread.json"
+
+
+def _notes(store: EpisodeStore) -> dict[str, Marks]:
+    path = _notes_path(store)
+    found = read_json(path, "notes on marks that were spread") if path.exists() else {}
+    return {str(name): Marks.of(noted) for name, noted in found.items()}
 
 
 def _marks(reader: EpisodeReader) -> Int64[np.ndarray, " n"]:

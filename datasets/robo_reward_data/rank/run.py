@@ -22,7 +22,7 @@ from rich.table import Table
 from robo_reward.checkpoint import Checkpoint, load_checkpoint, write_atomic
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.evaluate.predict import true_labels
-from robo_reward.evaluate.quantities import end_level
+from robo_reward.evaluate.quantities import end_level, true_end
 from robo_reward.metrics import Metric
 from robo_reward.offline import check_instructions, encode_episode, estimate_episode, resolve_task
 from robo_reward.schema import EpisodeInfo, EpisodeReader
@@ -188,7 +188,7 @@ def judge_rollout(checkpoint: Checkpoint, reader: EpisodeReader, config: RankCon
         success=at,
         failure=None if at is not None else find_failure(found.progress, fall, rise),
         outcome=str(info.outcome),
-        truth=math.nan if truth.progress is None else end_level(truth.progress),
+        truth=true_end(info, truth),
         true_failure=find_failure(truth.progress, fall, rise)
         if failed and truth.progress is not None
         else None,
