@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 _KEY = "robo_reward"
 _EPISODES = "episodes"
 _WORK = ".writing"
+_LONGEST = 255  # bytes of a file's name
+_CUT = "%~"  # stands for the rest of a longer name, before a digest of the whole: no encoded name has it
 
 
 class StoredEpisode:
@@ -64,7 +66,7 @@ class StoredEpisode:
     @property
     def name(self) -> str:
         """Its name, unique in the store."""
-        return self._name
+        return str(self.attributes["name"]) if _CUT in self._path.name else self._name
 
     @property
     def uid(self) -> str:
@@ -342,7 +344,7 @@ class EpisodeStore:
         found: list[StoredEpisode] = []
         with self._lock:
             known: dict[str, tuple[tuple[int, int], StoredEpisode]] = {}
-            for folder in sorted((self._path / _EPISODES).iterdir(), key=lambda folder: unquote(folder.name)):
+            for folder in (self._path / _EPISODES).iterdir():
                 if folder.name.startswith(".") or not folder.is_dir():
                     continue
                 version = _version(folder)
@@ -351,7 +353,7 @@ class EpisodeStore:
                 known[folder.name] = (version, episode)
                 found.append(episode)
             self._known = known
-        return found
+        return sorted(found, key=lambda episode: episode.name)
 
     @property
     def fingerprint(self) -> str:
@@ -549,7 +551,10 @@ def _version(folder: Path) -> tuple[int, int]:
 
 
 def _file_name(name: str) -> str:
-    """A folder name for any text: what file systems or zarr forbid is percent-encoded."""
+    """A folder name for any text: what file systems or zarr forbid is percent-encoded or cut off."""
     encoded = quote(name, safe=" +,=@()[]")
     encoded = f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded
-    return f"%5F{encoded[1:]}" if encoded.startswith("__") else encoded
+    encoded = f"%5F{encoded[1:]}" if encoded.startswith("__") else encoded
+    if len(encoded) <= _LONGEST:
+        return encoded
+    return f"{encoded[:200]}{_CUT}{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -2,7 +2,8 @@
 
 Images become `observation.images.<camera>`, proprioception `observation.state`, actions `action`, the
 instruction the task. `next.success` is there where every episode says whether it succeeded, by frame or by
-its outcome; as in LeRobot, it says what a frame's action led to. Stages become SARM's sparse subtasks.
+its outcome; as in LeRobot, it says what a frame's action led to. Stages become SARM's sparse subtasks. A file
+in `meta/`, which LeRobot passes over, keeps the uids, so that an import of the dataset knows the recordings.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock, sync_tree
+from robo_reward_data.importers.lerobot import keep_uids
 
 __all__ = ["ToLeRobotConfig", "run"]
 
@@ -131,6 +133,7 @@ def _write(
         dataset.save_episode()
     dataset.finalize()
     _write_stages(root, [reader.info for reader in readers])
+    keep_uids(root, {index: reader.info.uid for index, reader in enumerate(readers)})
 
 
 def _write_stages(root: Path, infos: Sequence[EpisodeInfo]) -> None:

@@ -22,7 +22,7 @@ from robo_reward.cli.main import main
 from robo_reward.errors import DataError
 from robo_reward.schema import Outcome
 from robo_reward_data.importers.base import Options
-from robo_reward_data.importers.lerobot import LeRobot
+from robo_reward_data.importers.lerobot import LeRobot, keep_uids
 from robo_reward_data.importers.run import import_recordings
 from robo_reward_data.store import EpisodeStore
 
@@ -160,6 +160,26 @@ def test_uid_ignores_place_and_options(originals: Path, dataset: Path, tmp_path:
     second = run(dataset, tmp_path / "b", fps=5.0, size=(8, 8), cameras=("front",))
     assert [episode.uid for episode in first] == [episode.uid for episode in second]
     assert len({episode.uid for episode in first}) == 2
+
+
+def test_recordings_that_became_a_dataset_keep_their_uids_while_they_are_the_same(
+    originals: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """A copy of a model's own training data counted as data that it had not seen."""
+    hashed = [episode.uid for episode in run(originals / "video", tmp_path / "hashed")]
+    keep_uids(dataset, {0: "first", 1: "second"})
+    assert [episode.uid for episode in run(dataset, tmp_path / "kept", fps=5.0)] == ["first", "second"]
+    annotate(dataset, "sparse", [("reach", 0, 24)], [])
+    assert [episode.uid for episode in run(dataset, tmp_path / "annotated")] == ["first", "second"]
+    path = dataset / "data/chunk-000/file-000.parquet"
+    table = pq.ParquetFile(path).read()
+    actions = table["action"].to_pylist()
+    actions[30][0] += 1.0
+    at = table.column_names.index("action")
+    pq.write_table(table.set_column(at, "action", pa.array(actions, table.schema.field(at).type)), path)
+    first, second = (episode.uid for episode in run(dataset, tmp_path / "edited"))
+    assert first == "first"
+    assert second not in ("second", *hashed)
 
 
 def annotate(dataset: Path, kind: str, *spans: list[tuple[str, int, int]]) -> None:

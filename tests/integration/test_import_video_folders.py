@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,28 @@ KEYFRAMES = [
 
 
 def write_video(
-    path: Path, length: int = LENGTH, seed: int = 0, size: tuple[int, int] = (48, 64), rate: int = 30
+    path: Path,
+    length: int = LENGTH,
+    seed: int = 0,
+    size: tuple[int, int] = (48, 64),
+    rate: int = 30,
+    stamps_ms: Sequence[int] | None = None,
 ) -> None:
-    """Noise, whose first red column counts the frames; with B-frames."""
+    """Noise, whose first red column counts the frames; with B-frames, and any stamps."""
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
         stream.options = {"g": "12", "crf": "5"}
+        if stamps_ms is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(length):
             image = rng.integers(0, 40, (*size, 3), np.uint8)
             image[:, :8] = 4 * number
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if stamps_ms is not None:
+                frame.pts, frame.time_base = stamps_ms[number], Fraction(1, 1000)
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -205,6 +216,43 @@ def test_frames_of_one_number_are_of_one_moment(task: Path, tmp_path: Path) -> N
     write_video(slow, rate=15)
     with pytest.raises(
         DataError, match=r"60 frames of 'front' take 1.97 s, those of 'wrist' 3.93 s: .* one frame rate"
+    ):
+        run(task / "episode_1", tmp_path / "store")
+
+
+EVEN = 100 * np.arange(LENGTH)
+STAMPS = {
+    "frames lost": EVEN + 200 * (np.arange(LENGTH) > 20),
+    "a slower clock": np.round(104.5 * np.arange(LENGTH)).astype(int),
+    "later by its file": EVEN + 5000,
+}
+
+
+@pytest.mark.parametrize("how", STAMPS)
+def test_the_nearest_frames_of_cameras_belong_together(task: Path, tmp_path: Path, how: str) -> None:
+    """They were matched by their numbers: those of a camera that lost frames were late from there on."""
+    stamps = STAMPS[how]
+    write_video(task / "episode_1/front.mp4", stamps_ms=EVEN.tolist())
+    write_video(task / "episode_1/wrist.mp4", stamps_ms=stamps.tolist())
+    run(task / "episode_1", tmp_path / "store", fps=None, size=None)
+    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    assert episode.info.length == LENGTH
+    np.testing.assert_array_equal(episode.info.stamp_ns - episode.info.stamp_ns[0], EVEN * 1_000_000)
+    nearest = [int(np.argmin(np.abs(stamps - stamps[0] - moment))) for moment in EVEN]
+    for camera, shown in (("front", list(range(LENGTH))), ("wrist", nearest)):
+        red = episode.read_frames(camera, np.arange(LENGTH))[:, 20, 3, 0]
+        assert np.round(red / 4).astype(int).tolist() == shown
+    assert (nearest == list(range(LENGTH))) == (how == "later by its file")
+
+
+def test_a_camera_without_a_frame_of_a_moment_is_refused(task: Path, tmp_path: Path) -> None:
+    """As many frames that take as long, one second apart between the holes."""
+    early, late = (EVEN + 1000 * (np.arange(LENGTH) > hole) for hole in (10, 50))
+    write_video(task / "episode_1/front.mp4", stamps_ms=early.tolist())
+    write_video(task / "episode_1/wrist.mp4", stamps_ms=late.tolist())
+    with pytest.raises(
+        DataError,
+        match=r"wrist.mp4: its frame nearest to 5.\d0 s, where front.mp4 has frame 4\d, is 0.50 s away",
     ):
         run(task / "episode_1", tmp_path / "store")
 

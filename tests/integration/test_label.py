@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -317,6 +318,54 @@ def test_stages_written_in_each_form_are_read_back(labelled_sources: Path, tmp_p
     assert LeRobot().recordings(root)[0].prepare(Options()).info.stage_names == ("all",)
     with pytest.raises(DataError, match=r"episode 2 of .* leave the episode's 12 frames"):
         write_subtasks(root, {2: Subtasks(("far",), np.array([0, 13]))}, form)
+
+
+@pytest.mark.parametrize("form", ["language", "sparse"])
+def test_stages_end_with_the_work_in_each_form(labelled_sources: Path, tmp_path: Path, form: str) -> None:
+    """Subtasks in words have no end: frames after the last one were taught as unfinished."""
+    root = copy_of(labelled_sources / "image", tmp_path / "set")
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pq.ParquetFile(path).read()
+    begins = np.cumsum([0, *LENGTHS])
+    led = np.zeros(len(table), np.bool_)
+    led[begins[0] + 16 : begins[1]] = True  # shown from frame 17 on
+    led[begins[1] + 5 : begins[1] + 9] = True  # and lost again
+    led[begins[2] + 2 : begins[3]] = True  # before the last stage begins
+    at = table.column_names.index("next.success")
+    pq.write_table(table.set_column(at, "next.success", pa.array(led)), path)
+    bounds = [[0, 10, 17], [0, 12, 31], [0, 8, 12]]
+    stages = {n: Subtasks(("reach", "pull"), np.array(bound)) for n, bound in enumerate(bounds)}
+    write_subtasks(root, stages, form)
+    found = [recording.prepare(Options()).info for recording in LeRobot().recordings(root)]
+    assert [None if i.boundaries is None else i.boundaries.tolist() for i in found] == [*bounds, None, None]
+
+
+def test_cameras_that_training_left_out_are_left_out(
+    labelled_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `evaluate` does: they were shown as cameras without a name."""
+    dataset = copy_of(labelled_sources / "image", tmp_path / "image")
+    both = load_checkpoint(labelled_sources / "run").model
+    config = dataclasses.replace(both.config, cameras=("front",))
+    torch.manual_seed(1)
+    model = ProgressModel(config).eval()
+    save_checkpoint(tmp_path / "run", model, Calibration(), {})
+    assert label(tmp_path, dataset) == 0
+    assert "note: cameras left out, as in training: wrist (the model knows front" in capsys.readouterr().out
+    progress = pq.ParquetFile(dataset / FILE).read()["progress_sparse"].to_numpy()[: LENGTHS[0]]
+    import_recordings(LeRobot(), dataset, tmp_path / "store", Options())
+    encoded = encode_episode(model, EpisodeStore.open(tmp_path / "store").episodes[0])
+    np.testing.assert_allclose(progress, estimate_episode(model, encoded, Calibration()).progress, atol=2e-6)
+    assert label(tmp_path, dataset) == 0
+    assert "already labelled" in capsys.readouterr().out
+    # Those that are asked for are looked through, whatever they are, and that gives other labels.
+    asked = "cameras={front: front, wrist: wrist}"
+    assert label(tmp_path, dataset, asked) == 1
+    assert "has other labels: cameras.wrist was None, now it is 'wrist'" in capsys.readouterr().err
+    assert label(tmp_path, dataset, asked, "overwrite=true") == 0
+    assert "cameras the model was not trained on: wrist" in capsys.readouterr().out
+    strange = pq.ParquetFile(dataset / FILE).read()["progress_sparse"].to_numpy()[: LENGTHS[0]]
+    assert np.abs(strange - progress).max() > 1e-5
 
 
 def test_other_labels_are_not_overwritten(

@@ -114,6 +114,8 @@ def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path
     import_recordings(LeRobot(), tmp_path / "set", tmp_path / "again", Options(fps=None, size=None))
     again = [episode.info for episode in EpisodeStore.open(tmp_path / "again").episodes]
     assert [(i.stage_names, i.boundaries.tolist()) for i in again] == [(("a", "b"), b) for b in stages]
+    # They are the recordings that they were: a model that learned from the store has seen them.
+    assert [i.uid for i in again] == [episode.uid for episode in store]
     # LeRobot reads what was written beside its own columns.
     program = (
         "from lerobot.datasets.lerobot_dataset import LeRobotDataset\n"

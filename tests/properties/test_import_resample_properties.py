@@ -23,6 +23,15 @@ def test_twenty_five_to_ten_takes_the_nearest() -> None:
     assert select_frames(stamps, 10).tolist() == [0, 2, 5, 7, 10]
 
 
+@pytest.mark.parametrize("rate", [10, 15, 24, 30, 50, 60])
+def test_stamps_of_single_precision_lose_no_frame_at_their_own_rate(rate: int) -> None:
+    """LeRobot's are float32 seconds: the last frame, which shows the task done, came a hair too early."""
+    for length in range(2, 1200):
+        seconds = (np.arange(length) / rate).astype(np.float32).astype(np.float64)
+        kept = select_frames(np.round(seconds * 1e9).astype(np.int64), float(rate))
+        assert kept.tolist() == list(range(length))
+
+
 def test_boundaries_by_hand() -> None:
     kept = np.arange(0, 30, 3)
     assert move_boundaries(np.array([1, 9, 16, 30]), kept, ("a", "b", "c"), "x").tolist() == [1, 3, 6, 10]

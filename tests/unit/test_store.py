@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -111,6 +112,22 @@ def test_protocols_order_names_and_pickle(store: EpisodeStore) -> None:
     reader = pickle.loads(pickle.dumps(copy["b"]))
     assert isinstance(reader, EpisodeReader)
     assert reader.info.name == "b"
+
+
+def test_names_longer_than_those_of_files(store: EpisodeStore) -> None:
+    """A character of Chinese takes nine bytes of a file's name, which has 255 at the most."""
+    fits, longest = "把桌" * 13 + "a" * 21, "把桌子" * 40
+    names = [f"{longest}-episode_{index:03d}" for index in (2, 0, 1)]
+    for name in (fits, *names):
+        store.write(make_episode(name, uid=name, length=LENGTH))
+    assert [episode.name for episode in store] == sorted((fits, *names))
+    assert all(name in store and store[name].info.name == name for name in names)
+    assert f"{longest}-episode_003" not in store
+    folders = {path.name for path in (store.path / "episodes").iterdir()}
+    assert quote(fits) in folders
+    assert all(len(name.encode()) <= 255 for name in folders)
+    with pytest.raises(DataError, match=r"is stored in .* already"):
+        store.write(make_episode(names[0], uid="other", length=LENGTH))
 
 
 def test_fingerprint_follows_content(store: EpisodeStore) -> None:

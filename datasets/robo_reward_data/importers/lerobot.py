@@ -5,7 +5,7 @@
 task done; the last frame, which has none after it, counts itself. Stages come from subtask annotations in
 either of the forms that LeRobot knows:
   language       rows `{style: "subtask", content, timestamp}` in the column `language_persistent` of every
-                 frame; a span runs to the next one's timestamp
+                 frame; a span runs to the next one's timestamp, the last to the task's being done, or the end
   sparse, dense  list columns `<kind>_subtask_{names,start_frames,end_frames}` of the episodes table, as SARM
                  (arXiv 2509.25358) writes them; without frames, `..._{start_times,end_times}` in seconds
 """
@@ -30,16 +30,18 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, UInt8
 
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.labels import work_end
 from robo_reward.schema import EpisodeInfo, Outcome
-from robo_reward_data._files import read_json
+from robo_reward_data._files import encode_json, read_json, replace_file
 from robo_reward_data.importers.base import FrameStream, Options, Prepared, outcome_of
-from robo_reward_data.importers.resample import move_boundaries, select_frames
+from robo_reward_data.importers.resample import move_boundaries, nearest_frames, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
-__all__ = ["LeRobot", "LeRobotEpisode", "success_column"]
+__all__ = ["LeRobot", "LeRobotEpisode", "keep_uids", "success_column"]
 
 _ANNOTATIONS = ("language", "sparse", "dense")
 _LANGUAGE = "language_persistent"
+_UIDS = "meta/robo_reward_uids.json"  # of recordings that have become a dataset, by the hash of what is there
 
 
 class LeRobot:
@@ -91,6 +93,12 @@ class _Dataset:
             names = next(iter(names.values()), ())
         found = tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else ()
         return found if len(set(found)) == len(found) == math.prod(feature.get("shape", ())) else ()
+
+    @cached_property
+    def uids(self) -> Mapping[str, str]:
+        """Which recordings became episodes here, by the content that they were given: see `keep_uids`."""
+        path = self.root / _UIDS
+        return cast("dict[str, str]", read_json(path, "LeRobot dataset")) if path.exists() else {}
 
     def table(self, row: Mapping[str, Any]) -> pa.Table:
         """The data of one episode, frame by frame."""
@@ -149,11 +157,12 @@ class LeRobotEpisode:
         return float(self.row["length"])
 
     def uid(self) -> str:
-        """SHA-256 of the numbers and the encoded images, whatever file they lie in."""
-        return self._uid
+        """That of the recording that this was written from, else `content`."""
+        return self.dataset.uids.get(self.content, self.content)
 
     @cached_property
-    def _uid(self) -> str:
+    def content(self) -> str:
+        """SHA-256 of the numbers and the encoded images, whatever file they lie in."""
         table = self.dataset.table(self.row)
         digest = hashlib.sha256()
         for column in ("timestamp", "observation.state", "action"):
@@ -287,17 +296,14 @@ class LeRobotEpisode:
         begin = float(self.row[f"videos/{key}/from_timestamp"])
         times = begin + _matrix(table, "timestamp")[:, 0].astype(np.float64)
         shown = video.pts * float(video.time_base)
-        after = np.searchsorted(shown, times).clip(1, max(1, video.length - 1))
-        before = after - 1
-        after = after.clip(max=video.length - 1)
-        nearest = np.where(times - shown[before] <= shown[after] - times, before, after)
+        nearest = nearest_frames(shown, times)
         off = np.abs(shown[nearest] - times)
         worst = int(np.argmax(off))
         if off[worst] > 0.5 / float(self.dataset.info["fps"]):
             raise DataError(
                 f"{video.path}: no frame near {times[worst]:.3f} s, where {self.place} has its frame {worst}"
             )
-        return nearest.astype(np.int64)
+        return nearest
 
     def _columns(self) -> list[Any]:
         """Names, first frames and last frames of the subtasks, as the episodes table has them."""
@@ -334,7 +340,7 @@ class LeRobotEpisode:
         """The stages where the annotation bounds them one after the other, else none."""
         length = len(stamp_ns)
         if self.annotation == "language":
-            return _consecutive(self._language(), stamp_ns)
+            return _consecutive(self._language(), stamp_ns, self._shown_success())
         names, starts, ends = self._columns()
         if not names or starts is None or ends is None or not len(names) == len(starts) == len(ends):
             return (), None
@@ -351,16 +357,34 @@ class LeRobotEpisode:
 
 
 def _consecutive(
-    said: Sequence[Sequence[Any]], stamp_ns: Int64[np.ndarray, " t"]
+    said: Sequence[Sequence[Any]],
+    stamp_ns: Int64[np.ndarray, " t"],
+    success: Bool[np.ndarray, " t"] | None,
 ) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"] | None]:
-    """Stages from [start in seconds, name]: each ends where the next begins, the last with the episode."""
+    """Stages from [start in seconds, name]: each ends where the next begins, the last with the work.
+
+    A recording that goes on after that shows the task done (`success`), not the last stage. One that shows it
+    at its last frame alone ends with it: see `robo_reward.labels.label_success`.
+    """
     # Stamps are stored as float32: a start belongs to the frame nearest to it.
     middle = (stamp_ns[1:] + stamp_ns[:-1]) / 2e9
     starts = [int(np.searchsorted(middle, time, side="right")) for time, _ in said]
-    boundaries = np.array([*starts, len(stamp_ns)], np.int64)
+    length = len(stamp_ns)
+    done = work_end(length, success)
+    end = done if starts and starts[-1] < done < length - 1 else length
+    boundaries = np.array([*starts, end], np.int64)
     if not said or (np.diff(boundaries) <= 0).any() or any(not name for _, name in said):
         return (), None
     return tuple(str(name) for _, name in said), boundaries
+
+
+def keep_uids(root: Path, uids: Mapping[int, str]) -> None:
+    """Note in a dataset which recordings its episodes (by index) are of: what was learned from is no news.
+
+    An import takes their uids from there, for as long as an episode's numbers and images stay as they are.
+    """
+    kept = {episode.content: uids[episode.row["episode_index"]] for episode in LeRobot().recordings(root)}
+    replace_file(root / _UIDS, encode_json(kept, _UIDS))
 
 
 def _find_annotation(dataset: _Dataset) -> str:

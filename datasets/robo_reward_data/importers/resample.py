@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Real
 
 from robo_reward.errors import DataError
 
-__all__ = ["move_boundaries", "select_frames"]
+__all__ = ["move_boundaries", "nearest_frames", "select_frames"]
+
+_SLACK = 1e-2
+"""Share of a frame by which the last one may come early: LeRobot's stamps are float32 seconds."""
+
+
+def nearest_frames(
+    stamps: Real[np.ndarray, " t"], moments: Real[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """Index of the frame nearest to each moment, the earlier of two as near; stamps increase."""
+    after = np.searchsorted(stamps, moments).clip(max=len(stamps) - 1)
+    before = (after - 1).clip(min=0)
+    nearest = np.where(moments - stamps[before] <= stamps[after] - moments, before, after)
+    return nearest.astype(np.int64)
 
 
 def select_frames(stamp_ns: Int64[np.ndarray, " t"], fps: float | None) -> Int64[np.ndarray, " n"]:
@@ -17,14 +30,10 @@ def select_frames(stamp_ns: Int64[np.ndarray, " t"], fps: float | None) -> Int64
     """
     if fps is None:
         return np.arange(len(stamp_ns))
-    ticks = int(np.floor((stamp_ns[-1] - stamp_ns[0]) * fps / 1e9 + 1e-6)) + 1
+    ticks = int(np.floor((stamp_ns[-1] - stamp_ns[0]) * fps / 1e9 + _SLACK)) + 1
     grid = stamp_ns[0] + np.round(np.arange(ticks) * (1e9 / fps)).astype(np.int64)
-    after = np.searchsorted(stamp_ns, grid).clip(1, max(1, len(stamp_ns) - 1))
-    if len(stamp_ns) == 1:
-        return np.zeros(1, np.int64)
     # Equally near frames: the earlier one, so that a recording of twice the rate gives every other frame.
-    nearest = np.where(grid - stamp_ns[after - 1] <= stamp_ns[after] - grid, after - 1, after)
-    return np.unique(nearest)
+    return np.unique(nearest_frames(stamp_ns, grid))
 
 
 def move_boundaries(

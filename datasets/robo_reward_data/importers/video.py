@@ -99,9 +99,10 @@ def _quarters(container: Any, stream: Any) -> int:
 
 
 def read_frames(video: Video, indices: Int64[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode the frames at increasing `indices`, one at a time, in RGB as they are shown, at their own size.
+    """Decode the frames at `indices`, one at a time, in RGB as they are shown, at their own size.
 
-    Starts at the key frame before the first one, and stops after the last.
+    Indices do not decrease; a repeated one gives its frame again. Starts at the key frame before the first
+    one, and stops after the last.
 
     Raises:
         DataError: a frame that cannot be decoded without damage; names the file and the frame.
@@ -126,8 +127,10 @@ def read_frames(video: Video, indices: Int64[np.ndarray, " n"]) -> Iterator[UInt
                     continue
                 if index > want or frame.is_corrupt:
                     break
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), video.quarters))
-                reached, want = index + 1, next(wanted, None)
+                image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), video.quarters))
+                while want == index:
+                    yield image
+                    reached, want = index + 1, next(wanted, None)
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
             f"{video.path} cannot be decoded from about frame {reached} on ({error.strerror or error}): "

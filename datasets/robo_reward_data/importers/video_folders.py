@@ -5,6 +5,10 @@ list of stages `{"annotation": name, "start_frame_id": a, "end_frame_id": b}`, i
 the one before ends (b exclusive; the spelling "anotation" is in use too); without them, stages are unknown.
 The instruction is the first of a list of wordings, the others say the same. Nothing here says whether the
 task was done: see `robo_reward_data.importers.base.outcome_of`.
+
+Every video has as many frames and begins at the same moment. The first camera's frames are the episode's, and
+what keyframes count; of each other camera it is the frame nearest in time, by its own stamps, that belongs to
+one.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward_data._files import read_json
 from robo_reward_data.importers.base import Options, Prepared, outcome_of
-from robo_reward_data.importers.resample import move_boundaries, select_frames
+from robo_reward_data.importers.resample import move_boundaries, nearest_frames, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
 __all__ = ["VideoFolders", "read_keyframes"]
@@ -142,6 +146,7 @@ class VideoFolder:
         stages = read_keyframes(self.keyframes_path, first.length)
         wordings = self._wordings()
         kept = select_frames(first.stamp_ns, options.fps)
+        places = {camera: _places(video, first, kept) for camera, video in videos.items()}
         names: tuple[str, ...] = ()
         boundaries = None
         if stages is not None:
@@ -162,7 +167,7 @@ class VideoFolder:
             kind="expert" if boundaries is not None and outcome is Outcome.SUCCESS else "",
             source={"importer": "video_folders", "path": str(self.folder), "frames": first.length, **said},
         )
-        return Prepared(info, {camera: partial(read_frames, video, kept) for camera, video in videos.items()})
+        return Prepared(info, {c: partial(read_frames, video, places[c]) for c, video in videos.items()})
 
     def _videos(self, cameras: Sequence[str]) -> dict[str, Video]:
         videos: dict[str, Video] = {}
@@ -189,7 +194,7 @@ class VideoFolder:
         return videos
 
     def _check_pace(self, videos: Mapping[str, Video]) -> None:
-        """Refuse videos whose frames of one number are not of one moment."""
+        """Refuse videos of rates so different that the stamps of one must be wrong."""
         name, first = next(iter(videos.items()))
         for camera, video in videos.items():
             took, own = (int(each.stamp_ns[-1] - each.stamp_ns[0]) for each in (first, video))
@@ -197,7 +202,7 @@ class VideoFolder:
             if abs(took - own) > max(2 * step, _DRIFT * took):
                 raise DataError(
                     f"{self.folder}: {first.length} frames of '{name}' take {took / 1e9:.2f} s, those of "
-                    f"'{camera}' {own / 1e9:.2f} s: frames of one number must be of one moment, so bring the "
+                    f"'{camera}' {own / 1e9:.2f} s: as many frames of one episode take as long, so bring the "
                     "videos to one frame rate, e.g. with ffmpeg -r"
                 )
 
@@ -216,6 +221,27 @@ class VideoFolder:
         ):
             raise DataError(f"{path} must be a JSON list of one wording or more, got {value!r}")
         return tuple(wordings)
+
+
+def _places(video: Video, first: Video, kept: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Which frames of a video show the moments of the first camera's `kept`, both from their first on.
+
+    Raises:
+        DataError: it has none near one of them.
+    """
+    moments = first.stamp_ns[kept] - first.stamp_ns[0]
+    own = video.stamp_ns - video.stamp_ns[0]
+    places = nearest_frames(own, moments)
+    off = np.abs(own[places] - moments)
+    worst = int(np.argmax(off))
+    if off[worst] > _SLOP * typical_step(first.stamp_ns):
+        raise DataError(
+            f"{video.path}: its frame nearest to {moments[worst] / 1e9:.2f} s, where {first.path.name} has "
+            f"frame {kept[worst]}, is {off[worst] / 1e9:.2f} s away: every camera must cover the episode, so "
+            "leave this one out with cameras=[...]; or, where only its stamps are wrong, write it anew with "
+            "ffmpeg -r RATE -i VIDEO"
+        )
+    return places
 
 
 def _videos_in(folder: Path) -> dict[str, Path]:
@@ -269,6 +295,9 @@ def _stage(path: Path, index: int, entry: Any) -> tuple[str, int, int]:
         raise DataError(f"{path}: entry {index} must be like {_EXAMPLE}, got {entry!r}")
     return name, start, end
 
+
+_SLOP = 3
+"""Frames by which a camera's nearest one may be off: more is a hole, or an end that comes too early."""
 
 _DRIFT = 0.05
 """Share of its length by which a camera's video may differ from another's: clocks are not the same."""

@@ -69,7 +69,7 @@ def run(config: LabelConfig) -> None:
         "model_version": checkpoint.version,
         "dataset_fingerprint": fingerprint(episodes),
         "fps": config.fps,
-        "cameras": dict(config.cameras),
+        "cameras": _cameras(checkpoint, episodes[0], config),
         "instruction": config.instruction,
     }
     identity = {"model": config.model, **asked, "recipe": dataclasses.asdict(recipe)}
@@ -84,7 +84,7 @@ def run(config: LabelConfig) -> None:
         if _is_done(config, target, identity):
             sys.stdout.write(f"already labelled by this model, as asked: {target}\n")
         else:
-            for note in _notes(checkpoint, episodes, config):
+            for note in _notes(checkpoint, episodes, config, asked["cameras"]):
                 sys.stdout.write(f"note: {note}\n")
             frames = _label(config, work, Parts(work, asked), episodes, recipe, identity)
             sys.stdout.write(f"{len(episodes)} episodes, {frames} frames labelled: {target / FILE}\n")
@@ -165,11 +165,32 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _notes(checkpoint: Checkpoint, episodes: Sequence[LeRobotEpisode], config: LabelConfig) -> list[str]:
+def _cameras(checkpoint: Checkpoint, episode: LeRobotEpisode, config: LabelConfig) -> dict[str, str]:
+    """The dataset's names of cameras to look through by the model's; empty: all, by their own names.
+
+    Those asked for, or else those that the model was trained on, as in `evaluate`; all where it knows none.
+    """
+    there = tuple(episode.dataset.cameras)
+    trained = checkpoint.model.config.trained(there)
+    return dict(config.cameras) or ({} if trained == there else {name: name for name in trained})
+
+
+def _notes(
+    checkpoint: Checkpoint,
+    episodes: Sequence[LeRobotEpisode],
+    config: LabelConfig,
+    looked_through: Mapping[str, str],
+) -> list[str]:
     """What a user should know about how the dataset fits the model."""
     model, dataset = checkpoint.model.config, episodes[0].dataset
-    cameras = list(config.cameras) or list(dataset.cameras)
+    cameras = list(looked_through) or list(dataset.cameras)
     notes: list[str] = []
+    left = [name for name in dataset.cameras if looked_through and name not in looked_through]
+    if left and not config.cameras:
+        notes.append(
+            f"cameras left out, as in training: {', '.join(left)} "
+            f"(the model knows {', '.join(model.cameras)}; cameras={{its: yours}} renames them)"
+        )
     if strange := [name for name in cameras if name not in model.cameras]:
         notes.append(
             f"cameras the model was not trained on: {', '.join(strange)} "
@@ -224,7 +245,7 @@ def _estimate(
         fingerprint=identity["dataset_fingerprint"],
         parts=parts.folder,
         fps=config.fps,
-        cameras=config.cameras,
+        cameras=identity["cameras"],
         instruction=config.instruction,
         lanes=config.lanes,
         chunk=config.chunk,
