@@ -252,8 +252,8 @@ _ROWS = (
             "assemble the nut and the peg",
         ),
         stage_names=("reach", "grasp", "carry", "lower"),
-        # Both near the peg, from where no hand is in the way: from the usual places a ring one centimeter beside
-        # its peg is a pixel or two.
+        # Both near the peg, and no hand in the way: from the usual places a ring that is one centimeter
+        # beside its peg is a pixel or two.
         cameras={
             "left": FreeCamera(lookat=(0.02, 0.76, 0.09), distance=0.6, azimuth=35.0),
             "right": FreeCamera(lookat=(0.04, 0.76, 0.09), distance=0.65, azimuth=132.0, elevation=-35.0),
