@@ -69,9 +69,18 @@ def demonstrator(kind: str) -> Demonstrator:
 
 def expert_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
     """The expert, at a speed of its own."""
+    return _expert_plan(task, rng, _LEAVING)
+
+
+def thorough_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
+    """The same, but the hand always leaves where the task stays done: so one should demonstrate."""
+    return _expert_plan(task, rng, 1.0)
+
+
+def _expert_plan(task: SimTask, rng: np.random.Generator, leaving: float) -> EpisodePlan:
     expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
-    act, leaves = _may_leave(task, rng, lambda moment: _paced(expert, moment, pace))
+    act, leaves = _may_leave(task, rng, lambda moment: _paced(expert, moment, pace), leaving)
     return EpisodePlan(act, {"pace": pace, "leaves": leaves}, success=True)
 
 
@@ -283,6 +292,7 @@ def empty_handed_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
 
 DEMONSTRATORS: Mapping[str, Demonstrator] = {
     "expert": expert_plan,
+    "thorough": thorough_plan,
     "noisy": noisy_plan,
     "suboptimal": suboptimal_plan,
     "fail_retry": fail_retry_plan,
@@ -343,14 +353,17 @@ class _Clock:
 
 
 def _may_leave(
-    task: SimTask, rng: np.random.Generator, work: Callable[[Moment], Float32[np.ndarray, " 4"]]
+    task: SimTask,
+    rng: np.random.Generator,
+    work: Callable[[Moment], Float32[np.ndarray, " 4"]],
+    share: float = _LEAVING,
 ) -> tuple[Callable[[Moment], Float32[np.ndarray, " 4"]], bool]:
     """`work`, after which the hand holds still, or in some episodes lets go and leaves: so people's end.
 
     It leaves only where the task stays done then. Whoever has never seen it takes a hand that goes away for
     progress that is lost. A hand that worked on would undo what is done: it would pull a door on and on.
     """
-    leaves = bool(rng.random() < _LEAVING) and task.lasting
+    leaves = bool(rng.random() < share) and task.lasting
     away = _way_off(rng)
     done = 0
 

@@ -180,6 +180,22 @@ def test_a_window_that_coasts_is_pushed_gently_enough_to_stop_short_of_success()
     made.close()
 
 
+def test_a_thorough_demonstration_is_the_experts_and_ends_with_the_hand_away() -> None:
+    made = gymnasium.make("robo_reward/Push-v0", cameras=(), success_hold=16)
+    for index in range(3):
+        usual = demonstrate(made, "expert", seed=5, index=index)
+        thorough = demonstrate(made, "thorough", seed=5, index=index)
+        assert usual.actions is not None
+        assert thorough.actions is not None
+        assert thorough.proprio is not None
+        assert thorough.info.success is not None
+        done = int(np.argmax(thorough.info.success))
+        assert np.array_equal(usual.actions[:done], thorough.actions[:done])
+        assert thorough.info.success[-16:].all()
+        assert np.linalg.norm(thorough.proprio[-1, :3] - thorough.proprio[done, :3]) > 0.05
+    made.close()
+
+
 def test_a_hand_that_leaves_too_early_leaves_the_task_undone(env: gymnasium.Env[Any, Any]) -> None:
     misses = [demonstrate(env, "near_miss", seed=2, index=index) for index in range(12)]
     left = [miss for miss in misses if miss.info.source["plan"]["how"] == "leave"]
