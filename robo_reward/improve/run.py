@@ -116,6 +116,10 @@ def improve(config: ImproveConfig) -> dict[str, Any]:
     instruction = instruction_of(readers)
     worker = Worker(config, instruction)
     try:
+        if config.workers and worker.env.metadata.get("one_robot"):
+            raise ConfigError(
+                f"workers={config.workers}: each would command the one robot that there is: say workers=0"
+            )
         demonstrations = [demonstration_rollout(config, worker, reader) for reader in readers]
         if config.refresh_every and worker.model is None:
             raise ConfigError("refresh_every needs a reward model: this run reads none, say refresh_every=0")

@@ -588,6 +588,16 @@ def test_the_report_holds_no_maps(tmp_path: Path) -> None:
     assert most < 0.6 * raw
 
 
+def test_one_robot_has_no_second_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two learners' commands would go to it by turns."""
+    import improve_toy
+
+    monkeypatch.setattr(improve_toy.Dot, "metadata", {"render_modes": [], "one_robot": True})
+    with pytest.raises(ConfigError, match="workers=1: each would command the one robot"):
+        go(tmp_path / "none", *FAST, *BLIND, "workers=1")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_model_that_cannot_be_refreshed_is_refused_before_any_rollout(
     reward_model: Path, tmp_path: Path
 ) -> None:

@@ -112,7 +112,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     `proprio_names` are the `joint_names`; what learns from demonstrations puts theirs into this order.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "one_robot": True}
 
     def __init__(
         self,
