@@ -73,14 +73,17 @@ def expert_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
 
 
 def thorough_plan(task: SimTask, rng: np.random.Generator) -> EpisodePlan:
-    """The same, but the hand always leaves where the task stays done: so one should demonstrate."""
-    return _expert_plan(task, rng, 1.0)
+    """The same, but where the task stays done the hand rests, and then leaves: so one should demonstrate.
+
+    It rests first so that a policy that imitates the work does not learn to let go as soon as it is done.
+    """
+    return _expert_plan(task, rng, 1.0, rest=_REST)
 
 
-def _expert_plan(task: SimTask, rng: np.random.Generator, leaving: float) -> EpisodePlan:
+def _expert_plan(task: SimTask, rng: np.random.Generator, leaving: float, rest: int = 0) -> EpisodePlan:
     expert = task.expert()
     pace = float(rng.uniform(0.7, 1.0))
-    act, leaves = _may_leave(task, rng, lambda moment: _paced(expert, moment, pace), leaving)
+    act, leaves = _may_leave(task, rng, lambda moment: _paced(expert, moment, pace), leaving, rest)
     return EpisodePlan(act, {"pace": pace, "leaves": leaves}, success=True)
 
 
@@ -307,6 +310,7 @@ DEMONSTRATORS: Mapping[str, Demonstrator] = {
 
 
 _LEAVING = 0.4  # share of successes after which the hand leaves, where the task stays done
+_REST = 4  # decisions for which a thorough expert holds still before it lets go
 _TAKEN_ALONG = 0.7  # no task gets so far but by its object: a hand that brushed it took it along
 _NOISY_DECISIONS = 60  # the noise can keep the expert from ever succeeding; images of that cost time
 
@@ -357,6 +361,7 @@ def _may_leave(
     rng: np.random.Generator,
     work: Callable[[Moment], Float32[np.ndarray, " 4"]],
     share: float = _LEAVING,
+    rest: int = 0,
 ) -> tuple[Callable[[Moment], Float32[np.ndarray, " 4"]], bool]:
     """`work`, after which the hand holds still, or in some episodes lets go and leaves: so people's end.
 
@@ -370,8 +375,8 @@ def _may_leave(
     def act(moment: Moment) -> Float32[np.ndarray, " 4"]:
         nonlocal done
         done += moment.truth.success
-        if leaves and done:
-            return _let_go(away if done > 1 else np.zeros(3))
+        if leaves and done > rest:
+            return _let_go(away if done > rest + 1 else np.zeros(3))
         if done > 1 and moment.truth.success:
             return np.append(np.zeros(3), moment.last[3]).astype(np.float32)
         return work(moment)
