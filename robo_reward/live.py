@@ -9,6 +9,7 @@ Bad input never becomes a silent guess:
     out of order, a duplicate)                   was
     no image of any camera (None: of that one)   invalid: "no camera frame"; the stream stays as it was
     some training cameras missing                valid, band wider by what their absence cost in calibration
+    a camera that the model was not trained on   looked through only at moments without one that it was
     another size than in training                valid: resized
     another aspect than that of the camera's     that camera is left out, with a note; invalid where it was
     first image                                  the only one
@@ -52,7 +53,7 @@ class Arrived:
     """One moment of n streams, sorted.
 
     views     for each stream, images u8[h, w, 3] at the model's size by camera; {} where it has none
-    counts    i64[n] how many cameras each stream has, of those that the model was trained on
+    counts    i64[n] how many cameras each stream has
     live      bool[n] where there is something to say;  fresh  bool[n] where an episode begins
     seconds   f64[n] since the episode's first moment
     body      f32[n, p] proprioception, NaN where missing; None where the model takes none
@@ -170,7 +171,7 @@ class LiveBatch:
         if self._start_ns[index] is None:
             raise ConfigError("a goal is seen beside the episode's first images: push these first")
         _check_images("the goal's images", images)
-        given = sort_images(images, self._engine.config.image_size, None)
+        given = sort_images(self._trained(images), self._engine.config.image_size, None)
         if given.reason:
             raise ConfigError(f"goal picture: {given.reason}")
         self._engine.set_goal(index, given.views)
@@ -196,7 +197,7 @@ class LiveBatch:
         late = [self._stamp_reason(i, stamp) for i, stamp in enumerate(stamps_ns)]
         size = self._engine.config.image_size
         given = [
-            sort_images(each, size, None if reason else dog)
+            sort_images(self._trained(each), size, None if reason else dog)
             for each, dog, reason in zip(images, self._watchdogs, late, strict=True)
         ]
         reasons = [g.reason or reason for g, reason in zip(given, late, strict=True)]
@@ -210,6 +211,11 @@ class LiveBatch:
             self._result(said, i, arrived.views[i], int(stamps_ns[i]), given[i].note)
             for i in range(len(self))
         ]
+
+    def _trained(self, images: Images) -> Images:
+        """Those of a moment's images that are looked through: see `ModelConfig.trained`."""
+        there = [name for name, image in images.items() if image is not None]
+        return {name: images[name] for name in self._engine.config.trained(there)}
 
     def _stamp_reason(self, index: int, stamp: int) -> str:
         last = self._last_ns[index]
@@ -227,7 +233,7 @@ class LiveBatch:
         views = [g.views if not reason else {} for g, reason in zip(given, reasons, strict=True)]
         return Arrived(
             views=views,
-            counts=np.array([len(self._engine.config.trained(tuple(v))) for v in views], dtype=np.int64),
+            counts=np.array([len(v) for v in views], dtype=np.int64),
             live=live,
             fresh=live & ~begun,
             seconds=np.array(

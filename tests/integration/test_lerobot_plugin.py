@@ -111,6 +111,9 @@ batch["task"] = ["fill the bar"] * 4
 windows = loaded.compute_reward(prepare(batch))
 assert windows.shape == (4,)
 np.testing.assert_allclose(windows, truth.progress[moments], atol=1e-5)
+# A camera that the model was not trained on changes nothing beside those that it was.
+beside = {**batch, "observation.images.odd": batch["observation.images.front"].flip(-1)}
+np.testing.assert_array_equal(loaded.compute_reward(prepare(beside)), windows)
 
 for _ in range(2):  # one live episode, then another
     loaded.reset()

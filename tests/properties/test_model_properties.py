@@ -206,11 +206,11 @@ def test_unknown_cameras_sizes_and_missing_proprioception_are_taken() -> None:
     model = make_model(proprio=2)
     stream = Stream(Checkpoint(model=model, calibration=CALIBRATION), "fill the bar")
     rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    answer = stream.push({"never seen": rgb, "front": rgb[:20]}, 0)
+    answer = stream.push({"never seen": rgb, "too": rgb[:20]}, 0)
     assert answer.valid
-    assert set(answer.per_view) == {"never seen", "front"}
+    assert set(answer.per_view) == {"never seen", "too"}
     assert sum(answer.per_view.values()) == pytest.approx(1.0, abs=1e-5)
-    with_state = stream.push({"front": rgb[:20]}, 1, np.array([0.1, 0.2], np.float32))
+    with_state = stream.push({"too": rgb[:20]}, 1, np.array([0.1, 0.2], np.float32))
     assert with_state.valid
 
 

@@ -93,6 +93,28 @@ def test_fused_streams_say_what_the_offline_path_says(seed: int) -> None:
     assert not np.allclose(found.progress, found.perspectives[:, 0], atol=1e-3)
 
 
+def test_a_camera_that_training_left_out_is_left_out_live_as_it_is_offline() -> None:
+    """It is looked through where there is no other; its images may be anything where there is one."""
+    episode = toy_episode(0, length=9)
+    episode.frames["overhead"] = moving(9, 4)
+    cameras = (*episode.info.cameras, "overhead")
+    info = replace(episode.info, cameras=cameras, image_sizes=dict.fromkeys(cameras, (32, 32)))
+    episode = replace(episode, info=info)
+    found = estimate_episode(MODEL, encode_episode(MODEL, MemoryReader(episode)), CALIBRATION)
+    batch = BatchStream(CHECKPOINT, [TASK, TASK])
+    live: list[list[ProgressEstimate]] = []
+    for images, stamp in moments(episode):
+        known = {name: rgb for name, rgb in images.items() if name != "overhead"}
+        live.append(batch.push([images, {"overhead": np.zeros(3), **known}], [stamp, stamp]))
+        if len(live) == 5:
+            assert batch.states[0] == pytest.approx(batch.states[1], abs=1e-6)
+    for stream in zip(*live, strict=True):
+        np.testing.assert_allclose(numbers(list(stream)), whole(found), atol=1e-5)
+        assert all(set(said.per_view) == {"front", "wrist"} for said in stream)
+    alone = Stream(CHECKPOINT, TASK).push({"front": None, "overhead": moving(1, 4)[0]}, 0)
+    assert (alone.valid, set(alone.per_view)) == (True, {"overhead"})
+
+
 def test_a_goal_picture_adds_the_backward_perspective_live_and_offline() -> None:
     episode, other = toy_episode(0, length=9), toy_episode(1, length=9)
     reader = MemoryReader(episode)

@@ -169,7 +169,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         return self._live(views, texts, body) if axes == {4} else self._windows(views, texts, batch, body)
 
     def _views(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Images by camera, whatever prefix LeRobot gave them."""
+        """Images by camera, whatever prefix LeRobot gave them; see `ModelConfig.trained`."""
         views = {
             name: value
             for key, value in batch.items()
@@ -180,7 +180,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         longer = {name for name in views if name.startswith("images.")}
         if not (views := {name: image for name, image in views.items() if name not in longer}):
             raise DataError(f"no camera in the batch: it has {', '.join(sorted(map(str, batch)))}")
-        return views
+        return {name: views[name] for name in self.model.config.trained(tuple(views))}
 
     def _texts(self, batch: Mapping[str, Any], size: int) -> list[str]:
         said = batch.get("task")
@@ -247,7 +247,6 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
         time_s = (back / self.config.fps).to(device).expand(rows, -1)
         live = seen[:, 1:].any(dim=2)
         body = None if body is None else body.to(device)
-        trained = torch.tensor([name in model.config.trained(tuple(views)) for name in views], device=device)
         tracker = Tracker(model, self._checkpoint.calibration, rows)
 
         def estimates(span: slice, times: Tensor, there: Tensor) -> Estimates:
@@ -258,7 +257,7 @@ class RoboProgressRewardModel(PreTrainedRewardModel):
                 context=context,
                 time_s=times.cpu().numpy(),
                 live=there.cpu().numpy(),
-                views=(seen[:, span] & trained).sum(dim=2).cpu().numpy(),
+                views=seen[:, span].sum(dim=2).cpu().numpy(),
             )
             return tracker.estimates(moments, ["" if alive else "not seen" for alive in moments.live.ravel()])
 
@@ -294,7 +293,7 @@ Tasks and stages (with their share of progress):
 
 {tasks}
 
-- cameras it was trained on: {cameras} (others may be given, any may be missing)
+- cameras it was trained on: {cameras} (any may be missing; others are looked through where none of these is there)
 - images: {size} pixels, {rate:.3g} decisions per second
 - calibrated on held-out data: {calibrated}
 - training: {steps} steps; data fingerprint {fingerprint}
