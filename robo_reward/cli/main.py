@@ -8,6 +8,7 @@ Exit status: 0 done, 1 refused or failed with one clear line on stderr, 2 wrong 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -249,6 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" where '{error.filename}' is" if error.filename is not None else ""
+            full = f"the disk is full{where}: make room and give the same command again"
+            return _fail(ConfigError(full), 1, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(ConfigError(f"cannot use '{error.filename}': {error.strerror}"), 1, debug)
         line = _first_line(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def stub(config: StubConfig) -> None:
         raise ZeroDivisionError("count is zero\nand more")
     if config.path == "interrupt":
         raise KeyboardInterrupt
+    if config.path == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
     if config.path == "locked":
         raise PermissionError(13, "Permission denied", "/there/x")
     print(f"{config.path} {config.count + 1} {config.note}")
@@ -106,6 +109,7 @@ def test_status_and_output(
         (["fly"], 2, "no command 'fly': choose one of gone, stub, wrong"),
         (["fly", "--help"], 2, "no command 'fly'"),
         (["stub", "path=crash"], 1, "ZeroDivisionError: count is zero"),
+        (["stub", "path=full"], 1, "the disk is full: make room and give the same command again"),
         (["stub", "path=locked"], 1, "cannot use '/there/x': Permission denied"),
         (["stub", "path"], 2, "'path' has no value: write path=VALUE"),
         (["stub", "path=a", "names=b"], 2, "names is a list: write names=[A,B]"),
