@@ -484,13 +484,18 @@ def test_the_command_and_its_second_run(tmp_path: Path, capsys: pytest.CaptureFi
     (episode,) = EpisodeStore.open(tmp_path / "store").episodes
     assert episode.info.image_sizes == {"wrist": (3, 4)}
     assert episode.info.length == 6
-    # All of a store has positions, or none of it; topics may have other names on another robot.
+    # All of a store has positions, or none of it.
     assert main([*arguments, "source.proprio=null"]) == 1
     said = capsys.readouterr().err
     assert "source.proprio=..." in said
     assert "source.proprio=null" in said
     assert "source.actions" not in said, "what is the same is not told"
-    assert main([*arguments, "source.slop_s=0.1", "source.proprio=/robot/joint_states"]) == 0
+    # Another choice does not change what is there already; another robot's recordings may ask for it.
+    assert main([*arguments, "source.slop_s=0.1"]) == 1
+    assert "imported with source.slop_s=0.05, this import asks for source.slop_s=0.1" in capsys.readouterr().err
+    other = write_bag(tmp_path / "other", Robot(frames=10).events())
+    assert main([*arguments, "source.slop_s=0.1", f"path={other}"]) == 0
+    assert "1 imported" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -119,6 +119,7 @@ def import_recordings(
             with other options.
     """
     recordings = importer.recordings(path)
+    own = {key: value for key, value in (source or {}).items() if key != "_target_"}
     store, is_new = _open_store(out, options, source or {})
     imported: list[EpisodeInfo] = []
     already: list[str] = []
@@ -128,7 +129,7 @@ def import_recordings(
         for recording in recordings:
             began = time.monotonic()
             try:
-                if _is_stored(store, recording):
+                if _is_stored(store, recording, own):
                     already.append(recording.name)
                     bar.advance(task, recording.cost)
                     continue
@@ -136,6 +137,7 @@ def import_recordings(
                     store,
                     recording,
                     options,
+                    own,
                     lambda share, cost=recording.cost: bar.advance(task, share * cost),
                 )
             except DataError as error:
@@ -164,17 +166,21 @@ def import_recordings(
 
 
 def _import_one(
-    store: EpisodeStore, recording: Recording, options: Options, advance: Callable[[float], None]
+    store: EpisodeStore,
+    recording: Recording,
+    options: Options,
+    own: Mapping[str, Any],
+    advance: Callable[[float], None],
 ) -> EpisodeInfo:
     prepared = recording.prepare(options)
-    own = prepared.info
-    sizes = {camera: options.size or own.image_sizes[camera] for camera in own.cameras}
-    unmarked = own.outcome is Outcome.FAILURE and own.boundaries is None and own.truth is None
+    found = prepared.info
+    sizes = {camera: options.size or found.image_sizes[camera] for camera in found.cameras}
+    unmarked = found.outcome is Outcome.FAILURE and found.boundaries is None and found.truth is None
     info = dataclasses.replace(
-        own,
+        found,
         image_sizes=sizes,
         reached=options.reached if unmarked else None,
-        source={**own.source, "labels": recording.labels()},
+        source={**found.source, "labels": recording.labels(), "asked": dict(own)},
     )
     step = 1.0 / (info.length * len(info.cameras))
     with store.draft(info.name) as draft:
@@ -187,7 +193,7 @@ def _import_one(
     return info
 
 
-def _is_stored(store: EpisodeStore, recording: Recording) -> bool:
+def _is_stored(store: EpisodeStore, recording: Recording, own: Mapping[str, Any]) -> bool:
     if recording.name not in store:
         return False
     stored = store[recording.name]
@@ -201,6 +207,13 @@ def _is_stored(store: EpisodeStore, recording: Recording) -> bool:
             f"the instruction, success or annotations of {recording.place} have changed since "
             f"'{recording.name}' was imported: import into another store, or annotate the stored episode"
         )
+    before = stored.attributes["source"].get("asked", {})  # one of before does not say
+    for key in sorted(own.keys() & before.keys()):
+        if own[key] != before[key]:
+            raise DataError(
+                f"'{recording.name}' was imported with {_spell({f'source.{key}': before[key]})}, this import "
+                f"asks for {_spell({f'source.{key}': own[key]})}: import into another store"
+            )
     return True
 
 
