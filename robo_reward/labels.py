@@ -149,12 +149,16 @@ def label_ceiling(info: EpisodeInfo) -> int | None:
 def label_success(info: EpisodeInfo) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
     """Whether the task is done at each frame: (success bool[t], known bool[t]).
 
-    Known from the source where it says so. Else a failed episode is never done; a successful one is done from
-    `k_N` on (its last frame where `k_N` is its end), and before `k_N` it is not; without keyframes only its
-    last frame is known.
+    Known from the source where it says so; where that has the last frame alone, which tells the end of the
+    recording and not of the work, a `k_N` before it says more. Else a failed episode is never done; a
+    successful one is done from `k_N` on (its last frame where `k_N` is its end), and before `k_N` it is not;
+    without keyframes only its last frame is known.
     """
     length = info.length
     if info.success is not None:
+        marked = length if info.boundaries is None else int(info.boundaries[-1])
+        if info.success.sum() == 1 and info.success[-1] and marked < length:
+            return np.arange(length) >= marked, np.ones(length, dtype=np.bool_)
         return info.success, np.ones(length, dtype=np.bool_)
     success = np.zeros(length, dtype=np.bool_)
     known = np.zeros(length, dtype=np.bool_)

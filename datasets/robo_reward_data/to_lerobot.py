@@ -3,7 +3,7 @@
 Images become `observation.images.<camera>`, proprioception `observation.state`, actions `action`, the
 instruction the task. `next.success` is there where every episode says whether it succeeded, by frame or by
 its outcome; as in LeRobot, it says what a frame's action led to. Stages become SARM's sparse subtasks. A file
-in `meta/`, which LeRobot passes over, keeps the uids, so that an import of the dataset knows the recordings.
+in `meta/`, which LeRobot passes over, keeps the uids, kinds and how far failures got, for an import.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.labels import label_success
 from robo_reward.pace import typical_step
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock, sync_tree
-from robo_reward_data.importers.lerobot import keep_uids
+from robo_reward_data.importers.lerobot import keep_facts
 
 __all__ = ["ToLeRobotConfig", "run"]
 
@@ -133,7 +134,7 @@ def _write(
         dataset.save_episode()
     dataset.finalize()
     _write_stages(root, [reader.info for reader in readers])
-    keep_uids(root, {index: reader.info.uid for index, reader in enumerate(readers)})
+    keep_facts(root, [reader.info for reader in readers])
 
 
 def _write_stages(root: Path, infos: Sequence[EpisodeInfo]) -> None:
@@ -180,11 +181,12 @@ def _rows(reader: EpisodeReader, with_success: bool) -> Iterator[dict[str, Any]]
 
 def _led_to_success(info: EpisodeInfo) -> Bool[np.ndarray, " t"] | None:
     """Whether the task was done after each frame's action; None where nobody knows."""
-    if info.success is not None:
-        return np.append(info.success[1:], info.success[-1:])
+    success, known = label_success(info)
+    if known.all():
+        return np.append(success[1:], success[-1:])
     if info.outcome is Outcome.UNKNOWN:
         return None
-    return np.arange(info.length) >= (info.length - 1 if info.outcome is Outcome.SUCCESS else info.length)
+    return np.arange(info.length) >= info.length - 1  # a success of which nothing else is known
 
 
 def _features(readers: Sequence[EpisodeReader], config: ToLeRobotConfig) -> dict[str, Any]:
@@ -208,9 +210,12 @@ def _features(readers: Sequence[EpisodeReader], config: ToLeRobotConfig) -> dict
         else {"dtype": "float32", "shape": shape, "names": None}
         for key, shape in shapes[0].items()
     }
-    names = {reader.info.proprio_names for reader in readers}
-    if "observation.state" in features and len(names) == 1:
-        features["observation.state"]["names"] = list(*names) or None
+    for key, names in (
+        ("observation.state", {reader.info.proprio_names for reader in readers}),
+        ("action", {reader.info.action_names for reader in readers}),
+    ):
+        if key in features and len(names) == 1:
+            features[key]["names"] = list(*names) or None
     if all(_led_to_success(reader.info) is not None for reader in readers):
         features["next.success"] = {"dtype": "bool", "shape": (1,), "names": None}
     return features

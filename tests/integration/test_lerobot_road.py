@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from robo_reward.cli.main import main
+from robo_reward.labels import label_ceiling
+from robo_reward.schema import Outcome
 from robo_reward.testing import toy_episode
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.lerobot import LeRobot
@@ -101,6 +103,12 @@ def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path
             episode.info, stage_names=("a", "b"), boundaries=np.array(bounds), truth=None, paraphrases=()
         )
         store.write(dataclasses.replace(episode, info=info))
+    failed = toy_episode(2, length=8)
+    info = dataclasses.replace(
+        failed.info, stage_names=("a", "b"), truth=None, success=None, paraphrases=(),
+        outcome=Outcome.FAILURE, reached=0, kind="empty_handed",
+    )  # fmt: skip
+    store.write(dataclasses.replace(failed, info=info))
     written = [f"data={tmp_path / 'store'}", f"out={tmp_path / 'set'}", f"video={video}"]
     done = subprocess.run(
         [sys.executable, "-m", "robo_reward.cli.main", "to_lerobot", *written],
@@ -110,10 +118,14 @@ def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path
         check=True,
     )
     assert done.stderr == ""
-    assert done.stdout == f"2 episodes, 16 frames at 10/s: {tmp_path / 'set'}\n"
+    assert done.stdout == f"3 episodes, 24 frames at 10/s: {tmp_path / 'set'}\n"
     import_recordings(LeRobot(), tmp_path / "set", tmp_path / "again", Options(fps=None, size=None))
     again = [episode.info for episode in EpisodeStore.open(tmp_path / "again").episodes]
-    assert [(i.stage_names, i.boundaries.tolist()) for i in again] == [(("a", "b"), b) for b in stages]
+    assert [(i.stage_names, i.boundaries.tolist()) for i in again[:2]] == [(("a", "b"), b) for b in stages]
+    # What LeRobot has no column for comes back, too: how far a failure got, and of what kind it was.
+    last = again[2]
+    assert (last.stage_names, last.reached, last.kind) == (("a", "b"), 0, "empty_handed")
+    assert label_ceiling(last) == 0
     # They are the recordings that they were: a model that learned from the store has seen them.
     assert [i.uid for i in again] == [episode.uid for episode in store]
     # LeRobot reads what was written beside its own columns.
@@ -122,7 +134,7 @@ def test_a_dataset_is_written_without_the_noise_of_what_writes_it(tmp_path: Path
         f"data = LeRobotDataset('local/episodes', root={str(tmp_path / 'set')!r}, video_backend='pyav')\n"
         "print(len(data), data.meta.episodes[1]['sparse_subtask_end_frames'], data[15]['task'])"
     )
-    assert python(tmp_path, "-c", program).split("\n")[0] == f"16 [4, 7] {again[0].instruction}"
+    assert python(tmp_path, "-c", program).split("\n")[0] == f"24 [4, 7] {again[0].instruction}"
 
 
 @pytest.mark.slow

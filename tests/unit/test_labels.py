@@ -92,6 +92,20 @@ def test_success_is_known_only_where_the_source_says_so() -> None:
     assert not label_success(dataclasses.replace(info, outcome=Outcome.UNKNOWN))[1].any()
 
 
+def test_marks_before_the_end_say_more_than_a_success_at_the_last_frame() -> None:
+    """Many datasets have success at the last frame alone, and recordings run on until the hand is away."""
+    last = np.arange(10) == 9
+    info = dataclasses.replace(toy_episode(0, length=10).info, truth=None, success=last)
+    assert label_success(info)[0].tolist() == last.tolist()
+    done, known = label_success(dataclasses.replace(info, boundaries=np.array([1, 4, 7])))
+    np.testing.assert_array_equal(np.flatnonzero(done), [7, 8, 9])
+    assert known.all()
+    at_end = dataclasses.replace(info, boundaries=np.array([1, 4, 10]))
+    assert label_success(at_end)[0].tolist() == last.tolist()
+    lost = dataclasses.replace(info, success=np.isin(np.arange(10), [6, 9]), boundaries=np.array([1, 4, 7]))
+    assert np.flatnonzero(label_success(lost)[0]).tolist() == [6, 9], "told frame by frame"
+
+
 def test_the_work_ends_with_the_first_of_the_last_frames_that_show_it_done() -> None:
     done = np.array([0, 0, 1, 0, 1, 1, 1, 1], np.bool_)
     assert work_end(8, done) == 4, "what was done and lost again is no end"

@@ -29,6 +29,10 @@ def test_success_is_what_the_action_led_to() -> None:
     assert said[Outcome.SUCCESS].tolist() == [False] * 4 + [True]
     assert said[Outcome.FAILURE].tolist() == [False] * 5
     assert said[Outcome.UNKNOWN] is None
+    marked = dataclasses.replace(
+        info, success=None, truth=None, boundaries=np.array([0, 1, 3]), outcome=Outcome.SUCCESS
+    )
+    assert _led_to_success(marked).tolist() == [False, False, True, True, True]
 
 
 def test_one_episode_of_unknown_outcome_leaves_the_column_out() -> None:
@@ -90,6 +94,8 @@ def test_frames_that_were_thinned_unevenly_have_the_rate_that_they_have() -> Non
     reader = MemoryReader(dataclasses.replace(toy_episode(0, length=len(kept)), info=info))
     assert _rate([reader]) == 10
     assert 1e9 / typical_step(np.append(kept, kept[-1] + 10**10)) == pytest.approx(10, rel=0.01), "a gap"
+    twelve = np.cumsum([0, *[83_333_000, 83_333_000, 83_333_000, 83_333_000, 166_667_000] * 20])
+    assert typical_step(twelve) == pytest.approx(1e8, rel=0.01), "one or two of its frames apart"
     assert np.isnan(typical_step(kept[:1]))
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxtyping import Int64
 from robo_reward.errors import DataError
 from robo_reward.schema import EpisodeInfo
 from robo_reward_data._files import replace_file
-from robo_reward_data.importers.lerobot import LeRobot
+from robo_reward_data.importers.lerobot import LeRobot, LeRobotEpisode
 from robo_reward_data.importers.resample import move_boundaries
 from robo_reward_data.importers.video import open_video
 from robo_reward_data.importers.video_folders import read_keyframes as read_keyframe_file
@@ -189,12 +190,19 @@ def _video_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
 
 def _lerobot_stamps(info: EpisodeInfo) -> Int64[np.ndarray, " n"]:
     source = info.source
-    for recording in LeRobot().recordings(Path(str(source["path"]))):
+    root = Path(str(source["path"]))
+    for recording in _lerobot_episodes(root, (root / "meta/info.json").stat().st_mtime_ns):
         if recording.row["episode_index"] == source["episode_index"]:
             seconds = recording.read_column("timestamp")
             assert seconds is not None, "every LeRobot dataset has time stamps"
             return np.round(seconds[:, 0].astype(np.float64) * 1e9).astype(np.int64)
     raise DataError(f"{source['path']} has no episode {source['episode_index']} any more")
+
+
+@lru_cache(maxsize=1)
+def _lerobot_episodes(root: Path, _changed_ns: int) -> Sequence[LeRobotEpisode]:
+    """The episodes of a dataset, opened once for all of them."""
+    return LeRobot().recordings(root)
 
 
 _STAMPS = {"video_folders": _video_stamps, "lerobot": _lerobot_stamps}

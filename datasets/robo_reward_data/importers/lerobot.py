@@ -37,11 +37,11 @@ from robo_reward_data.importers.base import FrameStream, Options, Prepared, outc
 from robo_reward_data.importers.resample import move_boundaries, nearest_frames, select_frames
 from robo_reward_data.importers.video import Video, open_video, read_frames
 
-__all__ = ["LeRobot", "LeRobotEpisode", "keep_uids", "success_column"]
+__all__ = ["LeRobot", "LeRobotEpisode", "keep_facts", "success_column"]
 
 _ANNOTATIONS = ("language", "sparse", "dense")
 _LANGUAGE = "language_persistent"
-_UIDS = "meta/robo_reward_uids.json"  # of recordings that have become a dataset, by the hash of what is there
+_FACTS = "meta/robo_reward_uids.json"  # see keep_facts
 
 
 class LeRobot:
@@ -87,7 +87,15 @@ class _Dataset:
     @property
     def state_names(self) -> tuple[str, ...]:
         """Names of the numbers of `observation.state`, in order; () where they have not one each."""
-        feature = self.info["features"].get("observation.state", {})
+        return self._names("observation.state")
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the numbers of `action`, in order; () where they have not one each."""
+        return self._names("action")
+
+    def _names(self, key: str) -> tuple[str, ...]:
+        feature = self.info["features"].get(key, {})
         names = feature.get("names") or ()
         if isinstance(names, Mapping):  # older datasets name the kind of numbers, too
             names = next(iter(names.values()), ())
@@ -95,10 +103,12 @@ class _Dataset:
         return found if len(set(found)) == len(found) == math.prod(feature.get("shape", ())) else ()
 
     @cached_property
-    def uids(self) -> Mapping[str, str]:
-        """Which recordings became episodes here, by the content that they were given: see `keep_uids`."""
-        path = self.root / _UIDS
-        return cast("dict[str, str]", read_json(path, "LeRobot dataset")) if path.exists() else {}
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of recordings that became episodes here, by the content that they were given: see `keep_facts`."""
+        path = self.root / _FACTS
+        kept = cast("dict[str, Any]", read_json(path, "LeRobot dataset")) if path.exists() else {}
+        # A dataset of before has the uid alone.
+        return {content: {"uid": fact} if isinstance(fact, str) else fact for content, fact in kept.items()}
 
     def table(self, row: Mapping[str, Any]) -> pa.Table:
         """The data of one episode, frame by frame."""
@@ -158,7 +168,11 @@ class LeRobotEpisode:
 
     def uid(self) -> str:
         """That of the recording that this was written from, else `content`."""
-        return self.dataset.uids.get(self.content, self.content)
+        return str(self._facts.get("uid", self.content))
+
+    @property
+    def _facts(self) -> Mapping[str, Any]:
+        return self.dataset.facts.get(self.content, {})
 
     @cached_property
     def content(self) -> str:
@@ -195,6 +209,8 @@ class LeRobotEpisode:
         names, boundaries = self._stages(stamp_ns)
         if boundaries is not None:
             boundaries = move_boundaries(boundaries, kept, names, self.place)
+        else:
+            names = names or tuple(self._facts.get("stage_names", ()))
         success = self._shown_success()
         recorded = None if success is None else Outcome.SUCCESS if success.any() else Outcome.FAILURE
         outcome, said = outcome_of(recorded, boundaries is not None, options.outcome)
@@ -208,6 +224,7 @@ class LeRobotEpisode:
         info = EpisodeInfo(
             name=self.name,
             uid=self.uid(),
+            kind=str(self._facts.get("kind", "")),
             cameras=tuple(streams),
             image_sizes=sizes,
             stamp_ns=stamp_ns[kept],
@@ -216,7 +233,9 @@ class LeRobotEpisode:
             boundaries=boundaries,
             success=None if success is None else _thinned(success, kept),
             outcome=outcome,
+            reached=self._facts.get("reached") if outcome is Outcome.FAILURE else None,
             proprio_names=self.dataset.state_names if proprio is not None else (),
+            action_names=self.dataset.action_names if actions is not None else (),
             source={
                 "importer": "lerobot",
                 "path": str(self.dataset.root),
@@ -378,13 +397,19 @@ def _consecutive(
     return tuple(str(name) for _, name in said), boundaries
 
 
-def keep_uids(root: Path, uids: Mapping[int, str]) -> None:
-    """Note in a dataset which recordings its episodes (by index) are of: what was learned from is no news.
+def keep_facts(root: Path, infos: Sequence[EpisodeInfo]) -> None:
+    """Note in a dataset what it has no column for, for its episodes in order; an import takes it from there.
 
-    An import takes their uids from there, for as long as an episode's numbers and images stay as they are.
+    It does for as long as an episode's numbers and images stay as they are: of which recording it is, for
+    what was learned from is no news, of what kind, and how far a failure got.
     """
-    kept = {episode.content: uids[episode.row["episode_index"]] for episode in LeRobot().recordings(root)}
-    replace_file(root / _UIDS, encode_json(kept, _UIDS))
+    kept: dict[str, dict[str, Any]] = {}
+    for episode in LeRobot().recordings(root):
+        info = infos[episode.row["episode_index"]]
+        kept[episode.content] = {"uid": info.uid, "kind": info.kind}
+        if info.reached is not None:
+            kept[episode.content] |= {"reached": info.reached, "stage_names": list(info.stage_names)}
+    replace_file(root / _FACTS, encode_json(kept, _FACTS))
 
 
 def _find_annotation(dataset: _Dataset) -> str:

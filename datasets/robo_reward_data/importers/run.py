@@ -141,6 +141,9 @@ def import_recordings(
                     lambda share, cost=recording.cost: bar.advance(task, share * cost),
                 )
             except DataError as error:
+                if recording.name in store and _is_stored(store, recording, own):
+                    already.append(recording.name)  # by another process, which was quicker
+                    continue
                 if not skip_errors:
                     if is_new:
                         store.remove_if_empty()
@@ -179,7 +182,7 @@ def _import_one(
     info = dataclasses.replace(
         found,
         image_sizes=sizes,
-        reached=options.reached if unmarked else None,
+        reached=None if not unmarked else found.reached if options.reached is None else options.reached,
         source={**found.source, "labels": recording.labels(), "asked": dict(own)},
     )
     step = 1.0 / (info.length * len(info.cameras))

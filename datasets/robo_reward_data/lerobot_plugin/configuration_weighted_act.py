@@ -33,3 +33,5 @@ class WeightedACTConfig(ACTConfig):
             not self.conv_channels or any(width < 8 or width % 8 for width in self.conv_channels)
         ):
             raise ValueError(f"conv_channels is {self.conv_channels}: give multiples of 8, or null")
+        if self.conv_channels is not None:
+            self.pretrained_backbone_weights = None  # of a backbone that is thrown away

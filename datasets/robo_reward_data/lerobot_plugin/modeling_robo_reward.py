@@ -293,7 +293,7 @@ Tasks and stages (with their share of progress):
 
 {tasks}
 
-- cameras it was trained on: {cameras} (any may be missing; others are looked through where none of these is there)
+- cameras it was trained on: {cameras} (any may be missing; others serve where none of these is there)
 - images: {size} pixels, {rate:.3g} decisions per second
 - calibrated on held-out data: {calibrated}
 - training: {steps} steps; data fingerprint {fingerprint}
