@@ -87,6 +87,7 @@ class EpisodeInfo:
     reached         index of the furthest stage that a failed episode got to at any moment, where no more is
                     known of its stages, or None
     proprio_names   names of the numbers of proprioception, in order; () where they have none
+    action_names    names of the numbers of an action, in order; () where they have none
     kind            what sort of episode it is: "expert", "noisy", "near_miss", ... ("" if unknown)
     source          JSON-able facts about where it came from (path, seed, options)
     """
@@ -105,6 +106,7 @@ class EpisodeInfo:
     outcome: Outcome = Outcome.UNKNOWN
     reached: int | None = None
     proprio_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
     kind: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
 

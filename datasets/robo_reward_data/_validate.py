@@ -116,12 +116,12 @@ def _check_array(
         raise DataError(f"{who}: {name} has {len(values)} rows for {length} frames")
 
 
-def check_names(who: str, names: tuple[str, ...], table: Any) -> None:
+def check_names(who: str, what: str, names: tuple[str, ...], table: Any) -> None:
     """Check that the numbers of a table f32[t, n] have a name each, all different, where they have any.
 
     Raises:
-        DataError: naming `who` and the names.
+        DataError: naming `who`, `what` and the names.
     """
     width = 0 if table is None else table.shape[1]
     if names and (len(names) != width or len(set(names)) < width):
-        raise DataError(f"{who}: proprio_names must be {width} different names, got {list(names)}")
+        raise DataError(f"{who}: {what} must be {width} different names, got {list(names)}")

@@ -168,6 +168,7 @@ class StoredEpisode:
             outcome=Outcome(stored["outcome"]),
             reached=stored.get("reached"),
             proprio_names=tuple(stored.get("proprio_names", ())),
+            action_names=tuple(stored.get("action_names", ())),
             kind=stored["kind"],
             source=stored["source"],
         )
@@ -250,8 +251,9 @@ class EpisodeDraft:
                     f"info says {tuple(info.image_sizes[camera])}"
                 )
         check_table(who, "proprio", proprio, info.length)
-        check_names(who, info.proprio_names, proprio)
+        check_names(who, "proprio_names", info.proprio_names, proprio)
         check_table(who, "actions", actions, info.length)
+        check_names(who, "action_names", info.action_names, actions)
 
 
 class EpisodeStore:
@@ -512,6 +514,7 @@ def _attributes_of(info: EpisodeInfo, arrays: Mapping[str, Any]) -> dict[str, An
         "outcome": str(info.outcome),
         **({} if info.reached is None else {"reached": info.reached}),
         **({"proprio_names": list(info.proprio_names)} if info.proprio_names else {}),
+        **({"action_names": list(info.action_names)} if info.action_names else {}),
         "kind": info.kind,
         "source": dict(info.source),
     }

@@ -17,10 +17,13 @@ from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.improve.worker import Worker
 from robo_reward.labels import equal_stage_weights, label_episode, task_progress
+from robo_reward.named import columns
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 
 __all__ = ["annotations_digest", "choose_demonstrations", "demonstration_rollout"]
+
+_SPELLED = {"proprio": "proprioception", "action": "an action"}
 
 
 def choose_demonstrations(config: ImproveConfig) -> list[EpisodeReader]:
@@ -82,8 +85,10 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     actions, proprio = reader.read_actions(), reader.read_proprio()
     assert actions is not None
     assert proprio is not None
+    actions = _in_order(config, worker, info, "action", actions)
     if _looks_at_proprio(config, worker):
-        proprio = _in_order(config, worker, info, proprio)
+        _check_trained(config, worker)
+        proprio = _in_order(config, worker, info, "proprio", proprio)
     length = _length(info, config.demo_hold)
     _check_fits(config, worker, info.name, length, actions.shape[1], proprio.shape[1])
     actions, proprio = actions[:length], proprio[:length]
@@ -153,26 +158,33 @@ def _looks_at_proprio(config: ImproveConfig, worker: Worker) -> bool:
     return read or bool({"proprio", "motion"} & set(observed_parts(config)))
 
 
-def _in_order(
-    config: ImproveConfig, worker: Worker, info: EpisodeInfo, proprio: Float32[np.ndarray, "t n"]
-) -> Float32[np.ndarray, "t p"]:
-    """Proprioception in the environment's order, where both have names."""
-    base: Any = worker.env.unwrapped
-    names: tuple[str, ...] = tuple(getattr(base, "proprio_names", ()))
+def _names(worker: Worker, what: str) -> tuple[str, ...]:
+    return tuple(getattr(worker.env.unwrapped, f"{what}_names", ()))
+
+
+def _check_trained(config: ImproveConfig, worker: Worker) -> None:
+    """Refuse an environment whose proprioception is not, name by name, what the reward model knows."""
+    names = _names(worker, "proprio")
     trained = worker.model.checkpoint.model.config.proprio_names if worker.model is not None else ()
     if names and trained and names != trained:
         raise DataError(
             f"env={config.env} gives proprioception of {', '.join(names)}, the reward model was trained with "
             f"{', '.join(trained)}: let the environment give these, in this order"
         )
-    if not names or not info.proprio_names:
-        return proprio
-    if missing := [name for name in names if name not in info.proprio_names]:
+
+
+def _in_order(
+    config: ImproveConfig, worker: Worker, info: EpisodeInfo, what: str, table: Float32[np.ndarray, "t n"]
+) -> Float32[np.ndarray, "t p"]:
+    """Proprioception or actions in the environment's order, where both have names."""
+    try:
+        places = columns(getattr(info, f"{what}_names"), _names(worker, what))
+    except DataError as error:
         raise DataError(
-            f"{info.name} of {config.demos} has no proprioception '{missing[0]}', as env={config.env} has: "
-            f"it has {', '.join(info.proprio_names)}"
-        )
-    return proprio[:, [info.proprio_names.index(name) for name in names]]
+            f"the numbers of {_SPELLED[what]} of {info.name} of {config.demos} are not those of "
+            f"env={config.env}: {error}"
+        ) from error
+    return table if places is None else table[:, places]
 
 
 def _length(info: EpisodeInfo, hold: int) -> int:

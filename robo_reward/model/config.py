@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.named import columns
 
 __all__ = ["ModelConfig", "TaskConfig"]
 
@@ -92,14 +93,10 @@ class ModelConfig:
         Raises:
             DataError: one is not among them.
         """
-        if not self.proprio_names or not names:
-            return None
-        if missing := [name for name in self.proprio_names if name not in names]:
-            raise DataError(
-                f"proprioception has no '{missing[0]}', with which the model was trained: it has "
-                f"{', '.join(names)}"
-            )
-        return [list(names).index(name) for name in self.proprio_names]
+        try:
+            return columns(names, self.proprio_names)
+        except DataError as error:
+            raise DataError(f"proprioception is not what the model was trained with: {error}") from error
 
     def task_of(self, instruction: str) -> int | None:
         """Index of the task that an instruction names, or None where no task knows it."""

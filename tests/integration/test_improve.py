@@ -398,8 +398,19 @@ def test_a_demonstration_is_taken_by_the_names_that_the_environment_has(
     np.testing.assert_array_equal(rollout.proprio, shown.proprio[: rollout.decisions + 1])
     nameless = demonstration_rollout(config, worker, MemoryReader(shown))
     np.testing.assert_array_equal(nameless.proprio, rollout.proprio)
-    with pytest.raises(DataError, match=r"dot_000 of memory has no proprioception 'x', .*: it has y, u, z"):
+    with pytest.raises(DataError, match=r"proprioception of dot_000 of memory .* 'x', only y, u, z"):
         demonstration_rollout(config, worker, named("y", "u", "z"))
+    swapped = np.stack([shown.actions[:, 1], shown.actions[:, 0]], axis=1)
+    info = dataclasses.replace(shown.info, action_names=("v", "u"))
+    acts = MemoryReader(dataclasses.replace(shown, info=info, actions=swapped))
+    taken = demonstration_rollout(config, worker, acts)  # the environment says no names of actions
+    np.testing.assert_array_equal(taken.actions, rollout.actions[:, ::-1])
+    monkeypatch.setattr(worker.env.unwrapped, "action_names", ("u", "v"), raising=False)
+    taken = demonstration_rollout(config, worker, acts)
+    np.testing.assert_array_equal(taken.actions, rollout.actions)
+    monkeypatch.setattr(worker.env.unwrapped, "action_names", ("u", "w"), raising=False)
+    with pytest.raises(DataError, match=r"an action of dot_000 of memory .* it has no 'w', only v, u"):
+        demonstration_rollout(config, worker, acts)
     model = mock.Mock()  # which a rollout shows what the environment gives, as it comes
     model.checkpoint.model.config = mock.Mock(proprio_dim=2, proprio_names=("y", "x"))
     monkeypatch.setattr(worker, "model", model)

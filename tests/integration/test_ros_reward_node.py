@@ -342,7 +342,7 @@ def test_a_model_that_knows_the_body_gets_the_positions_that_were_there_at_an_im
     late = start + 20 * STEP
     until(
         lambda: (
-            "has no 'elbow', with which the model was trained: it has hand, base"
+            "is not what the model was trained with: it has no 'elbow', only hand, base"
             in bench.values("proprioception").get("message", "")
         ),
         "the diagnosis",

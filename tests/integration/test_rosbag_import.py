@@ -492,7 +492,9 @@ def test_the_command_and_its_second_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert "source.actions" not in said, "what is the same is not told"
     # Another choice does not change what is there already; another robot's recordings may ask for it.
     assert main([*arguments, "source.slop_s=0.1"]) == 1
-    assert "imported with source.slop_s=0.05, this import asks for source.slop_s=0.1" in capsys.readouterr().err
+    assert (
+        "imported with source.slop_s=0.05, this import asks for source.slop_s=0.1" in capsys.readouterr().err
+    )
     other = write_bag(tmp_path / "other", Robot(frames=10).events())
     assert main([*arguments, "source.slop_s=0.1", f"path={other}"]) == 0
     assert "1 imported" in capsys.readouterr().out

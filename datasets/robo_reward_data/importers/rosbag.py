@@ -175,6 +175,7 @@ class BagEpisode:
             truth=truth,
             outcome=outcome,
             proprio_names=self.importer.joints.get(self.importer.proprio or "", ()),
+            action_names=self.importer.joints.get(self.importer.actions or "", ()),
             source={
                 "importer": "rosbag",
                 "path": str(self.path),

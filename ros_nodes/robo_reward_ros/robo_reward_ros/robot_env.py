@@ -109,7 +109,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     the action was sent, the next observation was there already, the newest so much later than the one that
     the action answers. It is not returned: what a step returns was seen after its action.
 
-    `proprio_names` are the `joint_names`; what learns from demonstrations puts theirs into this order.
+    `proprio_names` are the `joint_names`, `action_names` those of an action; what learns from demonstrations
+    puts theirs into these orders.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "one_robot": True}
@@ -194,7 +195,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.proprio_names = _names("joint_names", joint_names, len(proprio_low))
         if action_names is None:
             action_names = self.proprio_names if len(joint_names) == len(action_low) else ()
-        self._action_names = _names("action_names", action_names, len(action_low))
+        self.action_names = _names("action_names", action_names, len(action_low))
         self._size = (int(image_size[0]), int(image_size[1]))
         self._hold, self._lock_step = int(success_hold), lock_step
         self._max_decisions, self._decisions = int(max_decisions), 0
@@ -316,7 +317,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self._last is None:
             raise RobotError("there is no episode: call reset first")
         command = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-        message = JointState(name=list(self._action_names), position=[float(value) for value in command])
+        message = JointState(name=list(self.action_names), position=[float(value) for value in command])
         message.header.stamp = stamp_msg(self._last_ns)
         self._drain()
         self._applied.clear()
@@ -545,7 +546,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _told(self, message: JointState) -> np.ndarray | None:
         """What the robot was told, in the order of the action; None where that lacks a component's name."""
         try:
-            values = in_order(message.position, list(message.name), self._action_names)
+            values = in_order(message.position, list(message.name), self.action_names)
         except DataError:
             return None
         return np.asarray(values, np.float64)

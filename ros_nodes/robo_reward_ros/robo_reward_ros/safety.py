@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from robo_reward.errors import ConfigError, DataError
+from robo_reward.named import columns
 
 __all__ = ["Decision", "Kind", "SafetyFilter", "SafetyLimits", "Source", "Timeouts", "Workspace", "in_order"]
 
@@ -23,28 +24,13 @@ __all__ = ["Decision", "Kind", "SafetyFilter", "SafetyLimits", "Source", "Timeou
 def in_order(values: Sequence[float], names: Sequence[str], wanted: Sequence[str]) -> Sequence[float]:
     """Values of these names in the order that is wanted; as they come where either side has no names.
 
-    What nobody wants is left out. A wanted "" has no name: such take the values that no name asks for, in
-    their order.
-
     Raises:
-        DataError: a name that is not there or is there twice, or names and values that do not pair up.
+        DataError: as `robo_reward.named.columns`, or names and values that do not pair up.
     """
-    if not len(names) or not any(wanted):
-        return values
-    if len(names) != len(values):
+    if len(names) and any(wanted) and len(names) != len(values):
         raise DataError(f"it has {len(names)} names for {len(values)} values")
-    found = dict(zip(names, values, strict=True))
-    if len(found) < len(names):
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise DataError(f"it has '{twice}' twice")
-    if missing := [name for name in wanted if name and name not in found]:
-        raise DataError(f"it has no '{missing[0]}', only {', '.join(names)}")
-    rest = [value for name, value in found.items() if name not in wanted]
-    nameless = sum(not name for name in wanted)
-    if nameless and len(rest) != nameless:
-        raise DataError(f"it has {len(rest)} values beside those of known names, the robot takes {nameless}")
-    left = iter(rest)
-    return [found[name] if name else next(left) for name in wanted]
+    places = columns(names, wanted)
+    return values if places is None else [values[place] for place in places]
 
 
 class Kind(StrEnum):
