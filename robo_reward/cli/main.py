@@ -239,6 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "-h" in overrides or "--help" in overrides:
             sys.stdout.write(_help(command, overrides))
         else:
+            # What plugins= and _target_ name may lie in the current folder, as for `python -m`; last, to hide
+            # nothing.
+            if not {"", here := str(Path.cwd())} & set(sys.path):
+                sys.path.append(here)
             run_command(command, _as_overrides(overrides))
     except UsageError as error:
         return _fail(error, 2, debug)

@@ -347,3 +347,18 @@ def test_the_process_exits_with_the_status() -> None:
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert unknown.stderr.startswith("robo-reward: no command 'fly'")
     assert "Traceback" not in unknown.stderr
+
+
+def test_modules_in_the_current_folder_are_found(tmp_path: Path) -> None:
+    """By the console script too, whose first folder is its own."""
+    source = """
+class Importer:
+    def __init__(self, annotation): pass
+    def recordings(self, path): return []
+"""
+    (tmp_path / "own_module.py").write_text(source)
+    script = Path(sys.executable).with_name("robo-reward")
+    arguments = ["import", "source=lerobot", "source._target_=own_module.Importer", "path=.", "out=store"]
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("own_module")) == (0, 0), done.stderr
