@@ -38,6 +38,11 @@ class RewardModel:
         return self.checkpoint.model.config.cameras
 
     @property
+    def proprio_size(self) -> int:
+        """How many numbers of proprioception it was trained with; 0: none. They may be missing."""
+        return self.checkpoint.model.config.proprio_dim
+
+    @property
     def instructions(self) -> tuple[str, ...]:
         """The first text of each task it knows."""
         return tuple(task.instructions[0] for task in self.checkpoint.model.config.tasks)

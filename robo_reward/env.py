@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         keep_images: bool = True,
         step_s: float | None = None,
         maps: bool = False,
+        proprio: str = "proprio",
     ) -> None:
         """Watch `env` with `model`.
 
@@ -81,9 +83,11 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             step_s: seconds of one step; None asks the environment (`decision_ns`, or `render_fps`).
             maps: with keep_images=False, put in `map`, f32[m], instead: the encoder's feature maps of all
                 training cameras, flat. They tell where things are, which the embedding forgets.
+            proprio: key of the proprioception, f32[p], for a model that takes it; nested as cameras may be.
 
         Raises:
-            ConfigError: a camera that is not there, or an option that does not fit the environment.
+            ConfigError: a camera or proprioception that is not there, or an option that does not fit the
+                environment.
         """
         # So that `env.spec.make()` makes this environment again, with the very same model.
         RecordConstructorArgs.__init__(
@@ -96,10 +100,11 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             keep_images=keep_images,
             step_s=step_s,
             maps=maps,
+            proprio=proprio,
         )
         gymnasium.Wrapper.__init__(self, env)
         seen = _seen(keep_images, maps)
-        self._layout = _Layout.of(env.observation_space, cameras, env.render_mode, model, seen)
+        self._layout = _Layout.of(env.observation_space, cameras, proprio, env.render_mode, model, seen)
         self._watch = _Watch(model, 1, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), seen)
         self.observation_space = self._layout.space(env.observation_space, self._watch.width)
         self.estimate: ProgressEstimate | None = None
@@ -158,6 +163,7 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         keep_images: bool = True,
         step_s: float | None = None,
         maps: bool = False,
+        proprio: str = "proprio",
     ) -> None:
         """Watch `env` with `model`; the arguments are those of `ShapedRewardEnv`.
 
@@ -170,7 +176,7 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         self._mode = AutoresetMode(env.metadata["autoreset_mode"])
         single = env.single_observation_space
         seen = _seen(keep_images, maps)
-        self._layout = _Layout.of(single, cameras, env.render_mode, model, seen)
+        self._layout = _Layout.of(single, cameras, proprio, env.render_mode, model, seen)
         if self._layout.renders and self._mode is AutoresetMode.SAME_STEP:
             raise ConfigError("same-step autoreset never renders an episode's last moment: use next-step")
         self._watch = _Watch(
@@ -325,6 +331,7 @@ class _Layout:
         cls,
         space: spaces.Space[Any],
         cameras: Sequence[str] | Mapping[str, str] | None,
+        proprio: str,
         render_mode: str | None,
         model: Any,
         seen: str,
@@ -340,27 +347,36 @@ class _Layout:
             raise ConfigError("cameras=[]: the model needs at least one image to watch")
         found = {name: _find(key, every) for name, key in wanted.items()}
         missing = [wanted[name] for name, path in found.items() if path is None]
+        odd = [
+            f"{'.'.join(path)} {leaf.shape}"
+            for path, leaf in _leaves(space)
+            if isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) > 1
+        ]
+        none = "no image (h, w, 3) of uint8"
+        way = "make the env with render_mode='rgb_array'"
+        if odd:
+            none, way = f"{none}, but {odd[0]}", "wrap the env before images are changed"
         if missing and (every or len(wanted) > 1 or render_mode != "rgb_array"):
             known = ", ".join(".".join(path) or "the observation itself" for path in every)
             raise ConfigError(
-                f"no image '{missing[0]}' in the observation: "
-                + (f"it has {known}" if known else "it has none; make the env with render_mode='rgb_array'")
+                f"no image '{missing[0]}' in the observation: it has " + (known or f"{none}; {way}")
             )
         if not every and cameras is None and len(only) > 1:
-            odd = [
-                f"{'.'.join(path)} {leaf.shape}"
-                for path, leaf in _leaves(space)
-                if isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) > 1
-            ]
             raise ConfigError(
-                f"the observation has no image (h, w, 3) of uint8{f', but {odd[0]}' if odd else ''}; the "
-                f"model was trained with {', '.join(only)}: wrap the env before images are changed, or say "
+                f"the observation has {none}; the model was trained with {', '.join(only)}: {way}, or say "
                 f"which of them render() is, cameras={{'{only[0]}': 'render'}}"
             )
-        bodies = [
-            path for path, leaf in _leaves(space) if path and path[-1] == "proprio" and not _is_image(leaf)
-        ]
-        return cls(found, every, bodies[0] if bodies else None, seen)
+        tables = tuple(path for path, leaf in _leaves(space) if path and not _is_image(leaf))
+        body = _find(proprio, tables)
+        if body is None and proprio != "proprio":
+            raise ConfigError(f"no proprioception '{proprio}' in the observation")
+        if body is None and getattr(model, "proprio_size", 0):
+            warnings.warn(
+                "the model was trained with proprioception, and the observation has no 'proprio': it judges "
+                "without. Where it has another name: ShapedRewardEnv(..., proprio=KEY)",
+                stacklevel=3,
+            )
+        return cls(found, every, body, seen)
 
     @property
     def renders(self) -> bool:
@@ -436,14 +452,14 @@ def _find(key: str, paths: Sequence[_Path]) -> _Path | None:
     """The path that a key names, whole or by its last part; an observation that is an image goes by any.
 
     Raises:
-        ConfigError: several images have that last part.
+        ConfigError: several entries have that last part.
     """
     for path in paths:
         if key == ".".join(path) or not path:
             return path
     found = [path for path in paths if ".".join(path).endswith(f".{key}")]
     if len(found) > 1:
-        raise ConfigError(f"several images are '{key}': say which of {', '.join(map('.'.join, found))}")
+        raise ConfigError(f"several entries are '{key}': say which of {', '.join(map('.'.join, found))}")
     return found[0] if found else None
 
 

@@ -99,6 +99,11 @@ class OnnxModel:
         return self.config.cameras
 
     @property
+    def proprio_size(self) -> int:
+        """How many numbers of proprioception it was trained with; 0: none. They may be missing."""
+        return self.config.proprio_dim
+
+    @property
     def instructions(self) -> tuple[str, ...]:
         """The first text of each task it knows."""
         return tuple(task.instructions[0] for task in self.config.tasks)

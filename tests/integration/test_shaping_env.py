@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -222,7 +223,9 @@ def test_what_cannot_be_watched_is_refused(model: RewardModel) -> None:
         robo_reward.ShapedRewardEnv(Bar(), model, cameras=["top"])
     blind = Bar(nested=False)
     blind.render_mode = ""
-    with pytest.raises(ConfigError, match="it has none; make the env with render_mode"):
+    with pytest.raises(
+        ConfigError, match=r"has no image \(h, w, 3\) of uint8; make the env with"
+    ):
         robo_reward.ShapedRewardEnv(blind, model)
     # Stacked images are none that it can watch; what render() shows is no camera of this model's.
     stacked = gymnasium.wrappers.FrameStackObservation(Bar(), 3)
@@ -246,7 +249,7 @@ def test_images_are_taken_for_the_cameras_that_the_model_knows(model: RewardMode
             place = tree.setdefault(branch, {}) if branch else tree
             place[leaf] = image
         space = spaces.Dict({k: spaces.Dict(v) if isinstance(v, dict) else v for k, v in tree.items()})
-        found = _Layout.of(space, wanted, None, model, "images").cameras
+        found = _Layout.of(space, wanted, "proprio", None, model, "images").cameras
         return {name: ".".join(path) for name, path in found.items() if path is not None}
 
     flat = {"front": "images/front", "wrist": "images/wrist"}
@@ -255,8 +258,23 @@ def test_images_are_taken_for_the_cameras_that_the_model_knows(model: RewardMode
     assert cameras("images.front", "images.top") == {"front": "images.front", "top": "images.top"}
     with pytest.raises(ConfigError, match=r"'left.rgb' and 'right.rgb' would both be camera 'rgb'"):
         cameras("left.rgb", "right.rgb")
-    with pytest.raises(ConfigError, match=r"several images are 'rgb': say which of left.rgb, right.rgb"):
+    with pytest.raises(ConfigError, match=r"several entries are 'rgb': say which of left.rgb, right.rgb"):
         cameras("left.rgb", "right.rgb", wanted=["rgb"])
+
+
+def test_proprioception_may_have_another_name_and_is_missed_aloud() -> None:
+    image, body = spaces.Box(0, 255, (*SIZE, 3), np.uint8), spaces.Box(-1, 1, (2,), np.float32)
+    space = spaces.Dict({"front": image, "robot": spaces.Dict({"state": body})})
+    bodily: Any = SimpleNamespace(cameras=("front",), proprio_size=2)
+    assert _Layout.of(space, None, "state", None, bodily, "images").body == ("robot", "state")
+    with pytest.warns(UserWarning, match="trained with proprioception, and the observation has no 'proprio'"):
+        assert _Layout.of(space, None, "proprio", None, bodily, "images").body is None
+    with pytest.raises(ConfigError, match="no proprioception 'joints' in the observation"):
+        _Layout.of(space, None, "joints", None, bodily, "images")
+    blind: Any = SimpleNamespace(cameras=("front",), proprio_size=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _Layout.of(space, None, "proprio", None, blind, "images")
 
 
 @pytest.mark.slow
