@@ -28,6 +28,7 @@ __all__ = [
     "foreign_parts",
     "load_checkpoint",
     "save_checkpoint",
+    "self_contained",
     "write_atomic",
 ]
 
@@ -75,7 +76,7 @@ def save_checkpoint(
         "schema_version": SCHEMA_VERSION,
         "version": digest.hexdigest()[:12],
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "model": _self_contained(model.config.to_json()),
+        "model": self_contained(model.config.to_json()),
         "calibration": calibration.to_json(),
         "training": training,
     }
@@ -84,8 +85,8 @@ def save_checkpoint(
     return str(meta["version"])
 
 
-def _self_contained(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without where the encoder's first weights came from: the checkpoint holds them now."""
+def self_contained(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's config without where the encoder's first weights came from: what is saved holds them now."""
     accepted = signature(import_object(str(config["encoder"]["_target_"]))).parameters
     origin = {"pretrained": False, "weights": None}
     known = {key: value for key, value in origin.items() if key in accepted}

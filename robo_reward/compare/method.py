@@ -49,7 +49,10 @@ class TrainingData:
     @property
     def device(self) -> str:
         """Where networks run."""
-        return "cuda" if self.options.accelerator in ("gpu", "cuda") else "cpu"
+        if self.options.accelerator not in ("gpu", "cuda"):
+            return "cpu"
+        devices = self.options.devices
+        return "cuda" if isinstance(devices, int) else f"cuda:{devices[0]}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from robo_reward.checkpoint import write_atomic
+from robo_reward.checkpoint import self_contained, write_atomic
 from robo_reward.clips import CounterfactualInstruction, PixelTransform, TimelineTransform
 from robo_reward.compare.method import Budget, TrainingData
 from robo_reward.errors import CheckpointError, DataError
@@ -161,7 +161,7 @@ def save_network(network: Network, workdir: Path) -> None:
     """Weights first: a folder with a `network.json` has them."""
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomic(workdir / "network.safetensors", save(state))
-    meta = {"config": network.backbone.config.to_json()}
+    meta = {"config": self_contained(network.backbone.config.to_json())}
     write_atomic(workdir / "network.json", json.dumps(meta, indent=1).encode())
     (workdir / "state.pt").unlink(missing_ok=True)
 
@@ -173,7 +173,9 @@ def load_network(build: Callable[[ModelConfig], Network], workdir: Path) -> Netw
         CheckpointError: weights that do not fit.
     """
     meta = json.loads((workdir / "network.json").read_text(encoding="utf-8"))
-    network = build(ModelConfig.from_json(meta["config"]))
+    config = ModelConfig.from_json(meta["config"])
+    # Networks of before were written with the place of the encoder's first weights, which may be gone.
+    network = build(replace(config, encoder=self_contained(config.to_json())["encoder"]))
     try:
         network.load_state_dict(load_file(workdir / "network.safetensors"))
     except (OSError, RuntimeError) as error:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from robo_reward.checkpoint import write_atomic
+from robo_reward.checkpoint import check_device, write_atomic
 from robo_reward.compare.cost import Cost, measure_cost
 from robo_reward.compare.judge import Judged, judge, load_judged, save_judged
 from robo_reward.compare.method import Budget, CheckedMethod, Method, TrainingData
@@ -150,7 +150,8 @@ def run(config: CompareConfig) -> None:
     workdirs = _for_each(methods, lambda method: _workdir(config, method, episodes.data, budget))
     paths = {name: _judged_paths(config, name, episodes, folder, workdirs[name].name) for name in methods}
     unjudged = {name: method for name, method in methods.items() if not _are_whole(paths[name])}
-    _for_each(unjudged, lambda method: _check(method, episodes, tasks))
+    unfitted = {name: method for name, method in unjudged.items() if not _is_fitted(workdirs[name])}
+    _for_each(unfitted, lambda method: _check(method, episodes, tasks))
     folder.mkdir(parents=True, exist_ok=True)
     results, judged, calibrations, costs = {}, {}, {}, {}
     seconds: dict[str, float] = {}
@@ -210,7 +211,16 @@ def _open(config: CompareConfig) -> _Episodes:
 
 
 def _options(config: CompareConfig) -> TrainConfig:
-    """What all methods that train share, as `robo-reward train` would be told it."""
+    """What all methods that train share, as `robo-reward train` would be told it.
+
+    Raises:
+        ConfigError: a device that is none.
+    """
+    import torch
+
+    check_device(config.device)
+    device = torch.device(config.device)
+    which = device.type == "cuda" and ":" in config.device
     return TrainConfig(
         data=config.train,
         out=config.out,
@@ -230,7 +240,8 @@ def _options(config: CompareConfig) -> TrainConfig:
         cameras=config.cameras,
         batch_size=config.batch_size,
         precision=config.precision,
-        accelerator="gpu" if config.device.startswith("cuda") else "cpu",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index] if which else 1,
         threads=config.threads,
         cache_gb=config.cache_gb,
     )
@@ -288,13 +299,23 @@ def _check(method: Method, episodes: _Episodes, tasks: Mapping[str, TaskConfig])
         _check_scale(method, tasks)
 
 
+def _is_fitted(workdir: Path) -> bool:
+    """What was learned is there, and loaded: where a network's first weights came from may be gone by now."""
+    return (workdir / "network.json").is_file() or (workdir / "run" / "model.json").is_file()
+
+
 def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: Budget) -> Path:
     """Where a method keeps what it learned: named by all that it depends on, so that nothing is mixed up."""
-    ignored = {"out", "data", "threads", "cache_gb", "accelerator", "reader"}
+    ignored = {"out", "data", "threads", "cache_gb", "loaders", "accelerator", "reader"}
     if not isinstance(method, Ours):
         # Others have negatives and weights of their own.
         ignored |= {"timeline", "other_weight"}
     options = {key: value for key, value in vars(data.options).items() if key not in ignored}
+    options["devices"] = data.options.device_count  # which of them it is does not matter
+    if not data.options.tunes_backbone:
+        # It changes nothing then, and what was fitted before there was such an option is found again.
+        tuned = vars(data.options.optimizer)
+        options["optimizer"] = {key: value for key, value in tuned.items() if key != "backbone_lr"}
     recipe = dict(method.recipe)
     depends: dict[str, Any] = {
         "recipe": recipe,

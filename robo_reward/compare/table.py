@@ -105,7 +105,7 @@ def is_behind(metric: str, difference: Metric) -> bool | None:
 
 def _draws(quantity: Quantity, metric: str, samples: int, seed: int) -> Int64[np.ndarray, "s n"] | None:
     """The same resamples for every method: they depend on the metric, its units and the seed alone."""
-    if quantity.count < 2:
+    if quantity.count < quantity.least:
         return None
     rng = np.random.default_rng([seed, zlib.crc32(metric.encode())])
     size = min(samples, _STARC_SAMPLES) if metric == "starc" else samples

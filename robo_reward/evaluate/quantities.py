@@ -39,6 +39,7 @@ __all__ = [
     "true_end",
 ]
 
+_FEW_FRAMES = 10  # blocks of fewer frames of one episode are too alike to say how sure a number is
 _STILL_FRAMES = 4
 _STILL_CHANGE = 2e-3
 _FALL = 0.05
@@ -58,6 +59,11 @@ class Quantity(Protocol):
     @property
     def block(self) -> int:
         """Length of the runs of neighbors in which units are drawn: 1 for episodes, more for frames."""
+        ...
+
+    @property
+    def least(self) -> int:
+        """Fewer units than this tell a value and no interval."""
         ...
 
     def metric(self, rng: np.random.Generator) -> m.Metric:
@@ -81,6 +87,7 @@ class Mean:
     weights: Float64[np.ndarray, " n"] | None = None
     block: int = 1
     root: bool = False
+    least: int = 2
 
     @property
     def count(self) -> int:
@@ -116,6 +123,7 @@ class Pairs:
     agreement: Float64[np.ndarray, "n n"]
     ranked: Float64[np.ndarray, "n n"]
     block: int = 1
+    least: int = 2
 
     @property
     def count(self) -> int:
@@ -141,9 +149,13 @@ class Statistic:
     function: Callable[[Int64[np.ndarray, " n"]], float]
     count: int
     block: int = 1
+    least: int = 2
 
     def metric(self, rng: np.random.Generator) -> m.Metric:
         """The value with its interval."""
+        if 0 < self.count < self.least:
+            value = float(self.function(np.arange(self.count)))
+            return m.Metric.undefined() if np.isnan(value) else m.Metric.exact(value, self.count)
         return m.bootstrap(self.function, self.count, rng, block=self.block)
 
     def draws(self, index: Int64[np.ndarray, "s n"]) -> Float64[np.ndarray, " s"]:
@@ -167,6 +179,11 @@ class Average:
         """As of the parts."""
         return self.parts[0].block
 
+    @property
+    def least(self) -> int:
+        """As of the parts."""
+        return self.parts[0].least
+
     def metric(self, rng: np.random.Generator) -> m.Metric:
         """The mean with its interval."""
         return m.bootstrap(lambda index: float(self.draws(index[None])[0]), self.count, rng)
@@ -182,7 +199,7 @@ def quantities(results: Sequence[EpisodeResult], detector: SuccessDetector) -> d
     retries = [r for r in results if "retry" in r.info.kind]
     return {
         "progress_mae": frame_mean(results, progress_error),
-        "voc_pos": _episodes(successes, lambda r: _voc(r.forward, _at_work(r)), _voc_frames),
+        "voc_pos": _voc_pos(successes),
         "voc_neg": _episodes(successes, _reversed_voc),
         "voc_mean": _episodes(successes, lambda r: 0.5 * (_voc(r.forward, _at_work(r)) + _reversed_voc(r))),
         "voc_truth": _episodes(successes, _truth_voc),
@@ -234,16 +251,8 @@ def frame_mean(
     return Mean(means, counts)
 
 
-def _episodes(
-    results: Sequence[EpisodeResult],
-    value_of: Callable[[EpisodeResult], float],
-    frames_of: Callable[[EpisodeResult, Int64[np.ndarray, " n"]], float] | None = None,
-) -> Quantity:
-    """Mean over episodes; for a single one, blocks of its frames where `frames_of` says how."""
-    if len(results) == 1 and frames_of is not None:
-        only = results[0]
-        count = only.info.length
-        return Statistic(lambda index: frames_of(only, index), count, block=m.block_length(count))
+def _episodes(results: Sequence[EpisodeResult], value_of: Callable[[EpisodeResult], float]) -> Mean:
+    """Mean over episodes."""
     return Mean(np.array([value_of(r) for r in results], dtype=np.float64))
 
 
@@ -292,9 +301,18 @@ def _voc(found: Answers, frames: Bool[np.ndarray, " t"]) -> float:
     return m.voc(np.where(frames, found.progress, np.nan))
 
 
-def _voc_frames(r: EpisodeResult, index: Int64[np.ndarray, " n"]) -> float:
-    chosen = index[_at_work(r)[index]]
-    return m.voc(r.forward.progress[chosen], chosen) if len(chosen) > 1 else float("nan")
+def _voc_pos(results: Sequence[EpisodeResult]) -> Quantity:
+    """Over episodes; of a single one, over blocks of the frames that are judged of it."""
+    if len(results) != 1:
+        return _episodes(results, lambda r: _voc(r.forward, _at_work(r)))
+    only = results[0]
+    judged = np.flatnonzero(_at_work(only))
+
+    def statistic(index: Int64[np.ndarray, " n"]) -> float:
+        frames = judged[index]
+        return m.voc(only.forward.progress[frames], frames) if len(frames) > 1 else float("nan")
+
+    return Statistic(statistic, len(judged), block=m.block_length(len(judged)), least=_FEW_FRAMES)
 
 
 def _reversed_voc(r: EpisodeResult) -> float:

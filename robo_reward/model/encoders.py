@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -39,6 +39,8 @@ from robo_reward.errors import ConfigError
 
 __all__ = ["Backbone", "TinyEncoder"]
 
+# Where training scripts keep weights in their checkpoints; timm takes the first of them, too.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _MAP_SIDE, _MAP_CHANNELS = 8, 64  # of a backbone's map: policies keep it for every moment of every rollout
 
 
@@ -128,8 +130,8 @@ class Backbone(nn.Module):
     Args:
         name: a timm model name (`vit_small_patch14_dinov2.lvd142m`), or `torchvision/<name>`.
         pretrained: download and load the published weights (needs network access or a filled cache).
-        weights: path of a local state dict (`.safetensors` or `.pt`) to load instead: as published, or as
-            `body.state_dict()` gave it.
+        weights: path of a local state dict (`.safetensors` or `.pt`) to load instead: as published, as
+            `body.state_dict()` gave it, or in a training script's checkpoint (`state_dict`, `model`, ...).
         frozen: keep the backbone fixed and in eval mode; only the projection learns.
     """
 
@@ -288,20 +290,58 @@ def _load_weights(body: nn.Module, path: str) -> None:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
         raise ConfigError(f"encoder.weights='{path}' is not a file of weights: {error}") from error
+    problem: str | None = None
+    for weights in _readings(body, state):
+        problem = _misfit(body, weights)
+        if problem is None:
+            return
+    raise ConfigError(f"encoder.weights='{path}' does not fit the backbone: {problem}")
+
+
+def _readings(body: nn.Module, state: Any) -> Iterator[Any]:
+    """A file as it is, then without a training script's wrapper, then without a prefix of all its names."""
+    yield state
+    if not isinstance(state, Mapping):
+        return
+    wrapped = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
+    if wrapped is not None:
+        yield wrapped
+    plain = _without_prefix(body, state if wrapped is None else wrapped)
+    if plain is not None:
+        yield plain
+
+
+def _without_prefix(body: nn.Module, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Weights without what wrappers put before every name (`module.`); None where nothing is before them."""
+    own = {key.partition(".")[0] for key in body.state_dict()}
+    plain = {str(key): value for key, value in state.items()}
+    while len(first := {key.partition(".")[0] for key in plain}) == 1 and not first & own:
+        if first & plain.keys():
+            break
+        plain = {key.partition(".")[2]: value for key, value in plain.items()}
+    return None if plain.keys() == state.keys() else plain
+
+
+def _misfit(body: Any, state: Any) -> str | None:
+    """Load weights into the body: None, or why they do not fit.
+
+    A published file has what was taken off the body to classify, and nothing else that the body lacks.
+    """
     try:
         missing, unexpected = body.load_state_dict(_fitted(body, state), strict=False)
-    except RuntimeError as error:
-        raise ConfigError(f"encoder.weights='{path}' does not fit the backbone: {error}") from error
-    # A published file has the last layer that was taken off the body, and nothing else that it lacks.
-    heads = {key.rpartition(".")[0] for key in unexpected}
-    if missing or len(heads) > 1:
-        raise ConfigError(
-            f"encoder.weights='{path}' does not fit the backbone: missing {missing[:3]}, "
-            f"unknown {unexpected[:3]}"
-        )
+    except (RuntimeError, AttributeError, KeyError, TypeError) as error:  # timm's filters trust what they get
+        return str(error)
+    classifiers = getattr(body, "pretrained_cfg", {}).get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    # Norms and hidden layers beside a classifier are taken off with it: `head.norm` where it is `head.fc`.
+    heads = {name.partition(".")[0] for name in classifiers}
+    known = all(key.partition(".")[0] in heads for key in unexpected)
+    if missing or not (known or len({key.rpartition(".")[0] for key in unexpected}) <= 1):
+        return f"missing {missing[:3]}, unknown {unexpected[:3]}"
+    return None
 
 
-def _fitted(body: Any, state: Any) -> dict[str, Tensor]:
+def _fitted(body: Any, state: Any) -> Any:
     """Published weights for a body of another image size: timm resamples positions, as where it downloads."""
     resample = getattr(sys.modules.get(type(body).__module__), "checkpoint_filter_fn", None)
     return state if resample is None else resample(state, body)

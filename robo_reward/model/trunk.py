@@ -4,10 +4,14 @@ Each moment sees itself and the `window - 1` before it, so a ring cache of that 
 streaming exact: `step` gives what `forward` gives, moment by moment. Position is relative time, as rotary
 phases of the time difference in units of the training period (RoFormer, Su et al. 2021, on clock time in
 place of an index), so irregular intervals mean what they are and no absolute clock leaks in.
+
+A short sequence attends in one piece. A long one does block by block, each block to its own moments and the
+window before it: nothing else could be seen, and memory grows with the length of it, not with the square.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +20,9 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 __all__ = ["CausalTrunk", "TrunkCache"]
+
+_WHOLE = 256  # moments of the longest sequence that attends in one piece: training windows are shorter
+_BLOCK = 128  # moments of a block of a longer one, or the window where that is more
 
 
 @dataclass
@@ -33,6 +40,18 @@ class TrunkCache:
     time_s: Tensor
     filled: Tensor
     position: Tensor
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive moments of a sequence that attend together, and all that any of them may see.
+
+    queries, keys  which moments those are;  allowed bool[b, queries, keys] which sees which
+    """
+
+    queries: slice
+    keys: slice
+    allowed: Tensor
 
 
 class CausalTrunk(nn.Module):
@@ -59,15 +78,26 @@ class CausalTrunk(nn.Module):
         mask: Bool[Tensor, "b t"],
     ) -> Float[Tensor, "b t d"]:
         """All moments at once. Moments with `mask` False are seen by nobody but themselves."""
-        count = x.shape[1]
-        index = torch.arange(count, device=x.device)
-        back = index[:, None] - index[None, :]
-        reach = (back >= 0) & (back < self.window)
-        allowed = reach & (mask[:, None, :] | (back == 0))
+        blocks = self._blocks(mask)
         phase = self._phase(time_s - time_s[:, :1])
         for layer in self.layers:
-            x = layer(x, phase, allowed)
+            x = layer(x, phase, blocks)
         return self.norm(x)
+
+    def _blocks(self, mask: Bool[Tensor, "b t"]) -> list[_Block]:
+        count = mask.shape[1]
+        if count <= _WHOLE:
+            return [self._block(mask, 0, count)]
+        size = max(_BLOCK, self.window)
+        return [self._block(mask, start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _block(self, mask: Bool[Tensor, "b t"], start: int, stop: int) -> _Block:
+        first = max(start - self.window + 1, 0)
+        index = torch.arange(first, stop, device=mask.device)
+        back = index[start - first :, None] - index[None, :]
+        reach = (back >= 0) & (back < self.window)
+        allowed = reach & (mask[:, None, first:stop] | (back == 0))
+        return _Block(slice(start, stop), slice(first, stop), allowed)
 
     def empty_cache(self, streams: int) -> TrunkCache:
         """A cache for `streams` streams that have seen nothing."""
@@ -136,10 +166,11 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, phase: Tensor, allowed: Tensor) -> Tensor:
+    def forward(self, x: Tensor, phase: Tensor, blocks: Sequence[_Block]) -> Tensor:
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         query, key = _rotate(query, phase), _rotate(key, phase)
-        mixed = _attend(query, key, value, allowed)
+        parts = [_attend(query[:, b.queries], key[:, b.keys], value[:, b.keys], b.allowed) for b in blocks]
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         x = x + self.drop(self.out(mixed.flatten(-2)))
         return x + self.drop(self.mlp(self.norm2(x)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ _FAMILIAR_EPISODES = 24
 _FAMILIAR_FRAMES = 64
 _FAMILIAR_SHRINKAGE = 0.1
 _BAND = int(np.argmin(np.abs(LEVELS - 0.9)))
+_SUBSETS = 16  # of an episode's cameras, for each number of them that is gone
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
         if _shows_outcome(k.reader.info, k.mask)
     ]
     calibration = replace(calibration, detector=fit_detector(detections), episodes=len(whole))
-    return replace(calibration, absent=_absent(model, kept, calibration))
+    # Whichever subsets of many cameras are looked through, they are the same every time.
+    return replace(calibration, absent=_absent(model, kept, calibration, np.random.default_rng(0)))
 
 
 def _answered(
@@ -260,7 +263,9 @@ def _bands(
     return replace(warm, quantiles=quantiles, std_scale=std_scale, moments=sum(map(len, residual)))
 
 
-def _absent(model: ProgressModel, kept: Sequence[_Kept], calibration: Calibration) -> tuple[float, ...]:
+def _absent(
+    model: ProgressModel, kept: Sequence[_Kept], calibration: Calibration, rng: np.random.Generator
+) -> tuple[float, ...]:
     """How much wider 90 % bands must be with 1, 2, ... of the training cameras gone."""
     expected = len(model.config.cameras)
     factors: list[float] = []
@@ -272,7 +277,7 @@ def _absent(model: ProgressModel, kept: Sequence[_Kept], calibration: Calibratio
                 continue
             views = [
                 read_moments(model, episode_moments(model, k.encoded, left), calibration)
-                for left in combinations(cameras, max(expected - gone, 1))
+                for left in _subsets(cameras, max(expected - gone, 1), rng)
             ]
             at = [found.valid & np.isfinite(k.truth) for found in views]
             residual.append(
@@ -287,6 +292,16 @@ def _absent(model: ProgressModel, kept: Sequence[_Kept], calibration: Calibratio
             factor = max(factor, quantiles[_BAND] / max(calibration.quantiles[_BAND], 1e-9))
         factors.append(float(factor))
     return tuple(factors)
+
+
+def _subsets(cameras: Sequence[str], size: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """All subsets of this size, or some drawn for this episode: with every camera there are twice as many."""
+    if comb(len(cameras), size) <= _SUBSETS:
+        return list(combinations(cameras, size))
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < _SUBSETS:
+        drawn.add(tuple(sorted(rng.choice(len(cameras), size, replace=False).tolist())))
+    return [tuple(cameras[i] for i in chosen) for chosen in sorted(drawn)]
 
 
 def _platt(kept: Sequence[_Kept]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.cli.main import main, run_command
 from robo_reward.compare.split import hold_out
 from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.model.encoders import Backbone
 from robo_reward.schema import Episode
 from robo_reward.testing import toy_episode
 from robo_reward.train.config import HoldoutConfig
@@ -216,6 +217,29 @@ def test_what_had_no_answer_is_asked_again_and_nothing_else(
     assert set(moody.asked) == {16}
     assert share("overwrite=true") == 1.0
     assert not moody.asked
+
+
+def test_what_was_fitted_is_judged_on_other_episodes_where_its_first_weights_are_gone(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """A method trained from a file of weights could be used only where that file was."""
+    first = tmp_path / "first.pt"
+    body = Backbone((32, 32), 16, 16, "torchvision/resnet18", pretrained=False).body
+    torch.save(body.state_dict(), first)
+    encoder = ["name=torchvision/resnet18", f"weights={first}"]
+    options = ["network=base", *(f"network.encoder.{option}" for option in encoder), "image_size=[32,32]"]
+    options += ["method=frame_index", f"fitted={tmp_path / 'fitted'}"]
+    options += [option for option in FAST if not option.startswith("network.encoder")]
+
+    def errors(test: str, out: str) -> dict[str, Any]:
+        places = [f"train={stores['train']}", f"test={stores[test]}", f"out={tmp_path / out}"]
+        run_command("compare", [*places, *options])
+        return json.loads((tmp_path / out / "metrics.json").read_text())["methods"]["frame_index"]["metrics"]
+
+    before = errors("test", "a")
+    first.unlink()
+    assert errors("test", "b") == before
+    assert errors("calibration", "c") != before
 
 
 def test_a_calibration_store_of_its_own(stores: dict[str, Path], tmp_path: Path) -> None:

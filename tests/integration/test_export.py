@@ -164,7 +164,9 @@ class Bar(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A bar that fills by itself."""
 
     metadata = {"render_modes": [], "render_fps": 10}  # noqa: RUF012
-    observation_space = spaces.Dict({"front": spaces.Box(0, 255, (32, 32, 3), np.uint8)})
+    observation_space = spaces.Dict(
+        {"front": spaces.Box(0, 255, (32, 32, 3), np.uint8), "proprio": spaces.Box(-1, 1, (2,), np.float32)}
+    )
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
     def reset(
@@ -181,7 +183,7 @@ class Bar(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def _look(self) -> dict[str, np.ndarray]:
         rgb = np.zeros((32, 32, 3), np.uint8)
         rgb[:, : 5 * self.at] = 200
-        return {"front": rgb}
+        return {"front": rgb, "proprio": np.array([0.1 * self.at, 0.5], np.float32)}
 
 
 def test_an_exported_model_shapes_rewards_as_the_model_does(run: Path, exported: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robo_reward.calibration import Calibration
 from robo_reward.checkpoint import Checkpoint
 from robo_reward.errors import ConfigError
+from robo_reward.model import trunk
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.fusion import AttentionFusion
 from robo_reward.model.progress_model import ProgressModel
@@ -86,6 +88,63 @@ def test_attention_reaches_back_a_window_per_layer_and_no_further() -> None:
     other[0, 10] += 1.0
     difference = (MODEL.trunk(state, time_s, seen) - MODEL.trunk(other, time_s, seen)).abs().amax(-1)[0]
     np.testing.assert_array_equal(difference.nonzero()[:, 0], np.arange(10, 19))
+
+
+@pytest.mark.parametrize("window", [5, 150])
+def test_a_long_sequence_attends_as_in_one_piece(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sequences at irregular times with moments that saw nothing; the last block is not full."""
+    torch.manual_seed(4)
+    attention = trunk.CausalTrunk(32, 2, 4, window, 0.1).eval()
+    x = torch.randn(2, 700, 32, requires_grad=True)
+    time_s = torch.rand(2, 700, dtype=torch.float64).cumsum(dim=1)
+    seen = torch.rand(2, 700) < 0.8
+    weight = torch.randn(2, 700, 32)
+    found = attention(x, time_s, seen)
+    (slope,) = torch.autograd.grad((found * weight).sum(), x)
+    monkeypatch.setattr(trunk, "_WHOLE", 10**6)
+    whole = attention(x, time_s, seen)
+    (whole_slope,) = torch.autograd.grad((whole * weight).sum(), x)
+    torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(slope, whole_slope, atol=1e-5, rtol=1e-5)
+
+
+def test_a_later_moment_of_a_long_sequence_changes_nothing_bitwise() -> None:
+    state = torch.randn(1, 600, 32, generator=torch.Generator().manual_seed(5))
+    time_s = torch.arange(600, dtype=torch.float64)[None] * 0.1
+    seen = torch.ones(1, 600, dtype=torch.bool)
+    before = MODEL.trunk(state, time_s, seen)
+    for moment in (127, 128, 300, 599):
+        other = state.clone()
+        other[0, moment] += 1.0
+        difference = (MODEL.trunk(other, time_s, seen) - before).abs().amax(-1)[0]
+        np.testing.assert_array_equal(difference.nonzero()[:, 0], np.arange(moment, min(moment + 9, 600)))
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that one operation made, in any tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(value, torch.Tensor):
+                self.bytes = max(self.bytes, value.untyped_storage().nbytes())
+        return made
+
+
+def test_memory_grows_with_the_length_of_an_episode_and_not_with_its_square() -> None:
+    """An hour at 10 images a second took 18 GB."""
+
+    def largest(length: int) -> int:
+        time_s = torch.arange(length, dtype=torch.float64)[None] * 0.1
+        with Largest() as mode:
+            MODEL.trunk(torch.zeros(1, length, 32), time_s, torch.ones(1, length, dtype=torch.bool))
+        return mode.bytes
+
+    assert largest(4096) == 2 * largest(2048)
 
 
 @pytest.mark.parametrize("poison", [0.0, 1e30, float("nan"), float("inf")])

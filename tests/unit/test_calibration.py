@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -21,7 +23,12 @@ from robo_reward.calibration import (
     half_trusted,
 )
 from robo_reward.fusion import FusionParameters
+from robo_reward.model.config import ModelConfig, TaskConfig
+from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import ProgressEstimate
+from robo_reward.testing import MemoryReader, toy_episode
+from robo_reward.train import calibrate as fitting
+from robo_reward.train.split import Split
 
 
 def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
@@ -198,3 +205,55 @@ def test_bands_widen_for_missing_cameras_and_beyond_novelty_one() -> None:
     plain = Calibration().widening(np.array([9.0]), np.array([1]))
     assert plain.tolist() == [1.0]
     assert np.isnan(Calibration().novelty(np.array([9.0]))).all()
+
+
+def test_of_many_cameras_some_subsets_are_looked_through_and_of_few_all_of_them() -> None:
+    """They double with every camera: thirty of them would never be done."""
+    rng = np.random.default_rng(0)
+    for count in range(1, 6):
+        names = [f"c{i}" for i in range(count)]
+        for size in range(1, count + 1):
+            assert fitting._subsets(names, size, rng) == list(combinations(names, size))
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state, "nothing was drawn"
+    names = [f"c{i}" for i in range(30)]
+    for size in (2, 15, 28):
+        found = fitting._subsets(names, size, np.random.default_rng(1))
+        assert len(set(found)) == len(found) == 16
+        assert all(
+            len(set(chosen)) == size and list(chosen) == sorted(chosen, key=names.index) for chosen in found
+        )
+        assert found == fitting._subsets(names, size, np.random.default_rng(1))
+        assert found != fitting._subsets(names, size, np.random.default_rng(2))
+
+
+def test_the_work_of_calibration_grows_with_the_number_of_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine have 510 subsets; the same sixteen of a size are looked through every time."""
+    cameras = tuple(f"c{i}" for i in range(9))
+    torch.manual_seed(0)
+    encoder = {
+        "_target_": "robo_reward.model.encoders.TinyEncoder",
+        "channels": [4, 4, 8, 8],
+        "bottleneck": 4,
+    }
+    task = TaskConfig(("fill the bar",), ("red", "green"), (0.5, 0.5))
+    model = ProgressModel(
+        ModelConfig(encoder, (task,), cameras, image_size=(16, 16), period_s=0.1, width=16, heads=2, layers=1)
+    )
+    readers = [MemoryReader(toy_episode(i, length=6, cameras=cameras, size=(16, 16))) for i in range(2)]
+    learned = tuple(np.full(6, index == 0) for index in range(2))
+    split = Split(learned, tuple(~mask for mask in learned), tuple(np.zeros_like(mask) for mask in learned))
+    asked: list[tuple[str, ...]] = []
+    moments = fitting.episode_moments
+
+    def counted(model, encoded, cameras=None, *rest, **named):
+        asked.append(tuple(cameras or ()))
+        return moments(model, encoded, cameras, *rest, **named)
+
+    monkeypatch.setattr(fitting, "episode_moments", counted)
+    first = fitting.calibrate(model, readers, split)
+    subsets = [chosen for chosen in asked if chosen]
+    assert len(first.absent) == 8
+    assert [sum(len(chosen) == size for chosen in subsets) for size in range(1, 9)] == [9, *[16] * 6, 9]
+    asked.clear()
+    assert fitting.calibrate(model, readers, split) == first
+    assert [chosen for chosen in asked if chosen] == subsets

@@ -133,6 +133,55 @@ def test_published_weights_fit_without_their_last_layer_and_at_another_size(
     assert all(same)
 
 
+HEADS = ["deit_tiny_distilled_patch16_224", "levit_128s"]  # a classifier and its teacher's; norms beside them
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_published_weights_may_have_two_classifiers(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(2)
+    published = timm.create_model(name).state_dict()
+    assert len({key.rpartition(".")[0] for key in published if key.startswith("head")}) > 1
+    torch.save(published, tmp_path / "published.pt")
+    found = backbone((224, 224), name, tmp_path / "published.pt").body.state_dict()
+    assert len(found) > 50
+    assert all(torch.equal(found[key], published[key]) for key in found)
+    torch.save({**published, "neck.weight": torch.zeros(3)}, tmp_path / "more.pt")
+    with pytest.raises(
+        ConfigError, match=r"more\.pt' does not fit the backbone: missing \[\], unknown .*neck"
+    ):
+        backbone((224, 224), name, tmp_path / "more.pt")
+
+
+@pytest.mark.parametrize("name", [SMALL, "test_resnet", TORCHVISION])
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        ("state_dict", ""),
+        ("state_dict", "model.module."),
+        ("model", ""),
+        ("model_ema", "module."),
+        (None, "module."),
+    ],
+)
+def test_weights_are_taken_out_of_a_training_scripts_checkpoint(
+    name: str, wrapper: str | None, prefix: str, tmp_path: Path
+) -> None:
+    if name != TORCHVISION:
+        pytest.importorskip("timm")
+    torch.manual_seed(3)
+    wanted = backbone(name=name).body.state_dict()
+    wanted = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in wanted.items()}
+    state = {prefix + key: value for key, value in wanted.items()}
+    torch.save(state if wrapper is None else {"epoch": 3, wrapper: state}, tmp_path / "last.pt")
+    found = backbone(name=name, weights=tmp_path / "last.pt").body.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    del state[next(iter(state))]
+    torch.save({"epoch": 3, "model": state}, tmp_path / "torn.pt")
+    with pytest.raises(ConfigError, match=r"torn\.pt' does not fit the backbone: missing \['"):
+        backbone(name=name, weights=tmp_path / "torn.pt")
+
+
 def test_a_backbone_that_ends_in_a_convolution_is_as_wide_as_what_it_gives() -> None:
     timm = pytest.importorskip("timm")
     assert timm.create_model("mobilenetv3_small_050", num_classes=0).num_features == 288  # it gives 1024
@@ -150,6 +199,11 @@ def test_wrong_files_and_names_are_refused_by_name(weights: Path, tmp_path: Path
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(ConfigError, match=rf"{name}' is not a file of weights"):
             backbone(weights=tmp_path / name)
+    for number, held in enumerate(([torch.zeros(2)], torch.zeros(2), {"weights": {"a": torch.zeros(2)}}, {})):
+        torch.save(held, tmp_path / f"{number}.pt")
+        for name in (SMALL, TORCHVISION):
+            with pytest.raises(ConfigError, match=rf"{number}\.pt' does not fit the backbone"):
+                backbone(name=name, weights=tmp_path / f"{number}.pt")
     with pytest.raises(ConfigError, match=r"backbone 'resnet19000'.*timm\.list_models"):
         backbone(name="resnet19000")
     with pytest.raises(ConfigError, match="torchvision has no model 'resnet19'"):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from robo_reward.calibration import SuccessDetector
+from robo_reward.compare.table import _draws
 from robo_reward.evaluate.predict import EpisodeResult, true_labels
 from robo_reward.evaluate.quantities import end_level, quantities, true_end
+from robo_reward.metrics import Metric, voc
 from robo_reward.model.config import TaskConfig
 from robo_reward.schema import EpisodeInfo, Outcome
 from robo_reward.testing import toy_episode
@@ -89,6 +91,37 @@ def test_where_the_last_frames_are_unknown_nothing_is_said_of_the_end() -> None:
     assert np.isnan(value([right, done], "tau_a")), "nothing is known of how far it got, so it is in no pair"
     nobody_said = keyframed(2, [0, 4, 8, 20], Outcome.UNKNOWN)
     assert np.isnan(true_end(nobody_said, true_labels(THREE, nobody_said)))
+
+
+def test_of_a_single_episode_the_frames_that_are_judged_count_and_few_of_them_tell_no_interval() -> None:
+    """Three unseen frames of 60 told an order of 1.000 [1.000, 1.000], n = 60."""
+    info = keyframed(0, [0, 20, 40, 60], Outcome.SUCCESS, length=60)
+    said = np.linspace(0, 1, 60)
+    said[::7] -= 0.1
+
+    def order(unseen: list[int]) -> Metric:
+        mask = np.isin(np.arange(60), unseen)
+        one = replace(judged(info, said), unseen=mask)
+        quantity = quantities([one], SuccessDetector())["voc_pos"]
+        found = quantity.metric(np.random.default_rng(0))
+        assert found.value == pytest.approx(voc(np.where(mask, one.forward.progress, np.nan)), nan_ok=True)
+        assert (_draws(quantity, "voc_pos", 100, seed=0) is None) == (found.n < 10), (
+            "compare draws none either"
+        )
+        return found
+
+    for few in ([3, 30, 44], list(range(9))):
+        found = order(few)
+        assert (found.n, np.isfinite([found.low, found.high]).any()) == (len(few), False)
+    ten = order(list(range(20, 30)))
+    assert ten.n == 10
+    assert ten.low <= ten.value <= ten.high
+    assert ten.low < 1
+    assert order(list(range(60))).n == 60
+    for none in ([], [4]):
+        found = order(none)
+        assert np.isnan(found.value)
+        assert found.n == 0
 
 
 def test_the_end_of_a_simulated_rollout_is_the_median_of_its_last_frames() -> None:
