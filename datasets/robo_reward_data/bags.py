@@ -35,7 +35,7 @@ from rosbags.typesys import Stores, get_typestore
 from robo_reward.errors import DataError
 from robo_reward.schema import Outcome
 
-__all__ = ["Bag", "MarkedEpisode", "Message", "find_bags", "marked_episodes", "open_bag"]
+__all__ = ["Bag", "MarkedEpisode", "Message", "find_bags", "marked_episodes", "open_bag", "tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def open_bag(path: Path) -> Generator[Bag]:
         # Of sqlite3, there is no more to see than that no metadata.yaml was written.
         if any(part.suffix == ".db3" or not _has_end(part) for part in parts):
             seconds = max(0, reader.end_time - reader.start_time) / 1e9
-            _tell(
+            tell(
                 f"note: the recording of {path} was cut off: "
                 f"{reader.message_count} messages of {seconds:.1f} s are there and are read\n"
             )
@@ -204,8 +204,8 @@ def _way_out(path: Path, parts: Sequence[Path]) -> str:
 
 
 @cache
-def _tell(note: str) -> None:
-    """Write a note, once: an import opens a bag many times."""
+def tell(note: str) -> None:
+    """Write a note to stderr, once: an import opens a bag many times."""
     sys.stderr.write(note)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -633,6 +634,110 @@ def test_a_camera_or_a_body_by_another_clock_is_reported(
     until(says("proprioception", "their newest stamp is -36"), "the body", again=lambda: go_on(0, hour))
     until(says("rewards", "ok"), "the all-clear", again=lambda: go_on(0, 0))
     assert bench.values("camera wrist")["message"] == bench.values("proprioception")["message"] == "ok"
+
+
+def test_a_camera_that_is_frames_late_is_waited_for_and_no_longer_than_that(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    """A new frame of the first camera closed the set before, so that no wait_s was long enough."""
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node()
+    connected(bench, node)
+    frames, start = pictures(12), time.time_ns()
+
+    def send(name: str, index: int) -> None:
+        before = node._aligner.cameras[name].received
+        bench.send(name, frames[index][name], start + index * STEP)
+        until(lambda: node._aligner.cameras[name].received > before, "the image")
+
+    for index in range(9):
+        send("front", index)
+    assert not bench.judged
+    for index in range(9):
+        send("wrist", index)
+        until(lambda index=index: len(bench.judged) > index, f"the estimate of moment {index}")
+    assert [stamp_ns(e.header.stamp) for e in bench.judged] == [start + index * STEP for index in range(9)]
+    assert [list(e.missing_cameras) for e in bench.judged] == [[]] * 9
+    # Nothing more arrives: it is the timer that gives these out.
+    node._aligner.settings = replace(node._aligner.settings, wait_ns=200_000_000)
+    for index in range(9, 12):
+        send("front", index)
+    last = start + 11 * STEP
+    until(lambda: stamp_ns(bench.judged[-1].header.stamp) == last, "the last one, after wait_s")
+    assert list(bench.judged[-1].missing_cameras) == ["wrist"]
+    assert not node._aligner.pending
+
+
+def test_a_camera_that_is_in_half_of_the_sets_is_reported_with_the_cure(
+    bench: Bench, make_node: Callable[..., Any]
+) -> None:
+    for name in CAMERAS:
+        bench.camera(name)
+    node = make_node(wait_s=0.05, camera_timeout_s=60.0)
+    connected(bench, node)
+    frames, start, sent = pictures(20), time.time_ns(), iter(range(1, 10**6))
+
+    def go_on(every: int) -> None:
+        index = next(sent)
+        if index % every == 0:
+            bench.send("wrist", frames[index % 20]["wrist"], start + index * STEP)
+        bench.send("front", frames[index % 20]["front"], start + index * STEP)
+
+    until(
+        lambda: "raise tolerance_s to half" in bench.values("camera wrist").get("message", ""),
+        "the report",
+        again=lambda: go_on(2),
+    )
+    values = bench.values("camera wrist")
+    assert re.fullmatch(
+        r"missing in \d+ % of the last sets of images: raise tolerance_s to half the slowest camera's "
+        r"period, and a little for jitter: it is 0\.025 s, and half this one's period is 0\.\d{3} s",
+        values["message"],
+    )
+    assert int(values["sets without it, lately (%)"]) > 33
+    assert bench.values("camera front")["message"] == "ok"
+    until(lambda: bench.values("camera wrist")["message"] == "ok", "the all-clear", again=lambda: go_on(1))
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_camera_for_a_while_is_said_on_the_console_once(
+    bench: Bench, make_node: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was in the diagnostics alone, which nobody may listen to."""
+    bench.camera("front")
+    timing = {"wait_s": 0.05, "camera_timeout_s": 60.0}
+    node = make_node(**timing, **{"camera.wrist.topic": "wrst/image_raw"})  # mistyped
+    frames, start, sent = pictures(20), time.time_ns(), iter(range(1, 10**6))
+    said = ""
+
+    def go_on() -> None:
+        nonlocal said
+        index = next(sent)
+        for name in bench.publishers:
+            bench.send(name, frames[index % 20][name], start + index * STEP)
+        said += capfd.readouterr().err
+
+    nobody = "camera 'wrist': nobody publishes '/wrst/image_raw'"
+    until(lambda: nobody in said, "the word", again=go_on)
+    for _ in range(3):
+        node._status()
+    # Now somebody does, by a clock that is an hour late.
+    bench.publishers["wrist"] = bench.node.create_publisher(Image, "wrst/image_raw", 5)
+    late = -3600 * 10**9
+
+    def go_on_late() -> None:
+        nonlocal said
+        index = next(sent)
+        for name, by in (("wrist", late), ("front", 0)):
+            bench.send(name, frames[index % 20][name], start + index * STEP + by)
+        said += capfd.readouterr().err
+
+    until(lambda: "camera 'wrist' on '/wrst/image_raw': left out of" in said, "the word", again=go_on_late)
+    assert "is well again" not in said
+    until(lambda: "camera 'wrist' on '/wrst/image_raw' is well again" in said, "the all-clear", again=go_on)
+    assert said.count("nobody publishes") == said.count("left out of") == said.count("is well again") == 1
+    assert "camera 'front'" not in said
 
 
 def test_a_lag_delays_nobody_and_a_flood_is_dropped_and_counted(

@@ -204,6 +204,133 @@ def test_a_stage_that_was_not_finished_has_no_progress(tmp_path: Path, ending: s
     np.testing.assert_allclose(label.tau[:5], [0, 0, 0.25, 0.5, 0.75])
 
 
+def _by_wifi(events: Iterable[Event], late: Iterable[str], by_ns: int = SECOND // 5) -> list[Event]:
+    """The same, but what some topics send is received so much later."""
+    return [(at + by_ns * any(part in topic for part in late), topic, what) for at, topic, what in events]
+
+
+def _everything(episodes: Iterable[Any]) -> list[Any]:
+    """All that an import stores of each episode, to be compared."""
+    return [
+        (
+            info.stamp_ns.tolist(),
+            None if info.boundaries is None else info.boundaries.tolist(),
+            info.outcome,
+            episode.read_proprio().tolist(),
+            episode.read_actions().tolist(),
+            [episode.read_frames(camera, np.arange(info.length)).tolist() for camera in ("front", "wrist")],
+        )
+        for episode in episodes
+        for info in (episode.info,)
+    ]
+
+
+@pytest.mark.parametrize("late", [["front"], ["wrist"], ["front", "wrist"]])
+def test_a_camera_by_wifi_changes_no_episode_stage_or_command(
+    tmp_path: Path, late: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its last pictures lie behind the end marker: the moment of success was cut. Where it was the first
+    camera, stages and commands without stamps were moved by its latency."""
+    marks = [
+        (1.5, "start: open it"),
+        (1.6, "stage: reach"),
+        (7.5, "stage: pull"),
+        (12.5, "end: success"),
+        (12.8, "start: close it"),
+        (12.9, "stage: reach"),
+        (15.5, "stage: push"),
+        (19.5, "end: failure"),
+    ]
+    events = Robot(frames=24).events()
+    kind = TYPES["std_msgs/msg/Float64MultiArray"]
+    layout = TYPES["std_msgs/msg/MultiArrayLayout"]([], 0)
+    for index in range(240):
+        at = START + index * SECOND // 100 + LATE
+        events.append((at, "/command", kind(layout, np.array([float(index)]))))
+    events += [
+        (START + round(frame * SECOND / 10) + LATE, "/episode_marker", text(what)) for frame, what in marks
+    ]
+    found = []
+    for name, topics in (("prompt", []), ("late", late)):
+        path = write_bag(tmp_path / name / "run", _by_wifi(events, topics))
+        importer = RosBags(proprio="/joint_states", actions="/command")
+        found.append(_everything(load(path, tmp_path / name / "store", importer)))
+    prompt, slow = found
+    assert [[(stamp - START) // (SECOND // 10) for stamp in each[0]] for each in prompt] == [
+        list(range(2, 13)),
+        list(range(13, 20)),
+    ]
+    assert [each[1] for each in prompt] == [[0, 6, 11], [0, 3, 7]]
+    # The last command before the next frame, and before the end marker.
+    np.testing.assert_array_equal(np.ravel(prompt[0][4]), np.minimum(np.arange(2, 13) * 10 + 9, 124))
+    assert slow == prompt
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_which_cameras_are_imported_does_not_move_the_stages(tmp_path: Path) -> None:
+    """By the late one alone they were later by its latency."""
+    marks = [(0.5, "start: it"), (0.6, "stage: reach"), (5.5, "stage: pull"), (9.5, "end: success")]
+    events = _by_wifi(Robot(frames=20).events(), ["front"])
+    events += [
+        (START + round(frame * SECOND / 10) + LATE, "/episode_marker", text(what)) for frame, what in marks
+    ]
+    path = write_bag(tmp_path / "run", events)
+    for cameras in (None, ("front",), ("wrist",)):
+        store = tmp_path / f"store {cameras}"
+        (episode,) = load(path, store, RosBags(proprio="/joint_states"), cameras=cameras)
+        assert episode.info.boundaries.tolist() == [0, 5, 9], cameras
+    (episode,) = load(path, tmp_path / "store", RosBags(), cameras=("front",))  # by the other camera alone
+    assert episode.info.boundaries.tolist() == [0, 5, 9]
+
+
+def test_what_a_late_camera_sends_after_the_stamps_began_anew_is_of_the_next_episode(tmp_path: Path) -> None:
+    """As where a simulator is reset between episodes: their stamps lie in the span of the first one."""
+    robots = Robot(frames=20), Robot(frames=21)
+    events = robots[0].events() + [(at + 23 * SECOND // 10, *rest) for at, *rest in robots[1].events()]
+    events = _by_wifi(events, ["wrist"])
+    marks = [(-0.5, "start: it"), (19.5, "end: success"), (22.5, "start: it"), (43.5, "end: success")]
+    events += [
+        (START + round(frame * SECOND / 10) + LATE, "/episode_marker", text(what)) for frame, what in marks
+    ]
+    importer = RosBags(proprio="/joint_states", actions="/robot_command")
+    episodes = load(write_bag(tmp_path / "run", events), tmp_path / "store", importer)
+    assert [episode.info.length for episode in episodes] == [20, 21]
+    for robot, episode in zip(robots, episodes, strict=True):
+        assert episode.info.stamp_ns[0] == START
+        pictures = episode.read_frames("wrist", np.arange(robot.frames))
+        np.testing.assert_array_equal(pictures, robot.images["wrist"])
+
+
+def test_what_comes_after_an_episode_by_nobody_late_is_not_looked_at(tmp_path: Path) -> None:
+    events = [
+        (at, topic, joints(at - LATE, (1.0,), ("other",)) if topic == "/joint_states" and late else what)
+        for at, topic, what in Robot(frames=20).events()
+        for late in (at > START + SECOND,)
+    ]
+    marks = [(-0.5, "start: it"), (9.5, "end: success")]
+    events += [
+        (START + round(frame * SECOND / 10) + LATE, "/episode_marker", text(what)) for frame, what in marks
+    ]
+    (episode,) = load(write_bag(tmp_path / "run", _by_wifi(events, ["wrist"])), tmp_path / "store")
+    assert episode.info.length == 10
+
+
+def test_seconds_that_are_left_out_at_an_end_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were counted in the store and nowhere else."""
+    without_end, without_start = _drop("joint", 15.2, 99), _drop("wrist", -1, 4.05)
+    events = without_start(without_end(Robot(frames=20).events()))
+    (episode,) = load(write_bag(tmp_path / "run", events), tmp_path / "store")
+    assert episode.info.source["trimmed"] == [4, 4]
+    said = capsys.readouterr().err
+    start = "0.400 s at the start are left out: '/wrist/image_raw/compressed' has nothing there"
+    end = "0.404 s at the end are left out: '/joint_states' has nothing there"
+    assert (said.count(start), said.count(end)) == (1, 1), said
+    load(write_bag(tmp_path / "whole", Robot().events()), tmp_path / "other")
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_frames_that_a_topic_does_not_cover_are_left_out_and_counted(tmp_path: Path) -> None:
     events = [
         event

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,10 +23,10 @@ NAMES = ("a", "b", "c")
 
 
 def run(
-    events: list[tuple[int, str, int]], names: tuple[str, ...] = NAMES
+    events: list[tuple[int, str, int]], names: tuple[str, ...] = NAMES, settings: AlignerSettings = SETTINGS
 ) -> list[tuple[int, AlignedSet[int]]]:
     """Plays (arrival, camera, stamp) with a timer every millisecond; the sets and when each was out."""
-    aligner: Aligner[int] = Aligner(names, SETTINGS)
+    aligner: Aligner[int] = Aligner(names, settings)
     made: list[tuple[int, AlignedSet[int]]] = []
     now = 0
     for arrival, camera, stamp in sorted(events):
@@ -32,7 +35,15 @@ def run(
             made += [(now, found) for found in aligner.tick(now)]
         now = arrival
         made += [(now, found) for found in aligner.add(camera, stamp, stamp, now)]
-    return made + [(now + SETTINGS.wait_ns, found) for found in aligner.tick(now + SETTINGS.wait_ns)]
+    while (due := aligner.due_ns) is not None:
+        made += [(due, found) for found in aligner.tick(due)]
+    return made
+
+
+def at_rate(name: str, hz: int, late: int, seconds: int = 4) -> list[tuple[int, str, int]]:
+    """A camera whose frames all come so many milliseconds late."""
+    stamps = [1000 * MS + index * 1000 * MS // hz for index in range(seconds * hz)]
+    return [(stamp + late * MS, name, stamp) for stamp in stamps]
 
 
 @st.composite
@@ -50,19 +61,34 @@ def streams(draw: st.DrawFn) -> list[tuple[int, str, int]]:
     return events
 
 
-@given(streams())
-def test_sets_are_ordered_close_together_and_on_time(events: list[tuple[int, str, int]]) -> None:
-    made = run(events)
+@given(streams(), st.sampled_from((0, 15, 100, 250)))
+def test_sets_are_ordered_close_together_and_on_time(events: list[tuple[int, str, int]], wait: int) -> None:
+    made = run(events, settings=replace(SETTINGS, wait_ns=wait * MS))
     stamps = [found.stamp_ns for _, found in made]
     assert all(later > earlier for earlier, later in pairwise(stamps))
     for given_out, found in made:
-        assert given_out - found.arrived_ns <= SETTINGS.wait_ns + MS
+        assert given_out - found.arrived_ns <= (wait + 1) * MS
         assert set(found.frames) | set(found.missing) == set(NAMES)
         assert not set(found.frames) & set(found.missing)
         assert found.frames[found.reference][0] == found.stamp_ns
         assert all(abs(stamp - found.stamp_ns) <= SETTINGS.tolerance_ns for stamp, _ in found.frames.values())
         assert all(stamp == frame for stamp, frame in found.frames.values())
     assert all(not found.generation for _, found in made)
+
+
+@given(st.tuples(*(st.integers(0, 200) for _ in NAMES)), st.randoms(use_true_random=False))
+def test_a_wait_as_long_as_the_latest_camera_is_late_keeps_all_in_every_set(
+    late: tuple[int, ...], random: Random
+) -> None:
+    """Whichever is late, the reference too: a new frame of it closed the set before, whatever wait_s was."""
+    events = []
+    for name, by in zip(NAMES, late, strict=True):
+        events += [(at + random.randint(0, 4) * MS, name, stamp) for at, _, stamp in at_rate(name, 30, by)]
+    made = run(events, settings=replace(SETTINGS, wait_ns=250 * MS))
+    assert all(found.missing == () for _, found in made)
+    # Until the first camera has come and has caught up, another one is the reference.
+    assert len(made) >= 120 - 7
+    assert made[-1][1].stamp_ns == max(stamp for _, _, stamp in events)
 
 
 def test_cameras_in_step_give_one_full_set_a_frame_as_soon_as_it_is_there() -> None:
@@ -161,3 +187,76 @@ def test_a_camera_by_a_clock_of_its_own_begins_a_new_generation_where_it_takes_o
     assert len(late) >= 45
     assert {found.generation for found in late} == {1}
     assert "stamps of camera 'b' are 8." in late[0].reset
+
+
+LATE = AlignerSettings(tolerance_ns=25 * MS, wait_ns=250 * MS, timeout_ns=300 * MS)
+
+
+@pytest.mark.parametrize("order", [("front", "wrist", "wifi"), ("wifi", "wrist", "front")])
+@pytest.mark.parametrize("late", [100, 200, 240])
+def test_a_camera_by_wifi_is_in_every_set_that_it_has_a_frame_of(order: tuple[str, ...], late: int) -> None:
+    """Beside a reference of 30 Hz it was in none, whatever wait_s was; it had to be the first one."""
+    events = [*at_rate("front", 30, 5), *at_rate("wrist", 15, 6), *at_rate("wifi", 15, late)]
+    made = [found for _, found in run(events, order, LATE)]
+    seen = {stamp for _, name, stamp in events if name == "wifi"}
+    for found in made:
+        assert ("wifi" not in found.missing) == any(abs(t - found.stamp_ns) <= 25 * MS for t in seen)
+        assert ("wrist" not in found.missing) == ("wifi" not in found.missing)
+        assert "front" not in found.missing
+    assert sum(not found.missing for found in made) >= 50
+
+
+def test_a_reference_that_comes_late_finds_the_frames_of_the_others() -> None:
+    """Eight frames were kept: of a camera of 60 Hz an eighth of a second."""
+    events = [*at_rate("wifi", 15, 300), *at_rate("front", 60, 5), *at_rate("wrist", 30, 5)]
+    made = [found for _, found in run(events, ("wifi", "front", "wrist"))]
+    assert sum(not found.missing for found in made) >= 54
+    assert all(not found.missing for found in made if found.reference == "wifi")
+
+
+def test_a_camera_that_is_waited_for_long_and_dies_delays_nothing_once_it_is_noticed() -> None:
+    events = [*at_rate("front", 30, 5), *at_rate("wifi", 15, 200, seconds=2)]
+    made = run(events, ("front", "wifi"), LATE)
+    assert [found.stamp_ns for _, found in made] == [stamp for _, name, stamp in events if name == "front"]
+    # Its last frame came at 3.133 s. All that waited for the next one is out as soon as that is overdue.
+    delayed = [at for at, found in made if at - found.arrived_ns > MS]
+    assert max(delayed) <= (3134 + 300) * MS
+    assert all(found.missing == ("wifi",) for at, found in made if at > 3200 * MS)
+
+
+def test_a_set_does_not_wait_for_a_camera_that_has_gone_past_it() -> None:
+    """Of a camera at half the rate every other set waited to the end, for a frame that there is not."""
+    made = run([*at_rate("front", 30, 5), *at_rate("wrist", 15, 5)], ("front", "wrist"), LATE)
+    waited = [at - found.arrived_ns for at, found in made[:-1] if found.missing]
+    assert len(waited) >= 55
+    assert max(waited) <= 34 * MS
+
+
+@pytest.mark.parametrize(("tolerance", "share"), [(25, 0.5), (34, 0.0)])
+def test_the_share_of_sets_without_a_slow_camera_is_known(tolerance: int, share: float) -> None:
+    """It was in half the sets, and never missing often enough in a row to be told of."""
+    aligner: Aligner[int] = Aligner(("front", "wrist"), replace(SETTINGS, tolerance_ns=tolerance * MS))
+    shares = []
+    for at, name, stamp in sorted([*at_rate("front", 30, 5), *at_rate("wrist", 15, 4)]):
+        aligner.add(name, stamp, 0, at)
+        aligner.tick(at + SETTINGS.wait_ns)
+        shares.append(aligner.cameras["wrist"].missing_share)
+    assert aligner.cameras["wrist"].misses < 3
+    assert shares[15] == 0.0, "before it is known"
+    assert shares[-1] == pytest.approx(share, abs=0.02)
+    assert aligner.cameras["front"].missing_share == 0.0
+
+
+def test_no_more_frames_are_kept_than_a_set_may_need() -> None:
+    """Images are large."""
+    aligner: Aligner[int] = Aligner(("front", "wifi", "other"), LATE)
+    most = dict.fromkeys(aligner.cameras, 0)
+    # The third one's clock is an hour ahead: its frames are in no set.
+    ahead = [(at, name, stamp + 3_600_000 * MS) for at, name, stamp in at_rate("other", 30, 0)]
+    for at, name, stamp in sorted([*at_rate("front", 30, 0), *at_rate("wifi", 30, 200), *ahead]):
+        aligner.add(name, stamp, 0, at)
+        if at > 1500 * MS:
+            most = {key: max(most[key], len(state.frames)) for key, state in aligner.cameras.items()}
+    assert most["front"] <= 9
+    assert most["wifi"] <= 2
+    assert most["other"] <= 16

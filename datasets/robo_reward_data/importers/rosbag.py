@@ -1,8 +1,11 @@
 """ROS 2 bags, sqlite3 or MCAP: cameras, proprioception and actions by topic, episodes by markers.
 
-The first camera gives the moments of an episode; every other topic is aligned to its stamps. Topics without
-stamps, and messages whose stamp is 0, are placed by when they were received. Frames before every topic has
-begun, and after one has ended, are left out; a hole in between is refused.
+The first camera gives the moments of an episode; every other topic is aligned to its stamps. Markers, topics
+without stamps, and messages whose stamp is 0, are placed by when they were received, less how late the topic
+is that is received soonest: it relates that clock to the stamps'. What another topic sends late, as a camera
+by Wi-Fi, belongs to the episode that its stamp lies in, though it is received after the end marker. Frames
+before every topic has begun, and after one has ended, are left out, with a note where that is more than
+`slop_s`; a hole in between is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +25,7 @@ from jaxtyping import Float32, Int64, UInt8
 from robo_reward.errors import DataError
 from robo_reward.labels import label_from_boundaries
 from robo_reward.schema import EpisodeInfo, Outcome
-from robo_reward_data.bags import Bag, MarkedEpisode, find_bags, marked_episodes, open_bag
+from robo_reward_data.bags import Bag, MarkedEpisode, Message, find_bags, marked_episodes, open_bag, tell
 from robo_reward_data.importers.base import FrameStream, Options, Prepared, outcome_of
 from robo_reward_data.importers.resample import select_frames
 from robo_reward_data.ros_images import image_to_rgb
@@ -31,6 +34,8 @@ __all__ = ["RosBags"]
 
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _VECTORS = ("sensor_msgs/msg/JointState", "std_msgs/msg/Float64MultiArray", "std_msgs/msg/Float32MultiArray")
+_ALIKE_NS = 10_000_000  # topics whose lateness differs by less are alike: that is jitter
+_LATEST_NS = 2 * 10**9  # what seems later than this has stamps of another clock
 
 
 class RosBags:
@@ -84,6 +89,51 @@ class RosBags:
         if not found:
             raise DataError(f"no episodes in {path}: all were discarded")
         return found
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Stamps (0: none) and times of receipt of a topic, from an episode's start to a while after its end.
+
+    within  how many of its messages were received before the end
+    """
+
+    topic: str
+    stamps: Int64[np.ndarray, " n"]
+    received: Int64[np.ndarray, " n"]
+    within: int
+
+    @classmethod
+    def of(cls, topic: str, times: Sequence[tuple[int, int]], end_ns: int) -> _Heard:
+        """From (stamp, time of receipt) of each message."""
+        stamps, received = np.array(times, np.int64).reshape(-1, 2).T
+        return cls(topic, stamps, received, int(np.searchsorted(received, end_ns)))
+
+    @property
+    def stamped(self) -> bool:
+        """Whether it has messages before the end, all with stamps."""
+        return self.within > 0 and bool((self.stamps[: self.within] > 0).all())
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Times of receipt on the clock of the stamps, as one topic relates the two."""
+
+    stamps: Int64[np.ndarray, " n"]
+    received: Int64[np.ndarray, " n"]
+
+    def at(self, received_ns: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+        """The stamps that this topic would have had, had it been received then."""
+        late = self.received - self.stamps
+        # Float64 holds no nanoseconds since 1970: from the first message on it does.
+        first, least = self.received[0], late[0]
+        more = np.interp(received_ns - first, self.received - first, late - least)
+        return received_ns - least - np.rint(more).astype(np.int64)
+
+    def late_ns(self, heard: _Heard) -> float:
+        """How much later than this clock's topic another one is received: its median."""
+        within = slice(heard.within)
+        return float(np.median(self.at(heard.received[within]) - heard.stamps[within]))
 
 
 @dataclass(frozen=True)
@@ -141,22 +191,29 @@ class BagEpisode:
         """
         with open_bag(self.path) as bag:
             cameras = self._cameras(bag, options.cameras)
-            reference, received_ns = self._reference(bag, *next(iter(cameras.items())))
-            tracks = {
-                name: self._track(bag, topic, reference, received_ns) for name, topic in cameras.items()
-            }
-            proprio = self._table(bag, self.importer.proprio, "proprio", reference, received_ns)
-            actions = self._table(bag, self.importer.actions, "actions", reference, received_ns)
-            kept = self._kept(
-                reference, [*tracks.values(), *(t for t, _ in (proprio, actions) if t)], options
-            )
+            heard = {name: self._heard(bag, topic) for name, topic in cameras.items()}
+            first = next(iter(heard))
+            body = self._vectors(bag, self.importer.proprio, "proprio")
+            commands = self._vectors(bag, self.importer.actions, "actions")
+            # Not the commands: one may be stamped with when it is to be carried out.
+            others = [*heard.values(), *self._left_out(bag, cameras), *([body[0]] if body else [])]
+            clock = self._clock(self._own_clock(first, heard[first]), heard[first], others)
+            span = self._span(bag, clock)
+            reference = self._reference(first, heard[first], clock, span)
+            tracks = {name: self._track(each, clock, span) for name, each in heard.items()}
+            for name, track in tracks.items():
+                self._check_order(track, heard[name])
+            proprio, proprio_rows = self._table(body, "proprio", clock, span)
+            actions, action_rows = self._table(commands, "actions", clock, span)
+            covered = self._covered(reference, [*tracks.values(), *(t for t in (proprio, actions) if t)])
+            kept = covered[select_frames(reference[covered], options.fps)]
             stamp_ns = reference[kept]
             places = {name: self._nearest(track, stamp_ns) for name, track in tracks.items()}
             streams: dict[str, FrameStream] = {
                 name: partial(self._frames, name, cameras[name], places[name]) for name in cameras
             }
             sizes = {name: _first_size(stream) for name, stream in streams.items()}
-        names, boundaries = self._stages(received_ns[kept])
+        names, boundaries = self._stages(stamp_ns, clock)
         recorded = self.marked.outcome if self.marked.ended else None
         # A marker says when a stage begins, not that the last one was finished.
         outcome, said = outcome_of(recorded, False, options.outcome)
@@ -186,7 +243,12 @@ class BagEpisode:
                 **said,
             },
         )
-        return Prepared(info, streams, self._at(proprio, stamp_ns), self._in_force(actions, stamp_ns))
+        return Prepared(
+            info,
+            streams,
+            None if proprio is None else proprio_rows[self._nearest(proprio, stamp_ns)],
+            None if actions is None else action_rows[self._in_force(actions, stamp_ns)],
+        )
 
     def _instruction(self) -> str:
         return self.marked.instruction or self.importer.instruction
@@ -214,67 +276,114 @@ class BagEpisode:
             bag.check(topic, _IMAGES, f"camera '{name}'")
         return chosen
 
-    def _reference(
-        self, bag: Bag, name: str, topic: str
-    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Stamps of the first camera, each once, and when they were received."""
-        found: list[tuple[int, int]] = []
-        for message in bag.messages(topic, self.marked.start_ns, self.marked.end_ns):
-            stamp_ns = message.stamp_ns or message.received_ns
-            if found and stamp_ns < found[-1][0]:
-                raise DataError(
-                    f"{self.place}: stamps of camera '{name}' go back, from {found[-1][0]} to {stamp_ns} ns "
-                    f"at its message {len(found)}: the clock jumped, split the bag there with markers"
-                )
-            if not found or stamp_ns > found[-1][0]:
-                found.append((stamp_ns, message.received_ns))
-        if not found:
-            raise DataError(f"{self.place}: camera '{name}' has no images on '{topic}' in this episode")
-        stamps, received = np.array(found, np.int64).T
-        return stamps, received
+    def _messages(self, bag: Bag, topic: str) -> Generator[Message]:
+        """Those of a topic that may be of this episode."""
+        yield from bag.messages(topic, self.marked.start_ns, self.marked.end_ns + _LATEST_NS)
 
-    def _track(
-        self, bag: Bag, topic: str, reference: Int64[np.ndarray, " n"], received_ns: Int64[np.ndarray, " n"]
-    ) -> _Track:
-        """One topic's times. Times of receipt are moved by how late the reference's images were received."""
-        stamps: list[int] = []
-        received: list[int] = []
-        for message in bag.messages(topic, self.marked.start_ns, self.marked.end_ns):
-            stamps.append(message.stamp_ns)
-            received.append(message.received_ns)
-        track = _place(
-            topic, np.array(stamps, np.int64), np.array(received, np.int64), reference, received_ns
+    def _heard(self, bag: Bag, topic: str) -> _Heard:
+        times = [(message.stamp_ns, message.received_ns) for message in self._messages(bag, topic)]
+        return _Heard.of(topic, times, self.marked.end_ns)
+
+    def _left_out(self, bag: Bag, cameras: Mapping[str, str]) -> list[_Heard]:
+        """Cameras that are not imported: the moments of markers must not depend on which ones are."""
+        chosen = set(cameras.values())
+        topics = (self.importer.cameras or {}).values() if self.importer.cameras else bag.topics
+        images = sorted(topic for topic in topics if bag.topics.get(topic) in _IMAGES)
+        return [self._heard(bag, topic) for topic in images if topic not in chosen]
+
+    def _own_clock(self, name: str, heard: _Heard) -> _Clock:
+        """The clock of the first camera."""
+        if not heard.within:
+            raise DataError(f"{self.place}: camera '{name}' has no images on '{heard.topic}' in this episode")
+        received = heard.received[: heard.within]
+        stamps = np.where(heard.stamps[: heard.within] > 0, heard.stamps[: heard.within], received)
+        if (back := np.flatnonzero(np.diff(stamps) < 0)).size:
+            place = int(back[0]) + 1
+            raise DataError(
+                f"{self.place}: stamps of camera '{name}' go back, from {stamps[place - 1]} to "
+                f"{stamps[place]} ns at its message {place}: the clock jumped, split the bag there "
+                "with markers"
+            )
+        new = np.append(True, np.diff(stamps) > 0)
+        return _Clock(stamps[new], received[new])
+
+    def _clock(self, own: _Clock, first: _Heard, others: Sequence[_Heard]) -> _Clock:
+        """That of the topic that is received soonest; the first camera's, where that one is not later."""
+        if not first.stamped:
+            return own
+        late_ns = {each.topic: own.late_ns(each) for each in others if each.stamped}
+        soonest = min(
+            (each for each in others if -_LATEST_NS < late_ns.get(each.topic, 0) < -_ALIKE_NS),
+            key=lambda each: late_ns[each.topic],
+            default=None,
         )
-        # Pictures are read once, in the order of receipt.
+        if soonest is None:
+            return own
+        return _Clock(soonest.stamps[: soonest.within], soonest.received[: soonest.within])
+
+    def _span(self, bag: Bag, clock: _Clock) -> tuple[int, int]:
+        """From which stamp to which the markers say that the episode is; all there are, without markers."""
+        begin, end = clock.at(np.array([self.marked.start_ns, self.marked.end_ns], np.int64)).tolist()
+        bounds = np.iinfo(np.int64)
+        return (
+            begin if self.importer.markers in bag.topics else bounds.min,
+            end if self.marked.end_ns < bag.span_ns[1] else bounds.max,
+        )
+
+    def _reference(
+        self, name: str, heard: _Heard, clock: _Clock, span: tuple[int, int]
+    ) -> Int64[np.ndarray, " n"]:
+        """Stamps of the first camera, each once."""
+        chosen = _chosen(heard, clock, span)
+        stamps = np.where(heard.stamps[chosen] > 0, heard.stamps[chosen], heard.received[chosen])
+        if not stamps.size:
+            raise DataError(f"{self.place}: camera '{name}' has no images on '{heard.topic}' in this episode")
+        return np.unique(stamps)
+
+    def _track(self, heard: _Heard, clock: _Clock, span: tuple[int, int]) -> _Track:
+        """One topic's times: its stamps, or when it was received, on their clock."""
+        chosen = _chosen(heard, clock, span)
+        times = np.where(heard.stamps > 0, heard.stamps, clock.at(heard.received))[chosen]
+        if not times.size:
+            raise DataError(f"{self.place}: nothing on '{heard.topic}' in this episode")
+        order = np.argsort(times, kind="stable")
+        return _Track(heard.topic, times[order], chosen.start + order.astype(np.int64))
+
+    def _check_order(self, track: _Track, heard: _Heard) -> None:
+        """Pictures are read once, in the order of receipt."""
         if (late := np.flatnonzero(np.diff(track.places) < 0)).size:
             place = int(track.places[late[0]])
             raise DataError(
-                f"{self.place}: stamps on '{topic}' go back at message {place} of the episode, to "
-                f"{stamps[place]} ns: record it in order, or leave the camera out with source.cameras"
+                f"{self.place}: stamps on '{track.topic}' go back at message {place} of the episode, to "
+                f"{heard.stamps[place]} ns: record it in order, or leave the camera out with source.cameras"
             )
-        return track
+
+    def _vectors(self, bag: Bag, topic: str | None, what: str) -> tuple[_Heard, list[Message]] | None:
+        """A topic of vectors, where one is asked for."""
+        if topic is None:
+            return None
+        bag.check(topic, _VECTORS, what)
+        messages = list(self._messages(bag, topic))
+        times = [(message.stamp_ns, message.received_ns) for message in messages]
+        heard = _Heard.of(topic, times, self.marked.end_ns)
+        if not heard.within:
+            raise DataError(f"{self.place}: no {what} on '{topic}' in this episode")
+        return heard, messages
 
     def _table(
-        self,
-        bag: Bag,
-        topic: str | None,
-        what: str,
-        reference: Int64[np.ndarray, " n"],
-        received_ns: Int64[np.ndarray, " n"],
-    ) -> tuple[_Track | None, Float32[np.ndarray, "m d"] | None]:
-        if topic is None:
+        self, found: tuple[_Heard, list[Message]] | None, what: str, clock: _Clock, span: tuple[int, int]
+    ) -> tuple[_Track | None, Any]:
+        """Its times with their places in f32[n, d]."""
+        if found is None:
             return None, None
-        bag.check(topic, _VECTORS, what)
-        messages = list(bag.messages(topic, self.marked.start_ns, self.marked.end_ns))
-        rows = self._rows(what, topic, [message.content for message in messages])
-        if not rows:
-            raise DataError(f"{self.place}: no {what} on '{topic}' in this episode")
+        track = self._track(found[0], clock, span)
+        rows = self._rows(what, track.topic, [found[1][place].content for place in track.places])
         sizes = {len(row) for row in rows}
         if len(sizes) > 1:
-            raise DataError(f"{self.place}: {what} on '{topic}' change their number: {sorted(sizes)} values")
-        stamps = np.array([message.stamp_ns for message in messages], np.int64)
-        received = np.array([message.received_ns for message in messages], np.int64)
-        return _place(topic, stamps, received, reference, received_ns), np.stack(rows)
+            raise DataError(
+                f"{self.place}: {what} on '{track.topic}' change their number: {sorted(sizes)} values"
+            )
+        return replace(track, places=np.arange(len(rows))), np.stack(rows)
 
     def _rows(self, what: str, topic: str, contents: Sequence[Any]) -> list[Float32[np.ndarray, " d"]]:
         """The values of each message; joints in the order that the first bag's first message has them in."""
@@ -293,21 +402,40 @@ class BagEpisode:
             rows.append(row)
         return rows
 
-    def _kept(
-        self, reference: Int64[np.ndarray, " n"], tracks: Sequence[_Track], options: Options
+    def _covered(
+        self, reference: Int64[np.ndarray, " n"], tracks: Sequence[_Track]
     ) -> Int64[np.ndarray, " m"]:
+        """Which of the reference's frames every topic covers, with a note where many are left out."""
         slop = self.importer.slop_ns
-        begin = max((int(track.times_ns[0]) for track in tracks), default=int(reference[0])) - slop
         # Commands may end early: the last one holds.
-        ends = [int(track.times_ns[-1]) for track in tracks if track.topic != self.importer.actions]
-        covered = np.flatnonzero((reference >= begin) & (reference <= min(ends) + slop))
+        lasting = [track for track in tracks if track.topic != self.importer.actions]
+        latest = max(tracks, key=lambda track: int(track.times_ns[0]))
+        soonest = min(lasting, key=lambda track: int(track.times_ns[-1]))
+        covered = np.flatnonzero(
+            (reference >= latest.times_ns[0] - slop) & (reference <= soonest.times_ns[-1] + slop)
+        )
         if not covered.size:
             spans = ", ".join(
                 f"{track.topic} {track.times_ns[0] / 1e9:.3f}..{track.times_ns[-1] / 1e9:.3f} s"
                 for track in tracks
             )
             raise DataError(f"{self.place}: its topics are never there together: {spans}")
-        return covered[select_frames(reference[covered], options.fps)]
+        # Between two frames of the reference others come: that is no frame left out.
+        apart = slop + (int(np.median(np.diff(reference))) if len(reference) > 1 else 0)
+        begin, end = (int(reference[covered[place]]) for place in (0, -1))
+        before = begin - min(int(track.times_ns[0]) for track in tracks)
+        after = max(int(track.times_ns[-1]) for track in lasting) - end
+        if before > apart:
+            tell(
+                f"note: {self.place}: {before / 1e9:.3f} s at the start are left out: "
+                f"'{latest.topic}' has nothing there\n"
+            )
+        if after > apart:
+            tell(
+                f"note: {self.place}: {after / 1e9:.3f} s at the end are left out: "
+                f"'{soonest.topic}' has nothing there\n"
+            )
+        return covered
 
     def _nearest(self, track: _Track, stamp_ns: Int64[np.ndarray, " t"]) -> Int64[np.ndarray, " t"]:
         """Which message of a topic belongs to each moment."""
@@ -328,24 +456,13 @@ class BagEpisode:
             )
         return track.places[nearest]
 
-    def _at(
-        self, table: tuple[_Track | None, Any], stamp_ns: Int64[np.ndarray, " t"]
-    ) -> Float32[np.ndarray, "t d"] | None:
-        track, rows = table
-        return None if track is None else rows[self._nearest(track, stamp_ns)]
-
-    def _in_force(
-        self, table: tuple[_Track | None, Any], stamp_ns: Int64[np.ndarray, " t"]
-    ) -> Float32[np.ndarray, "t d"] | None:
-        """The action taken at each frame: the last command before the next frame."""
-        track, rows = table
-        if track is None:
-            return None
+    def _in_force(self, track: _Track, stamp_ns: Int64[np.ndarray, " t"]) -> Int64[np.ndarray, " t"]:
+        """Which message has the action taken at each frame: the last command before the next frame."""
         step = int(np.median(np.diff(stamp_ns))) if len(stamp_ns) > 1 else 1
         until = np.append(stamp_ns[1:], stamp_ns[-1] + step)
         # A topic begins within `slop` of the first frame, maybe just after it.
         last = (np.searchsorted(track.times_ns, until, side="left") - 1).clip(0)
-        return rows[track.places[last]]
+        return track.places[last]
 
     def _frames(
         self, name: str, topic: str, places: Int64[np.ndarray, " t"]
@@ -355,8 +472,7 @@ class BagEpisode:
         target = next(wanted, None)
         size: tuple[int, ...] | None = None
         with open_bag(self.path) as bag:
-            messages = bag.messages(topic, self.marked.start_ns, self.marked.end_ns)
-            for place, message in enumerate(messages):
+            for place, message in enumerate(self._messages(bag, topic)):
                 if target is None:
                     return
                 if place != target:
@@ -372,29 +488,29 @@ class BagEpisode:
                     yield image
                     target = next(wanted, None)
 
-    def _stages(self, received_ns: Int64[np.ndarray, " t"]) -> tuple[tuple[str, ...], Any]:
+    def _stages(self, stamp_ns: Int64[np.ndarray, " t"], clock: _Clock) -> tuple[tuple[str, ...], Any]:
         stages = self.marked.stages
         if not stages:
             return (), None
-        starts = np.searchsorted(received_ns, [when for _, when in stages])
-        boundaries = np.append(starts, len(received_ns)).astype(np.int64)
+        starts = np.searchsorted(stamp_ns, clock.at(np.array([when for _, when in stages], np.int64)))
+        boundaries = np.append(starts, len(stamp_ns)).astype(np.int64)
         for (name, _), begin, end in zip(stages, boundaries[:-1], boundaries[1:], strict=True):
             if begin == end:
                 raise DataError(f"{self.place}: no frame of stage '{name}' is left: import with a larger fps")
         return tuple(name for name, _ in stages), boundaries
 
 
-def _place(
-    topic: str,
-    stamps: Int64[np.ndarray, " n"],
-    received: Int64[np.ndarray, " n"],
-    reference: Int64[np.ndarray, " m"],
-    received_ns: Int64[np.ndarray, " m"],
-) -> _Track:
-    late = np.interp(received, received_ns, received_ns - reference).astype(np.int64)
-    times = np.where(stamps > 0, stamps, received - late)
-    order = np.argsort(times, kind="stable")
-    return _Track(topic, times[order], order.astype(np.int64))
+def _chosen(heard: _Heard, clock: _Clock, span: tuple[int, int]) -> slice:
+    """Which messages are of the episode: by their stamps where they come late, else by their receipt."""
+    start, stop = 0, heard.within
+    if heard.stamped and _ALIKE_NS < clock.late_ns(heard) < _LATEST_NS:
+        stamps, (begin_ns, end_ns) = heard.stamps, span
+        # Where stamps go back the clock jumped: a simulator began its next episode.
+        while stop < len(stamps) and stamps[stop - 1] <= stamps[stop] < end_ns:
+            stop += 1
+        while start < stop and stamps[start] < begin_ns:
+            start += 1
+    return slice(start, stop)
 
 
 def _vector(content: Any) -> Float32[np.ndarray, " d"]:

@@ -1,10 +1,11 @@
 """Sets of images that belong together, by their stamps, from cameras of which any may die. Pure Python.
 
 One camera is the reference: each of its frames opens a set, which is ready as soon as every camera that is
-waited for has a frame within the tolerance, or at the deadline, whatever there is. A camera that has fallen
-silent, or that keeps coming too late, is not waited for. When the reference falls silent the next living
-camera takes over. Sets come in the order of their stamps. A frame may be in several: where cameras differ
-in rate, a tolerance of the slowest one's period keeps it in all of them.
+waited for has a frame within the tolerance, or can have none any more, or at the deadline, whatever there is.
+A camera that has fallen silent, or that keeps coming too late, is not waited for. When the reference falls
+silent the next living camera takes over. Several sets may be open, as where a camera is later than a frame
+period; they come in the order of their stamps. A frame may be in several: where cameras differ in rate, a
+tolerance of half the slowest one's period, and a little for jitter, keeps it in all of them.
 
 Two clocks, both integer nanoseconds: stamps say what belongs together; the arrival times that are passed in
 are of a steady clock and say who is alive. There is no lock and no callback here: sets are returned.
@@ -22,7 +23,9 @@ __all__ = ["AlignedSet", "Aligner", "AlignerSettings", "CameraState"]
 _MISSES = 3  # sets without it until a camera that still sends is no longer waited for
 _OVERDUE = 2.5  # frame periods of silence until a camera counts as silent
 _INTERVALS = 8  # arrivals that its period is estimated from
-_BUFFER = 8  # frames kept of each camera: images are large
+_KEPT_NS = 500_000_000  # frames are kept so long for a reference that comes late: images are large
+_LATELY = 60  # sets that the share of those without a camera is taken of
+_ENOUGH = 20  # of them, before there is a share
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class AlignerSettings:
     """How long to wait for whom. All in nanoseconds.
 
     tolerance_ns  frames whose stamps differ by no more than this belong together
-    wait_ns       how long a set waits, from the arrival of its first frame; choose less than a frame period
+    wait_ns       how long a set waits, from the arrival of the reference's frame: the most that one is late
     timeout_ns    a camera silent for this long is dead, whatever its rate
     jump_ns       the reference's stamp going back by more, or ahead of its arrival by more, is a jump; so is
                   another camera's turn as the reference where its stamps are behind by more
@@ -49,7 +52,7 @@ class AlignedSet[T]:
     frames     stamp and frame by camera, in the order of the cameras
     stamp_ns   of the reference's frame
     missing    cameras that have no frame in it
-    arrived_ns when its first frame came
+    arrived_ns when the reference's frame came
     generation counts the restarts: stamps of two generations cannot be compared
     reset      why this generation began, "" for the first
     """
@@ -63,16 +66,32 @@ class AlignedSet[T]:
     reset: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A set that waits, or waited: whose frame opened it and when that came."""
+
+    reference: str
+    stamp_ns: int
+    arrived_ns: int
+    deadline_ns: int
+
+
 @dataclass(slots=True)
 class CameraState[T]:
     """What is known of one camera. `stale` counts frames whose stamp did not advance."""
 
-    frames: deque[tuple[int, T]] = field(default_factory=lambda: deque(maxlen=_BUFFER))
+    frames: deque[tuple[int, T]] = field(default_factory=deque)
     arrivals: deque[int] = field(default_factory=lambda: deque(maxlen=_INTERVALS + 1))
     stamp_ns: int | None = None
     received: int = 0
     stale: int = 0
     misses: int = 0
+    missed: deque[bool] = field(default_factory=lambda: deque(maxlen=_LATELY))
+
+    @property
+    def missing_share(self) -> float:
+        """Share of the last sets that it was missing in; 0 before there are enough."""
+        return sum(self.missed) / len(self.missed) if len(self.missed) >= _ENOUGH else 0.0
 
     @property
     def period_ns(self) -> int | None:
@@ -103,15 +122,19 @@ class Aligner[T]:
         """Align these cameras; the first living one, in this order, is the reference."""
         self.settings = settings or AlignerSettings()
         self.cameras: dict[str, CameraState[T]] = {name: CameraState() for name in cameras}
-        self._pending: tuple[str, int, int] | None = None  # reference, stamp, deadline
-        self._arrived = 0
-        self._done: tuple[str, int, int] | None = None  # the same of the newest set that was given out
+        self._pending: deque[_Open] = deque()
+        self._done: deque[_Open] = deque()  # given out: the newest, and those whose deadline is yet to come
         self._generation, self._reset = 0, ""
 
     @property
     def pending(self) -> bool:
         """Whether a set is waiting for its deadline: call `tick` then."""
-        return self._pending is not None
+        return bool(self._pending)
+
+    @property
+    def due_ns(self) -> int | None:
+        """The next deadline, by the clock of the arrivals; None where no set waits."""
+        return self._pending[0].deadline_ns if self._pending else None
 
     def reference(self, now_ns: int) -> str | None:
         """The camera whose frames open sets, or None while all are silent."""
@@ -126,7 +149,8 @@ class Aligner[T]:
         for state in self.cameras.values():
             state.frames.clear()
             state.stamp_ns = None
-        self._pending = self._done = None
+        self._pending.clear()
+        self._done.clear()
         self._generation += 1
         self._reset = reason
 
@@ -138,36 +162,45 @@ class Aligner[T]:
         if not jumped and state.stamp_ns is not None and stamp_ns <= state.stamp_ns:
             state.stale += 1  # and no sign of life: a relay that repeats a dead camera's last message is none
             return self.tick(now_ns)
+        if state.arrivals and now_ns - state.arrivals[-1] > self.settings.timeout_ns:
+            state.missed.clear()  # of when it was dead
         state.arrivals.append(now_ns)
         if camera == self.reference(now_ns):
             self._note_other_clock(camera, stamp_ns)
         state.stamp_ns = stamp_ns
         state.frames.append((stamp_ns, frame))
-        ready: list[AlignedSet[T]] = []
         if camera == self.reference(now_ns) and self._is_new(camera, stamp_ns):
-            ready += self._close()
-            self._pending = (camera, stamp_ns, now_ns + self.settings.wait_ns)
-            self._arrived = now_ns
-        elif self._done is not None and now_ns <= self._done[2] and self._fits(stamp_ns, self._done[1]):
+            self._pending.append(_Open(camera, stamp_ns, now_ns, now_ns + self.settings.wait_ns))
+        elif any(now_ns <= past.deadline_ns and self._fits(stamp_ns, past.stamp_ns) for past in self._done):
             state.misses = 0  # it would have been in time: wait for it again
-        return ready + self.tick(now_ns)
+        ready = self.tick(now_ns)
+        self._forget(now_ns)
+        return ready
 
     def tick(self, now_ns: int) -> list[AlignedSet[T]]:
-        """The set that is complete, or whose deadline has passed."""
-        if self._pending is None:
-            return []
-        _, stamp, deadline = self._pending
-        waited_for = [name for name in self.cameras if self._worth_waiting(name, now_ns)]
-        complete = all(self._match(name, stamp) is not None for name in waited_for)
-        return self._close() if complete or now_ns >= deadline else []
+        """The sets that are complete, or whose deadline has passed, oldest first."""
+        ready: list[AlignedSet[T]] = []
+        while self._pending and (
+            now_ns >= self._pending[0].deadline_ns or self._complete(self._pending[0], now_ns)
+        ):
+            ready.append(self._close(self._pending.popleft()))
+        return ready
 
-    def _close(self) -> list[AlignedSet[T]]:
-        if self._pending is None:
-            return []
-        reference, stamp, deadline = self._pending
+    def _complete(self, waiting: _Open, now_ns: int) -> bool:
+        """Whether nothing is to come that it is worth waiting for."""
+        return not any(
+            self._worth_waiting(name, now_ns)
+            and self._match(name, waiting.stamp_ns) is None
+            and not self._gone_past(name, waiting.stamp_ns)
+            for name in self.cameras
+        )
+
+    def _close(self, waiting: _Open) -> AlignedSet[T]:
+        stamp = waiting.stamp_ns
         frames: dict[str, tuple[int, T]] = {}
         for name, state in self.cameras.items():
             found = self._match(name, stamp)
+            state.missed.append(found is None)
             if found is None:
                 state.misses += 1
                 continue
@@ -176,9 +209,35 @@ class Aligner[T]:
             while state.frames and state.frames[0][0] < found[0]:
                 state.frames.popleft()
         missing = tuple(name for name in self.cameras if name not in frames)
-        made = AlignedSet(frames, stamp, reference, missing, self._arrived, self._generation, self._reset)
-        self._pending, self._done = None, (reference, stamp, deadline)
-        return [made]
+        self._done.append(waiting)
+        return AlignedSet(
+            frames, stamp, waiting.reference, missing, waiting.arrived_ns, self._generation, self._reset
+        )
+
+    def _forget(self, now_ns: int) -> None:
+        """Let go of frames that no set can have any more, and of what was given out long ago."""
+        while len(self._done) > 1 and self._done[0].deadline_ns < now_ns:
+            self._done.popleft()
+        oldest = self._pending[0] if self._pending else self._newest
+        kept_ns = max(_KEPT_NS, self.settings.wait_ns)
+        for state in self.cameras.values():
+            if not state.frames:
+                continue
+            since = state.frames[-1][0] - kept_ns
+            if oldest is not None:
+                since = max(since, oldest.stamp_ns - self.settings.tolerance_ns)
+            while state.frames and state.frames[0][0] < since:
+                state.frames.popleft()
+
+    @property
+    def _newest(self) -> _Open | None:
+        """The set that was opened last."""
+        return (self._pending or self._done or (None,))[-1]
+
+    def _gone_past(self, camera: str, stamp_ns: int) -> bool:
+        """Whether a camera's stamps have gone past a moment, so that it has no more frames of it."""
+        newest = self.cameras[camera].stamp_ns
+        return newest is not None and newest > stamp_ns + self.settings.tolerance_ns
 
     def _match(self, camera: str, stamp_ns: int) -> tuple[int, T] | None:
         """The frame nearest to a stamp, within the tolerance."""
@@ -190,18 +249,23 @@ class Aligner[T]:
 
     def _is_new(self, camera: str, stamp_ns: int) -> bool:
         """Whether a frame may open a set: after a change of reference it may belong to one there is."""
-        newest = self._pending or self._done
+        newest = self._newest
         if newest is None:
             return True
-        by, stamp, _ = newest
-        return stamp_ns > stamp and (by == camera or not self._fits(stamp_ns, stamp))
+        return stamp_ns > newest.stamp_ns and (
+            newest.reference == camera or not self._fits(stamp_ns, newest.stamp_ns)
+        )
 
     def _note_other_clock(self, camera: str, stamp_ns: int) -> None:
         """A new reference by a clock far behind the last one's starts everything anew: no set would come."""
-        newest = self._pending or self._done
-        if newest is not None and newest[0] != camera and stamp_ns < newest[1] - self.settings.jump_ns:
-            behind = (newest[1] - stamp_ns) * 1e-9
-            self.restart(f"stamps of camera '{camera}' are {behind:.3f} s behind those of '{newest[0]}'")
+        newest = self._newest
+        if newest is None or newest.reference == camera:
+            return
+        if stamp_ns < newest.stamp_ns - self.settings.jump_ns:
+            behind = (newest.stamp_ns - stamp_ns) * 1e-9
+            self.restart(
+                f"stamps of camera '{camera}' are {behind:.3f} s behind those of '{newest.reference}'"
+            )
 
     def _worth_waiting(self, camera: str, now_ns: int) -> bool:
         """All may pause together; one camera is gone where the others have gone on without it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -24,6 +25,7 @@ __all__ = ["Camera"]
 
 _SEGMENT_BYTES = 512 * 1024  # Fast DDS's shared memory: larger best-effort messages are mostly lost
 _SILENT_S = 3.0  # a publisher without an image for this long is worth a word
+_LASTS_S = 3.0  # so is what the diagnostics have said for this long: drivers may start later than the node
 _SAMPLES = 64  # bytes by which a frozen picture is known, at least
 _BYTES_APART = (4099, 257, 17, 1)  # between them, as far as that leaves enough; prime: no pattern of rows
 _LOST = 0.3  # share of images lost that is worth a word
@@ -45,7 +47,9 @@ class Camera:
         self.received = self.unstamped = self.lost = 0
         self.problem = ""  # of the newest image
         self.qos_problem = self.type_problem = ""
-        self._said: set[str] = set()
+        self._said: set[str] = set()  # kinds of problems
+        self._trouble = ""
+        self._trouble_since = self._trouble_last = now_ns()
         self._since = self._last = self._changed = self._advanced = now_ns()
         self._sample: tuple[int, bytes] = 0, b""
         self._bytes = 0
@@ -106,9 +110,37 @@ class Camera:
                 self._subscription = self._subscribe()
         self.type_problem = self._wrong_type(offers)
         problem = self._problem or self._transport_problem(len(offers))
-        if problem and problem not in self._said:
-            self._said.add(problem)
-            self._node.get_logger().warning(problem)
+        if problem:
+            self._say(problem)
+
+    def note(self, text: str) -> None:
+        """Say what has been wrong for a while, once, and once that all is well again.
+
+        Args:
+            text: What the diagnostics say now; "" where all is well. Numbers in it may change.
+        """
+        now, name, topic = self._now(), self.settings.name, self._subscription.topic_name
+        if text:
+            self._trouble_last = now
+            if _kind(text) != self._trouble:
+                self._trouble, self._trouble_since = _kind(text), now
+            elif (now - self._trouble_since) * 1e-9 >= _LASTS_S:
+                self._say(text, f"camera '{name}'{'' if topic in text else f' on {topic!r}'}: ")
+        elif (now - self._trouble_last) * 1e-9 >= _LASTS_S:  # a moment without is not yet well
+            self._trouble = ""
+            if self._said:
+                self._said.clear()
+                self._node.get_logger().info(f"camera '{name}' on '{topic}' is well again")
+
+    def _say(self, problem: str, who: str = "") -> None:
+        if _kind(problem) not in self._said:
+            self._said.add(_kind(problem))
+            self._node.get_logger().warning(who + problem)
+
+    @property
+    def absent(self) -> bool:
+        """Whether nobody publishes its topic."""
+        return self.silent_s > 1.0 and not self._node.count_publishers(self._subscription.topic_name)
 
     @property
     def _problem(self) -> str:
@@ -146,9 +178,9 @@ class Camera:
         """Whether all is well, and what is to say: for the diagnostics."""
         if self._problem:
             return False, self._problem
-        publishers = self._node.count_publishers(self._subscription.topic_name)
-        if not publishers and self.silent_s > 1.0:
+        if self.absent:
             return False, f"nobody publishes '{self._subscription.topic_name}'"
+        publishers = self._node.count_publishers(self._subscription.topic_name)
         if problem := self._transport_problem(publishers):
             return False, problem
         if self.silent_s > 1.0:
@@ -222,9 +254,14 @@ class Camera:
             f"camera '{name}': a publisher of '{self._subscription.topic_name}' offers an incompatible "
             f"{policy}, so none of its images arrive: {cure}"
         )
-        if self.qos_problem not in self._said:
-            self._said.add(self.qos_problem)
+        if _kind(self.qos_problem) not in self._said:
+            self._said.add(_kind(self.qos_problem))
             self._node.get_logger().error(self.qos_problem)
+
+
+def _kind(text: str) -> str:
+    """A problem without its numbers, which change."""
+    return re.sub(r"[-+]?\d+(\.\d+)?", "#", text)
 
 
 def _sample(data: UInt8[np.ndarray, " n"]) -> bytes:

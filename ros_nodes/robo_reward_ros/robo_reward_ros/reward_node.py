@@ -56,6 +56,7 @@ __all__ = ["RewardNode", "main"]
 
 _SURE = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
 _HEALTH_S = 0.5
+_OFTEN = 1 / 3  # share of sets without a camera that is worth a warning
 _ENDINGS = {
     EndEpisode.Request.SUCCESS: Ending.SUCCESS,
     EndEpisode.Request.FAILURE: Ending.FAILURE,
@@ -174,9 +175,8 @@ class RewardNode(LifecycleNode):
             if settings.success_source == "topic"
             else None
         )
-        self._deadline = self.create_timer(
-            self._wait_ns() * 1e-9, self._on_deadline, clock=self._steady, autostart=False
-        )
+        self._deadline = self.create_timer(1.0, self._on_deadline, clock=self._steady, autostart=False)
+        self._armed_ns: int | None = None  # the deadline that it is set to
         self._health = self.create_timer(_HEALTH_S, self._on_health, clock=self._steady)
         self._jumps = self.get_clock().create_jump_callback(
             JumpThreshold(
@@ -288,10 +288,6 @@ class RewardNode(LifecycleNode):
         if self._running:
             self._aligner.settings = self._settings.aligner
             self._pacer.rate_hz = self._settings.rate_hz
-            self._deadline.timer_period_ns = self._wait_ns()
-
-    def _wait_ns(self) -> int:
-        return max(round(self._settings.wait_s * 1e9), 1_000_000)
 
     # --- images ------------------------------------------------------------------------------------------
 
@@ -302,13 +298,23 @@ class RewardNode(LifecycleNode):
         if self._settings.drop_frozen and self._cameras[camera].frozen(self._settings.frozen_after_s):
             return
         self._take(self._aligner.add(camera, stamp, message, now))
-        if self._aligner.pending and self._deadline.is_canceled():
-            self._deadline.reset()
+        self._arm()
 
     def _on_deadline(self) -> None:
         self._take(self._aligner.tick(self._now()))
-        if not self._aligner.pending:
+        self._arm()
+
+    def _arm(self) -> None:
+        """Set the timer to the next deadline."""
+        due = self._aligner.due_ns
+        if due == self._armed_ns:
+            return
+        self._armed_ns = due
+        if due is None:
             self._deadline.cancel()
+        else:
+            self._deadline.timer_period_ns = max(due - self._now(), 1_000_000)
+            self._deadline.reset()
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         seconds = jump.delta.nanoseconds * 1e-9
@@ -524,10 +530,15 @@ class RewardNode(LifecycleNode):
     def _status(self) -> DiagnosticArray:
         name = self.get_fully_qualified_name().lstrip("/")
         worst, statuses = "", list[DiagnosticStatus]()
+        paused = all(camera.silent_s > _HEALTH_S for camera in self._cameras.values())
         for camera in self._cameras.values():
             well, text = camera.state(self._settings.frozen_after_s)
-            if well and (why := self._why_left_out(camera)):
+            if well and (why := self._why_left_out(camera) or self._why_missing(camera)):
                 well, text = False, why
+            # A robot that waits for its learner shows the same, or nothing: that is no news, good or bad.
+            resting = paused or camera.frozen(self._settings.frozen_after_s)
+            if well or camera.absent or not resting:
+                camera.note("" if well else text)
             worst = worst or ("" if well else f"{camera.settings.name}: {text}")
             level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
             label = f"{name}: camera {camera.settings.name}"
@@ -555,8 +566,24 @@ class RewardNode(LifecycleNode):
         return (
             f"left out of {state.misses} sets in a row: its newest stamp is "
             f"{(state.stamp_ns - newest) * 1e-9:+.3f} s from that of '{reference}': it comes later than "
-            "wait_s, its clock is another one, or tolerance_s is too small for its rate"
+            f"wait_s ({self._settings.wait_s:g} s), its clock is another one, or tolerance_s is too small "
+            "for its rate"
         )
+
+    def _why_missing(self, camera: Camera) -> str:
+        """What to say of a camera that is in some sets, and missing in many; "" where it is not."""
+        name, settings = camera.settings.name, self._settings
+        state = self._aligner.cameras[name]
+        if state.missing_share <= _OFTEN or self._aligner.silent(name, self._now()):
+            return ""
+        half_s = (state.period_ns or 0) * 0.5e-9
+        cure = (
+            "raise tolerance_s to half the slowest camera's period, and a little for jitter: it is "
+            f"{settings.tolerance_s:g} s, and half this one's period is {half_s:.3f} s"
+            if half_s > settings.tolerance_s
+            else f"it comes later than wait_s ({settings.wait_s:g} s): raise that, or its images get lost"
+        )
+        return f"missing in {100 * state.missing_share:.0f} % of the last sets of images: {cure}"
 
     def _values(self) -> dict[str, object]:
         offered, dropped = self._worker.offered, self._worker.dropped
@@ -589,6 +616,7 @@ class RewardNode(LifecycleNode):
             "without a stamp": camera.unstamped,
             "stamp did not advance": aligned.stale,
             "sets without it, in a row": aligned.misses,
+            "sets without it, lately (%)": f"{100 * aligned.missing_share:.0f}",
         }
 
 
