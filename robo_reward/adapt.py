@@ -72,6 +72,7 @@ class AdaptConfig:
     accelerator: str = "auto"
     threads: int | None = None
     cache_gb: float = 4.0
+    loaders: int = 1
     checkpoint_every_s: float = 60.0
     log_every: int = 20
     resume: bool = True

@@ -39,12 +39,15 @@ class WindowConfig:
 class OptimizerConfig:
     """Warm-up, cosine decay to zero, gradient clipping and an average of the weights.
 
-    muon   step of weight matrices (`robo_reward.train.optimizer`) in learning rates; 0: AdamW for them too,
-           which is what runs of before were trained with
+    muon          step of weight matrices (`robo_reward.train.optimizer`) in learning rates; 0: AdamW for them
+                  too, which is what runs of before were trained with
+    backbone_lr   learning rate of a pretrained backbone that is not frozen, in those of the rest; 1: the
+                  same, which is what runs of before were trained with
     """
 
     lr: float = 1e-3
     muon: float = 0.0
+    backbone_lr: float = 1.0
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip: float = 1.0
@@ -125,9 +128,10 @@ class TrainConfig:
     progress_weight: float = 2.0
     precision: str = "auto"
     accelerator: str = "auto"
-    devices: int = 1
+    devices: Any = 1  # how many, or which: (0, 2)
     threads: int | None = None
     cache_gb: float = 4.0
+    loaders: int = 1
     checkpoint_every_s: float = 60.0
     log_every: int = 20
     resume: bool = True
@@ -167,7 +171,12 @@ class TrainConfig:
         fits = min(held.calibration, held.test) >= 0 and held.calibration + held.test < 1
         _check("holdout", (held.calibration, held.test), "shares that sum below 1", fits)
         _check("optimizer.muon", self.optimizer.muon, "0 (off) or more", self.optimizer.muon >= 0)
-        _check("devices", self.devices, "1 or more", self.devices >= 1)
+        factor = self.optimizer.backbone_lr
+        _check("optimizer.backbone_lr", factor, "above 0", factor > 0)
+        object.__setattr__(self, "devices", _read_devices(self.devices))
+        which = self.accelerator == "cpu" and not isinstance(self.devices, int)
+        _check("devices", self.devices, "a number with accelerator=cpu, which has no indices", not which)
+        _check("loaders", self.loaders, "1 or more", self.loaders >= 1)
         _check("threads", self.threads, "1 or more, or null", self.threads is None or self.threads >= 1)
         _check("log_every", self.log_every, "1 or more", self.log_every >= 1)
         _check(
@@ -176,6 +185,33 @@ class TrainConfig:
             "equal or duration",
             self.stage_weights in ("equal", "duration"),
         )
+
+    @property
+    def device_count(self) -> int:
+        """How many devices train together."""
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+    @property
+    def tunes_backbone(self) -> bool:
+        """Whether the encoder begins with published weights and goes on learning."""
+        encoder = self.network.get("encoder") or {}
+        published = encoder.get("pretrained", True) or encoder.get("weights")
+        return bool(published) and not encoder.get("frozen", True)
+
+
+def _read_devices(given: Any) -> int | tuple[int, ...]:
+    """How many devices, or which of them: a command line gives either as text.
+
+    Raises:
+        ConfigError: no number from 1 on, and no list of indices.
+    """
+    listed = isinstance(given, list | tuple)
+    texts = [str(one).strip() for one in given] if listed else [str(given).strip()]
+    numbers = tuple(int(text) for text in texts if text.isdecimal())
+    fits = len(numbers) == len(texts) == len(set(numbers))
+    fits = fits and (bool(numbers) if listed else min(numbers) >= 1)
+    _check("devices", given, "1 or more, or a list of indices, such as [1]", fits)
+    return numbers if listed else numbers[0]
 
 
 def _check(key: str, value: object, wanted: str, good: bool) -> None:

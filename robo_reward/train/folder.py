@@ -82,12 +82,18 @@ def claim_folder(folder: Path, config: TrainConfig, fingerprint: str, own: str, 
 
 
 def _claim(config: TrainConfig, fingerprint: str, own: str) -> dict[str, Any]:
-    return {"config": _comparable(config), "fingerprint": fingerprint, "own": own}
+    options = _comparable(config)
+    if not config.tunes_backbone:
+        # It changes nothing then, and runs of before, which had no such option, go on.
+        del options["optimizer"]["backbone_lr"]
+    return {"config": options, "fingerprint": fingerprint, "own": own}
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
-    ignored = {"out", "resume", "threads", "cache_gb", "checkpoint_every_s", "log_every", "data", "practice"}
+    ignored = {"out", "resume", "threads", "cache_gb", "loaders", "checkpoint_every_s", "log_every"}
+    ignored |= {"data", "practice"}
     kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored}
+    kept["devices"] = config.device_count  # which of them it is does not matter
     return json.loads(json.dumps(kept))
 
 

@@ -1,7 +1,7 @@
 """The training loop, readable top to bottom: plan, batches, loss, optimizer, average, checkpoint.
 
-Steps are numbered and batches, drop-out and pair draws are functions of (seed, step), so that a killed run,
-taken up from its last state, goes through the same losses as one that was never killed.
+Steps are numbered and batches, drop-out and pair draws are functions of (seed, step, rank), so that a killed
+run, taken up from its last state, goes through the same losses as one that was never killed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from robo_reward.errors import ConfigError
+from robo_reward.checkpoint import write_atomic
+from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.train.config import OptimizerConfig, TrainConfig
 from robo_reward.train.data import Batch, WindowSampler, prefetch
 from robo_reward.train.gradients import FabricGradients, ShardedGradients, Terms, TrainingModule
 from robo_reward.train.loss import TensorBatch, losses
-from robo_reward.train.optimizer import make_optimizer
+from robo_reward.train.optimizer import make_optimizer, set_learning_rate
 from robo_reward.train.progress import TrainingDisplay
 
 __all__ = [
@@ -35,13 +37,31 @@ __all__ = [
     "Plan",
     "learning_rate",
     "make_fabric",
+    "pinned",
     "progress_objective",
+    "seed_of_rank",
     "to_tensors",
     "train_loop",
 ]
 
 _PROBE_STEPS = 12
 _REPLAN_S = 5.0
+
+_RANKS_APART = 2_654_435_761
+"""Between the seeds of two processes; a generator on the CPU reads the lower 32 bits of a seed alone."""
+
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+"""What torch raises for one file or another that is cut short or has wrong bytes in it."""
 
 
 @dataclass
@@ -106,13 +126,19 @@ def learning_rate(config: OptimizerConfig, plan: Plan, step: int) -> float:
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * plan.share(step)))
 
 
+def seed_of_rank(seed: int, rank: int) -> int:
+    """What process `rank` seeds drop-out or pair draws with: the first with `seed`, no two of them alike."""
+    return seed + _RANKS_APART * rank
+
+
 def make_fabric(config: TrainConfig) -> Any:
     """Lightning Fabric with the precision that this machine does best.
 
     Raises:
-        ConfigError: an accelerator that is not there.
+        ConfigError: an accelerator or a device that is not there.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     precision = config.precision
     if precision == "auto":
@@ -122,20 +148,33 @@ def make_fabric(config: TrainConfig) -> Any:
         # AVX-512's dot products of bfloat16 but no matrix tiles (AMX): those alone do not pay.
         fast = gpu or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
         precision = "bf16-mixed" if fast else "32-true"
+    devices = config.devices if isinstance(config.devices, int) else list(config.devices)
     try:
-        return Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)  # pyright: ignore[reportArgumentType]
-    except (RuntimeError, ValueError) as error:
+        return Fabric(accelerator=config.accelerator, devices=devices, precision=precision)  # pyright: ignore[reportArgumentType]
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
         raise ConfigError(
-            f"accelerator={config.accelerator} with devices={config.devices}: {error}; accelerator=cpu "
+            f"accelerator={config.accelerator} with devices={devices}: {error}; accelerator=cpu "
             "trains on the CPU, robo-reward doctor says what there is"
         ) from error
 
 
-def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
+def pinned(batch: Batch, device: torch.device) -> TensorBatch:
+    """A batch in memory that the device, if it is a GPU, reads by itself: nothing waits for its copy."""
+    if device.type != "cuda":
+        return _each(batch, lambda tensor: tensor)
+    with torch.cuda.device(device):  # a thread begins on the first GPU, which may be another run's
+        return _each(batch, Tensor.pin_memory)
+
+
+def to_tensors(batch: Batch | TensorBatch, device: torch.device) -> TensorBatch:
     """A batch on the device."""
+    return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(batch: Batch | TensorBatch, change: Callable[[Tensor], Tensor]) -> TensorBatch:
     values: dict[str, Any] = {
-        field.name: torch.from_numpy(value).to(device, non_blocking=True)
-        if isinstance(value := getattr(batch, field.name), np.ndarray)
+        field.name: change(torch.as_tensor(value))
+        if isinstance(value := getattr(batch, field.name), np.ndarray | Tensor)
         else value
         for field in fields(batch)
     }
@@ -151,13 +190,13 @@ def train_loop[Model: nn.Module](
     plan: Plan,
     objective: Objective,
 ) -> Model:
-    """Train until the plan is done; returns the averaged model, on the CPU, in eval mode.
+    """Train until the plan is done; returns the averaged model, on the device that trained it, in eval mode.
 
     `folder` receives `state.pt` (for resuming) and TensorBoard events.
     """
     keep_freed_memory()
     average = AveragedModel(model, multi_avg_fn=_warm_average(config.optimizer.ema))
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer = make_optimizer(model, config.optimizer, tunes_backbone=config.tunes_backbone)
     state_path = folder / "state.pt"
     module, optimizer = fabric.setup(TrainingModule(model, objective.terms), optimizer)
     average.to(fabric.device)
@@ -169,16 +208,20 @@ def train_loop[Model: nn.Module](
     planned_step = step
     # A wall-clock run has no last step to prefetch up to: it ends when its plan says so.
     stop = plan.steps if plan.seconds is None and plan.steps is not None else 1 << 40
+    rank = fabric.global_rank
+
+    def make(step: int) -> TensorBatch:
+        return pinned(sampler.batch(config.batch_size, config.seed, step, rank), fabric.device)
+
     with (
         contextlib.closing(make_gradients(fabric, model, module, objective)) as gradients,
         TrainingDisplay(folder, enabled=fabric.is_global_zero) as display,
     ):
-        for batch in prefetch(sampler, config.batch_size, config.seed, step, stop, fabric.global_rank):
+        for batch in prefetch(make, step, stop, config.loaders):
             lr = learning_rate(config.optimizer, plan, step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            terms = gradients(to_tensors(batch, fabric.device), step)
+            set_learning_rate(optimizer, lr)
+            torch.manual_seed(seed_of_rank(config.seed * 1_000_003 + step, rank))
+            terms = gradients(to_tensors(batch, fabric.device), seed_of_rank(step, rank))
             norm = fabric.clip_gradients(
                 module, optimizer, max_norm=config.optimizer.clip, error_if_nonfinite=False
             )
@@ -203,7 +246,7 @@ def train_loop[Model: nn.Module](
                 break
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
-    return cast("Model", average.module).to("cpu").eval()
+    return cast("Model", average.module).eval()
 
 
 def _replan_due(processes: int, steps: int, seconds: float) -> bool:
@@ -258,7 +301,6 @@ def save_state(
     path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: Any, plan: Plan
 ) -> None:
     """Everything that resuming needs, written atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {
         "step": step,
         "model": model.state_dict(),
@@ -266,17 +308,31 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "plan": {"steps": plan.steps, "elapsed": plan.elapsed},
     }
-    torch.save(state, temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimizer: Any, plan: Plan) -> int:
-    """Restore a saved state; returns the step to go on from."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    plan.elapsed = float(state["plan"]["elapsed"])
-    if plan.seconds is not None:
-        plan.steps = state["plan"]["steps"]
-    return int(state["step"])
+    """Restore a saved state; returns the step to go on from.
+
+    Raises:
+        CheckpointError: a file that is damaged, or the state of another model.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        plan.elapsed = float(state["plan"]["elapsed"])
+        if plan.seconds is not None:
+            plan.steps = state["plan"]["steps"]
+        return int(state["step"])
+    except (torch.OutOfMemoryError, PermissionError):  # nothing is wrong with the file
+        raise
+    except _DAMAGE as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"'{path}', from which the run would go on, cannot be used ({why}): delete this file to begin "
+            "the run again"
+        ) from error

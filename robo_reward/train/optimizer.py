@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from robo_reward.model.encoders import Backbone
 from robo_reward.train.config import OptimizerConfig
 
-__all__ = ["MuonAdamW", "make_optimizer", "orthogonalized"]
+__all__ = ["MuonAdamW", "make_optimizer", "orthogonalized", "set_learning_rate"]
 
 _THIN = 24
 """A matrix with fewer rows or columns is left to AdamW: it is more a bundle of vectors than a map."""
 _WORKERS = 2
 """Threads that turn matrices on a CPU, of one core each: the largest product is too small to share out."""
+_FACTOR = "lr_factor"
+"""Key of a group that moves less far than the others: by which factor."""
 
 
 def orthogonalized(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
@@ -110,18 +112,42 @@ class MuonAdamW(torch.optim.AdamW):
         parameter.add_(orthogonalized(ahead).to(parameter.dtype).view_as(parameter), alpha=-size)
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Muon and AdamW, or AdamW alone; biases, norms and other vectors are not decayed."""
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, tunes_backbone: bool = False
+) -> torch.optim.AdamW:
+    """Muon and AdamW, or AdamW alone; biases, norms and other vectors are not decayed.
+
+    Where it `tunes_backbone`, weights of backbones are groups of their own, and move `backbone_lr` as far.
+    """
     matrices = _matrices(model) if config.muon > 0 else {}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    tuned = _backbones(model) if tunes_backbone and config.backbone_lr != 1.0 else set[int]()
+    groups = _groups([p for p in rest if id(p) not in tuned], config.weight_decay)
+    for group in _groups([p for p in rest if id(p) in tuned], config.weight_decay) if tuned else []:
+        groups.append({**group, _FACTOR: config.backbone_lr})
     betas = (0.9, 0.98)
     if not matrices:
         return torch.optim.AdamW(groups, lr=config.lr, betas=betas)
     return MuonAdamW(groups, matrices.values(), config.lr, betas, config.weight_decay, config.muon)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step; groups that move less far than the others keep their factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(_FACTOR, 1.0)
+
+
+def _groups(parameters: Sequence[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _backbones(model: nn.Module) -> set[int]:
+    """Ids of the weights of backbones, without the projections that are learned from scratch."""
+    bodies = [module.body for module in model.modules() if isinstance(module, Backbone)]
+    return {id(parameter) for body in bodies for parameter in body.parameters()}
 
 
 def _matrices(model: nn.Module) -> dict[int, Tensor]:
@@ -130,9 +156,7 @@ def _matrices(model: nn.Module) -> dict[int, Tensor]:
     Those of a published backbone are not among them: it was made by AdamW, and Liu et al. (2025) found no
     gain in going on with the other optimizer.
     """
-    published = {
-        id(p) for module in model.modules() if isinstance(module, Backbone) for p in module.body.parameters()
-    }
+    published = _backbones(model)
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return {
         id(weight): weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -24,6 +25,7 @@ from robo_reward.imports import instantiate
 from robo_reward.labels import label_episode, label_success
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
+from robo_reward.offline import encode_episode
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 from robo_reward.sources import open_sources
 from robo_reward.train.calibrate import calibrate, count_successes
@@ -35,10 +37,16 @@ from robo_reward.train.reorder import reordered
 from robo_reward.train.split import Beside, Split, learned_before, make_split, with_beside
 from robo_reward.train.vocabulary import make_model_config
 
-__all__ = ["Start", "run", "train_from"]
+__all__ = ["Start", "run", "seconds_to_train", "train_from"]
 
 _MANY = 6
 """Stages of a task that may well be several pieces of work."""
+
+_PROBE_FRAMES = 16
+"""Frames that are encoded to tell how long calibration will take."""
+
+_FAMILIAR_FRAMES = 24 * 64
+"""Frames of training episodes that calibration looks at, at the most."""
 
 _FEW_SUCCESSES = 3
 """Successes held out for calibration: what is fitted on fewer is mostly luck."""
@@ -134,7 +142,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
         config.windows,
         timeline=_timeline(config.timeline, model_config),
         pixels={name: _transform(spec) for name, spec in config.pixels.items()},
-        cache_bytes=config.cache_gb * 1e9,
+        cache_bytes=config.cache_gb * 1e9 / fabric.world_size,
         proprio=proprio,
         beside=beside,
     )
@@ -142,6 +150,11 @@ def train_from(config: TrainConfig, start: Start) -> None:
     if fabric.is_global_zero:
         claim_folder(folder, config, fingerprint, own, held_out)
         _describe(console, infos, model, config)
+        if fabric.world_size > 1:
+            console.print(
+                f"{fabric.world_size} devices: {config.batch_size} windows a step on each, "
+                f"{config.batch_size * fabric.world_size} together, at optimizer.lr={config.optimizer.lr}"
+            )
         if blind := opened - len(readers):
             named = ", ".join(start.cameras)
             console.print(f"note: {blind} of {opened} episodes have none of the cameras {named}: left out")
@@ -151,7 +164,11 @@ def train_from(config: TrainConfig, start: Start) -> None:
                 f"practised beside them, {group.share:.0%} of the windows: {len(group.readers)} {group.what}"
             )
     fabric.barrier()
-    plan = Plan(steps=config.steps, seconds=_seconds(config, time.monotonic() - begin))
+    seconds = None
+    if config.steps is None and config.minutes is not None:
+        needed = _calibration_s(model, readers, split, fabric.device)
+        seconds = seconds_to_train(60.0 * config.minutes, time.monotonic() - begin, needed)
+    plan = Plan(steps=config.steps, seconds=seconds)
     objective = progress_objective(config, model_config.dropout)
     trained = train_loop(config, model, sampler, fabric, folder, plan, objective)
     if not fabric.is_global_zero:
@@ -192,11 +209,36 @@ def _check_apart(infos: Sequence[EpisodeInfo]) -> None:
         raise DataError(f"{', '.join(dict.fromkeys(both[:3]))} comes twice: leave it out of one")
 
 
-def _seconds(config: TrainConfig, spent: float) -> float | None:
-    """Wall-clock seconds left for the loop, with a share kept for calibration."""
-    if config.steps is not None or config.minutes is None:
-        return None
-    return max(60.0 * config.minutes * 0.97 - spent, 1.0)
+def seconds_to_train(budget: float, spent: float, calibration: float) -> float:
+    """Of a budget, the seconds that are left for the loop.
+
+    Kept back are those that `_calibration_s` found, and 3 % for the rest of calibration, but never over half:
+    a model that has not learned is not worth calibrating.
+    """
+    kept = min(0.03 * budget + calibration, 0.5 * budget)
+    return max(budget - kept - spent, 1.0)
+
+
+def _calibration_s(
+    model: ProgressModel, readers: Sequence[EpisodeReader], split: Split, device: torch.device
+) -> float:
+    """Seconds that it takes to read and encode what calibration looks at, from the first frames of it.
+
+    That is nearly all of calibration where the encoder is large.
+    """
+    kept = [reader for reader, mask in zip(readers, split.calibration, strict=True) if mask.any()]
+    seen = [r for r in kept if set(r.info.cameras) & set(model.config.cameras)]
+    if not seen:
+        return 0.0
+    first = max(seen, key=lambda reader: reader.info.length)
+    frames = np.arange(min(first.info.length, _PROBE_FRAMES))
+    probe = copy.deepcopy(model).to(device).eval()
+    encode_episode(probe, first, frames)  # the first time pays for what later ones find there
+    begin = time.monotonic()
+    # What is read back has been computed, on a GPU too.
+    encode_episode(probe, first, frames).features.cpu()
+    each = (time.monotonic() - begin) / len(frames)
+    return each * (sum(reader.info.length for reader in seen) + _FAMILIAR_FRAMES)
 
 
 def _timeline(specs: Mapping[str, Any], model: ModelConfig) -> dict[str, TimelineTransform]:

@@ -258,7 +258,7 @@ def test_it_resumes_and_refuses(stores: dict[str, Path], tmp_path: Path) -> None
     assert load_checkpoint(tmp_path / "out").version == first
     with pytest.raises(CheckpointError, match="is a run with other steps"):
         adapt(stores, tmp_path / "out", "steps=4")
-    adapt(stores, tmp_path / "again", "steps=3")
+    adapt(stores, tmp_path / "again", "steps=3", "loaders=3")
     assert load_checkpoint(tmp_path / "again").version == first
     with pytest.raises(CheckpointError, match="no model at"):
         run_command("adapt", [f"model={tmp_path / 'no'}", f"demos={stores['demo']}", f"out={tmp_path / 'x'}"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +24,11 @@ from robo_reward.intake import resize_frames
 from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.calibrate import calibrate
-from robo_reward.train.data import FrameCache
+from robo_reward.train.config import TrainConfig, WindowConfig
+from robo_reward.train.data import FrameCache, WindowSampler, prefetch
+from robo_reward.train.loop import Plan, load_state, pinned, save_state, seed_of_rank, to_tensors
 from robo_reward.train.split import Split
+from robo_reward.train.vocabulary import make_model_config
 from robo_reward_data.store import EpisodeStore
 
 FAST = [
@@ -104,6 +111,213 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(toy_store: Path, tm
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     expected, got = scalars(tmp_path / "whole", "train/loss"), scalars(out, "train/loss")
     assert {s: v for s, v in got.items() if s > step} == {s: v for s, v in expected.items() if s > step}
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, out: Path, step: int, *options: str) -> None:
+    """A run that ends right after it saved its state at this step."""
+
+    def save(path: Path, at: int, *rest: Any) -> None:
+        save_state(path, at, *rest)
+        if at == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robo_reward.train.loop.save_state", save)
+        with pytest.raises(KeyboardInterrupt):
+            run_command("train", [f"out={out}", *options, "checkpoint_every_s=0"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "foreign"])
+def test_a_damaged_state_is_named_with_the_way_out(
+    toy_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    out = tmp_path / "run"
+    interrupted(monkeypatch, out, 2, f"data={toy_store}", *FAST, "steps=4")
+    state = out / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes({"cut": whole[: len(whole) // 2], "empty": b""}.get(damage, bytes(len(whole))))
+    if damage == "foreign":
+        torch.save({"step": 2, "model": {}}, state)
+    with pytest.raises(CheckpointError, match=r"run/state\.pt', from which .*: delete this file to begin"):
+        train(toy_store, out, "steps=4")
+    state.unlink()
+    again, expected = train(toy_store, out, "steps=4"), train(toy_store, tmp_path / "whole", "steps=4")
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_a_state_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else a power cut leaves an empty file under the name of a whole one."""
+    done: list[str] = []
+    real = Path.replace
+
+    def replace(path: Path, to: Path) -> Path:
+        done.append("replace")
+        return real(path, to)
+
+    monkeypatch.setattr("os.fsync", lambda _file: done.append("fsync"))
+    monkeypatch.setattr(Path, "replace", replace)
+    nets = [torch.nn.Linear(2, 2) for _ in range(2)]
+    saving, loading = (torch.optim.AdamW(n.parameters(), lr) for n, lr in zip(nets, (0.5, 0.1), strict=True))
+    save_state(tmp_path / "state.pt", 7, nets[0], nets[0], saving, Plan(9, None, 3.0))
+    assert done == ["fsync", "replace"]
+    plan = Plan(9, None)
+    assert load_state(tmp_path / "state.pt", nets[1], nets[1], loading, plan) == 7
+    assert torch.equal(nets[0].weight, nets[1].weight)
+    assert (plan.elapsed, loading.param_groups[0]["lr"]) == (3.0, 0.5)
+
+
+def test_the_number_of_loaders_changes_nothing(toy_store: Path, tmp_path: Path) -> None:
+    one = train(toy_store, tmp_path / "one", "steps=5")
+    many = train(toy_store, tmp_path / "many", "steps=5", "loaders=4")
+    assert all(torch.equal(one[name], many[name]) for name in one)
+    with pytest.raises(ConfigError, match="loaders=0: must be 1 or more"):
+        train(toy_store, tmp_path / "none", "steps=5", "loaders=0")
+
+
+def test_batches_come_in_order_whichever_is_made_first() -> None:
+    later = threading.Event()
+
+    def make(step: int) -> int:
+        if step == 4:
+            assert later.wait(60), "two loaders make two at a time"
+        later.set()
+        return step
+
+    assert list(prefetch(make, 4, 11, loaders=2)) == [4, 5, 6, 7, 8, 9, 10]
+
+
+def test_no_two_processes_draw_alike_and_the_first_draws_as_ever() -> None:
+    def draw(seed: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1 << 30, (4,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+    steps = [*range(9), *range(1_000_003, 1_000_012)]
+    assert [seed_of_rank(step, 0) for step in steps] == steps
+    assert len({draw(seed_of_rank(step, rank)) for step in steps for rank in range(16)}) == len(steps) * 16
+
+
+def watched_sampler(held_out: tuple[int, ...]) -> tuple[WindowSampler, list[str]]:
+    """Of six toy episodes, some of them held out, and the names of those that it reads from as it does."""
+    asked: list[str] = []
+
+    class Watched(MemoryReader):
+        def read_frames(self, camera: str, indices: np.ndarray) -> np.ndarray:
+            asked.append(self.info.name)
+            return super().read_frames(camera, indices)
+
+    readers = [Watched(toy_episode(index, length=18)) for index in range(6)]
+    infos = [reader.info for reader in readers]
+    train = tuple(np.full(info.length, index not in held_out) for index, info in enumerate(infos))
+    nothing = tuple(np.zeros(info.length, np.bool_) for info in infos)
+    split = Split(train, tuple(~mask for mask in train), nothing)
+    encoder = {"_target_": "robo_reward.model.encoders.TinyEncoder"}
+    config = TrainConfig(data="store", out="run", network={"encoder": encoder})
+    unknown = [None] * len(infos)
+    model = make_model_config(config, infos, unknown)
+    return WindowSampler(readers, split, model, WindowConfig(frames=3), {}, {}, 1e9, unknown), asked
+
+
+def test_held_out_episodes_are_neither_decoded_ahead_nor_kept_in_memory() -> None:
+    sampler, asked = watched_sampler(held_out=(2, 5))
+    assert set(asked) == {"toy_000", "toy_001", "toy_003", "toy_004"}
+    asked.clear()
+    for episode in (0, 2):
+        found = sampler.frames.get(episode, "front", np.arange(4))
+        np.testing.assert_array_equal(found, toy_episode(episode, length=18).frames["front"][:4])
+    assert asked == ["toy_002"]
+
+
+def test_a_gpu_copies_batches_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a batch, pinned for the GPU that trains; for a CPU nothing is copied at all."""
+    batch = watched_sampler(held_out=())[0].batch(2, seed=0, step=0)
+    current: list[torch.device] = []
+    pinning: list[torch.Tensor] = []
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.append(torch.device("cpu"))
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        assert current == [torch.device("cuda:1")]
+        pinning.append(tensor)
+        return tensor
+
+    monkeypatch.setattr("torch.cuda.device", on)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    ready = pinned(batch, torch.device("cpu"))
+    assert (current, pinning) == ([], [])
+    assert ready.rgb.data_ptr() == batch.rgb.ctypes.data
+    ready = pinned(batch, torch.device("cuda:1"))
+    assert len(pinning) == sum(isinstance(value, np.ndarray) for value in vars(batch).values()) > 10
+    moved = to_tensors(ready, torch.device("cpu"))
+    assert torch.equal(moved.rgb, torch.from_numpy(batch.rgb))
+    assert moved.texts == batch.texts
+
+
+def test_a_pretrained_backbone_that_is_trained_on_is_changed_little(
+    toy_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About a tenth as much as at the rate of the rest; a half-finished run goes on to the same weights."""
+    timm = pytest.importorskip("timm", reason="the `backbones` extra is not installed")
+    body = timm.create_model("resnet10t", pretrained=False, num_classes=0)
+    torch.save(body.state_dict(), tmp_path / "body.pt")
+    encoder = ["name=resnet10t", "pretrained=false", "frozen=false", f"weights={tmp_path / 'body.pt'}"]
+    options = [
+        f"data={toy_store}",
+        "network=base",
+        "image_size=[32,32]",
+        "network.width=32",
+        "network.heads=4",
+        "network.layers=1",
+        *(f"network.encoder.{key}" for key in encoder),
+        *FAST[4:],
+        "steps=4",
+    ]
+
+    def go(name: str, *overrides: str) -> dict[str, torch.Tensor]:
+        run_command("train", [f"out={tmp_path / name}", *options, *overrides])
+        return load_file(tmp_path / name / "model.safetensors")
+
+    little, much = go("little"), go("much", "optimizer.backbone_lr=1")
+    for name, start in body.named_parameters():
+        if start.ndim >= 2:
+            by, most = ((run[f"encoder.body.{name}"] - start).abs().mean() for run in (little, much))
+            assert 0.0 < by < 0.2 * most, name
+    interrupted(monkeypatch, tmp_path / "half", 2, *options)
+    with pytest.raises(CheckpointError, match=r"optimizer\.backbone_lr \(0\.1, now 1\.0\)"):
+        go("half", "optimizer.backbone_lr=1")
+    resumed = go("half")
+    assert all(torch.equal(little[name], resumed[name]) for name in little)
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_has_trained_a_model_calibrates_it_too(
+    toy_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is about as sure on held-out episodes as a CPU that calibrates the same weights."""
+    from robo_reward.train import calibrate as module
+
+    devices: set[str] = set()
+    real = module.encode_episode
+
+    def watched(model: Any, *arguments: Any) -> Any:
+        devices.add(model.no_goal.device.type)
+        return real(model, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "encode_episode", watched)
+        train(toy_store, tmp_path / "run", "steps=20", "accelerator=gpu", "holdout.calibration=0.3")
+    assert devices == {"cuda"}
+    loaded = load_checkpoint(tmp_path / "run")
+    readers = EpisodeStore.open(toy_store).episodes
+    parts = loaded.training["split"]
+    kept = tuple(np.full(r.info.length, bool(parts[r.info.uid]["calibration"])) for r in readers)
+    nothing = tuple(np.zeros(len(mask), np.bool_) for mask in kept)
+    again = calibrate(loaded.model, readers, Split(tuple(~mask for mask in kept), kept, nothing))
+    np.testing.assert_allclose(again.quantiles, loaded.calibration.quantiles, rtol=0.05)
 
 
 def test_a_finished_run_is_not_trained_again_and_another_is_not_overwritten(
@@ -388,5 +602,9 @@ def test_two_processes_train_one_model(toy_store: Path, tmp_path: Path) -> None:
         f"data={toy_store}",
         f"out={tmp_path / 'ddp'}",
     ]
-    subprocess.run([*command, *FAST, "steps=3", "devices=2"], check=True, timeout=240, capture_output=True)
+    ran = subprocess.run(
+        [*command, *FAST, "steps=3", "devices=2"], check=True, timeout=240, capture_output=True, text=True
+    )
+    told = " ".join(ran.stderr.split())
+    assert told.count("2 devices: 6 windows a step on each, 12 together, at optimizer.lr=0.001") == 1
     assert load_checkpoint(tmp_path / "ddp").training["steps"] == 3

@@ -9,7 +9,7 @@ from torch import nn
 from robo_reward.model.encoders import Backbone, TinyEncoder
 from robo_reward.model.heads import EnsembleLinear
 from robo_reward.train.config import OptimizerConfig
-from robo_reward.train.optimizer import MuonAdamW, make_optimizer, orthogonalized
+from robo_reward.train.optimizer import MuonAdamW, make_optimizer, orthogonalized, set_learning_rate
 
 LR = 1e-2
 
@@ -114,3 +114,44 @@ def test_matrices_are_turned_and_vectors_tables_ensembles_and_backbones_are_not(
         assert not name.startswith(("thin", "names", "heads", "backbone.body", "tiny.film")), name
     alone = make_optimizer(model, OptimizerConfig(muon=0.0))
     assert type(alone) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("muon", [0.0, 2.0])
+def test_a_pretrained_backbone_moves_less_far_all_along_the_schedule(muon: float) -> None:
+    torch.manual_seed(0)
+    model = _Net()
+    config = OptimizerConfig(lr=LR, muon=muon, weight_decay=0.0, backbone_lr=0.1)
+    optimizer = make_optimizer(model, config, tunes_backbone=True)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(found) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    optimizer.load_state_dict(optimizer.state_dict())  # a resumed run keeps the factor
+    for lr in (LR, LR / 4):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        set_learning_rate(optimizer, lr)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        optimizer.step()
+        for name, p in model.named_parameters():
+            factor = 0.1 if name.startswith("backbone.body") else 1.0
+            if p.requires_grad and (muon == 0.0 or p.ndim < 2):
+                # AdamW moves by the learning rate where all gradients were alike.
+                moved = (p.detach() - before[name]).abs()
+                torch.testing.assert_close(moved, torch.full_like(moved, lr * factor), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tunes", "factor"), [(False, 0.1), (True, 1.0)])
+def test_what_is_trained_from_scratch_has_the_groups_that_it_had(tunes: bool, factor: float) -> None:
+    """Or else a half-finished run of before could not go on."""
+    model = _Net()
+    config = OptimizerConfig(muon=2.0, backbone_lr=factor)
+    groups = make_optimizer(model, config, tunes_backbone=tunes).param_groups
+    assert [group.get("muon") for group in groups] == [None, None, 2.0]
+    names = {id(p): name for name, p in model.named_parameters()}
+    turned = {id(p) for p in groups[-1]["params"]}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in turned]
+    for group, expected in zip(
+        groups, ([p.ndim >= 2 for p in rest], [p.ndim < 2 for p in rest]), strict=False
+    ):
+        wanted = [names[id(p)] for p, kept in zip(rest, expected, strict=True) if kept]
+        assert [names[id(p)] for p in group["params"]] == wanted

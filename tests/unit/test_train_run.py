@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from robo_reward.errors import CheckpointError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.evaluate.predict import true_labels
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -19,6 +19,7 @@ from robo_reward.schema import Episode, EpisodeInfo, Outcome
 from robo_reward.testing import MemoryReader, toy_episode
 from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig
 from robo_reward.train.folder import check_held_out, claim_folder, is_finished
+from robo_reward.train.run import seconds_to_train
 from robo_reward.train.split import learned_before, make_split, seen_frames
 from robo_reward.train.vocabulary import make_tasks, number_tasks, proprio_names
 
@@ -46,6 +47,61 @@ def test_a_run_is_told_by_its_options_and_not_by_what_does_not_change_it(tmp_pat
     assert not is_finished(tmp_path, dataclasses.replace(config, threads=1, log_every=5), "data", "data")
     with pytest.raises(CheckpointError, match=r"seed \(0, now 1\)"):
         is_finished(tmp_path, dataclasses.replace(config, seed=1), "data", "data")
+
+
+def test_a_backbone_s_learning_rate_tells_runs_apart_where_one_is_tuned_alone(tmp_path: Path) -> None:
+    """Runs of before had no such option: a tuned backbone went at the rate of the rest."""
+    tuned = {"encoder": {"pretrained": True, "frozen": False}}
+    scratch = {"encoder": {"pretrained": False, "weights": None, "frozen": False}}
+    given = {"encoder": {"pretrained": False, "weights": "mine.pt", "frozen": False}}
+    for name, network in (("none", {}), ("frozen", {"encoder": {"frozen": True}}), ("scratch", scratch)):
+        config = dataclasses.replace(_config(2.0), network=network)
+        _claim_of_before(tmp_path / name, config)
+        other = dataclasses.replace(config, optimizer=OptimizerConfig(muon=2.0, backbone_lr=0.1))
+        assert not is_finished(tmp_path / name, other, "data", "data")
+    for name, network in (("tuned", tuned), ("given", given)):
+        config = dataclasses.replace(_config(2.0), network=network)
+        _claim_of_before(tmp_path / name, config)
+        assert not is_finished(tmp_path / name, config, "data", "data")
+        other = dataclasses.replace(config, optimizer=OptimizerConfig(muon=2.0, backbone_lr=0.1))
+        with pytest.raises(CheckpointError, match=r"optimizer\.backbone_lr \(1\.0, now 0\.1\)"):
+            is_finished(tmp_path / name, other, "data", "data")
+
+
+def _claim_of_before(folder: Path, config: TrainConfig) -> None:
+    """As a version wrote it that had neither `backbone_lr` nor `loaders`."""
+    claim_folder(folder, config, "data", "data", "held")
+    path = folder / "train.json"
+    before = json.loads(path.read_text())
+    before["config"]["optimizer"].pop("backbone_lr", None)
+    assert "loaders" not in before["config"]
+    path.write_text(json.dumps(before))
+
+
+def test_devices_are_a_number_or_which(tmp_path: Path) -> None:
+    def config(devices: object, accelerator: str = "auto") -> TrainConfig:
+        return TrainConfig(data="store", out="run", devices=devices, accelerator=accelerator)
+
+    # As the command line gives them, and as Python does.
+    assert [config(given).devices for given in (2, "2", [1], ["1"], ("0", "2"))] == [2, 2, (1,), (1,), (0, 2)]
+    assert [config(given).device_count for given in (2, [1], [0, 2])] == [2, 1, 2]
+    for given in (0, -1, "x", "1,2", [], [-1], [1, 1], ["a"], True):
+        with pytest.raises(ConfigError, match=r"devices=.*: must be 1 or more, or a list of indices"):
+            config(given)
+    with pytest.raises(ConfigError, match="accelerator=cpu, which has no indices"):
+        config([1], accelerator="cpu")
+    # Which card it was on is nothing to the run; how many there were is.
+    claim_folder(tmp_path, config(1), "data", "data", "held")
+    assert not is_finished(tmp_path, config([3]), "data", "data")
+    with pytest.raises(CheckpointError, match=r"devices \(1, now 2\)"):
+        is_finished(tmp_path, config([0, 1]), "data", "data")
+
+
+def test_a_budget_keeps_back_what_calibration_needs() -> None:
+    assert seconds_to_train(600.0, spent=12.0, calibration=0.0) == pytest.approx(600 * 0.97 - 12)
+    assert seconds_to_train(600.0, spent=12.0, calibration=50.0) == pytest.approx(600 * 0.97 - 12 - 50)
+    assert seconds_to_train(600.0, spent=12.0, calibration=4000.0) == pytest.approx(300 - 12)
+    assert seconds_to_train(60.0, spent=90.0, calibration=0.0) == 1.0
 
 
 def test_what_is_practised_beside_is_no_part_of_what_a_run_is_about(tmp_path: Path) -> None:
@@ -257,6 +313,8 @@ def test_proprioception_is_told_by_its_names() -> None:
     seen = encode_episode(model, MemoryReader(dataclasses.replace(turned, proprio=values))).proprio
     np.testing.assert_array_equal(seen, values[:, [2, 0]])
     (other,) = named(("y", "wheel", "z"))
-    with pytest.raises(DataError, match=r"toy_000: proprioception has no 'x', .*it has y, wheel, z"):
+    with pytest.raises(
+        DataError, match=r"toy_000: proprioception is not .*: it has no 'x', only y, wheel, z"
+    ):
         encode_episode(model, MemoryReader(dataclasses.replace(other, proprio=values)))
     assert ModelConfig.from_json(json.loads(json.dumps(model.config.to_json()))) == model.config
