@@ -29,6 +29,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from gymnasium.utils.env_checker import check_env
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
@@ -249,7 +250,8 @@ def test_a_robot_that_is_gone_truncates_with_the_reason_and_may_come_back(
     assert "no observation within 3 s: camera 'left' on 'left/image_raw' is" in info["reason"]
     from robo_reward_ros.robot_env import RobotError
 
-    with pytest.raises(RobotError, match=r"no service .* within 1 s|did not answer within 1 s"):
+    gone = r"no service .* within 1 s|did not answer within 1 s|after 1 s, nobody takes commands on"
+    with pytest.raises(RobotError, match=gone):
         robot_env(reset_timeout_s=1.0, node_name="impatient").reset(seed=0)
     start_robot(start_process)
     env.reset(seed=0)
@@ -375,13 +377,16 @@ class HandRobot:
         self.bad: dict[str, Any] = {}  # in place of the three above, for so many moments:
         self.spoiled = 0
         self.image_stamp: Callable[[int], int] = lambda now_ns: now_ns
+        self.resets = 0
         node = listener.node
+        node.create_subscription(JointState, "command", lambda _: None, 10)  # it takes them, and stays
         self.joints = node.create_publisher(JointState, "joint_states", 5)
         self.images = node.create_publisher(Image, "front/image_raw", 5)
         node.create_service(Trigger, "reset", self._reset)
         node.create_timer(0.02, lambda: self.running and self.show())
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self.resets += 1
         if self.goes_back:
             self.now_ns, self.blind = 5 * 10**9, 10
             self.show()
@@ -414,6 +419,7 @@ HAND_ROBOT = {
     "lock_step": False,
     "seed_node": "",
     "period_s": 0.1,
+    "applied_topic": "",
 }
 
 
@@ -452,9 +458,10 @@ def test_joints_are_taken_by_their_names_and_commands_carry_them(
     # As of a safety node that counts the joints in another order than the environment.
     applied = JointState(header=Header(frame_id="policy"), name=["b", "a"], position=[0.9, 0.1])
     listener.node.create_subscription(JointState, "command", lambda _: told.publish(applied), 10)
-    env = robot_env(**HAND_ROBOT, joint_names=["a", "b"])
+    between = {"applied_topic": "robot_command", "status_topic": ""}
+    env = robot_env(**HAND_ROBOT | between, joint_names=["a", "b"])
     assert env.proprio_names == ("a", "b")
-    wait_for(lambda: env._command.get_subscription_count() == 2)
+    wait_for(lambda: env._command.get_subscription_count() == 3)
     assert env.reset()[0]["proprio"].tolist() == [0.25, 0.5]
     moved: list[Any] = []
 
@@ -495,7 +502,7 @@ def test_what_a_step_returns_was_seen_after_its_command(
 
     listener.node.create_subscription(JointState, "command", on_command, 10)
     env = robot_env(**HAND_ROBOT)
-    wait_for(lambda: env._command.get_subscription_count())
+    wait_for(lambda: env._command.get_subscription_count() == 2)
     env.reset()
     answered = env.stamp_ns
     wait_for(lambda: robot.now_ns > answered + 300_000_000)  # the policy thinks
@@ -517,6 +524,244 @@ def test_what_a_step_returns_was_seen_after_its_command(
     info = env.step(np.zeros(2, np.float32))[4]
     assert env.stamp_ns == before + 220_000_000
     assert "overrun_ns" not in info
+
+
+def test_a_learner_that_thinks_comes_back_to_the_newest_messages(
+    listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    """What is queued by then, on several topics, is taken in at once: no observation or stop is of before."""
+    robot = HandRobot(listener)
+    robot.running = False
+    node = listener.node
+    fast = node.create_timer(0.005, lambda: robot.show(5_000_000))  # 200 Hz
+    told = node.create_publisher(JointState, "robot_command", 50)
+    said = node.create_publisher(Bool, "success", 50)
+    answer = JointState(header=Header(frame_id="policy"), position=[0.25, 0.25])
+
+    def on_command(_: JointState) -> None:
+        told.publish(answer)
+        robot.show(100_000_000)
+
+    node.create_subscription(JointState, "command", on_command, 10)
+    # Reliable: what is acknowledged has arrived, and waits to be taken in.
+    between = {"applied_topic": "robot_command", "status_topic": "", "reliable": True, "cameras": {}}
+    env = robot_env(**HAND_ROBOT | between)
+    wait_for(lambda: env._command.get_subscription_count() == 2)
+    env.reset()
+    for _ in range(3):
+        thought_from = robot.now_ns
+        wait_for(lambda since=thought_from: robot.now_ns > since + 600_000_000)
+        fast.cancel()
+        listener.call("reset")  # what was under way is shown by its answer
+        for number in range(40):
+            told.publish(JointState(header=Header(frame_id="stop"), position=[0.0, 0.0]))
+            said.publish(Bool(data=number == 39))
+        for publisher in (told, said, robot.joints):
+            assert publisher.wait_for_all_acked(Duration(seconds=LIMIT_S))
+        before = robot.now_ns
+        *_, truncated, info = env.step(np.zeros(2, np.float32))
+        assert not truncated
+        assert env.stamp_ns == before + 100_000_000
+        assert [message.header.frame_id for message in env._applied] == ["policy"]
+        assert info["applied_action"].tolist() == [0.25, 0.25]
+        assert info["success"]
+        fast.reset()
+        wait_for(lambda since=before: robot.now_ns > since + 700_000_000)
+        before = robot.now_ns
+        env.reset()
+        assert env.stamp_ns > before
+
+
+def test_a_flood_of_messages_holds_nothing_up(listener: Listener, robot_env: Callable[..., Any]) -> None:
+    """Each message that is taken in brings several new ones."""
+    HandRobot(listener)
+    env = robot_env(**HAND_ROBOT)
+    env.reset()
+    more = env._node.create_publisher(JointState, "joint_states", 50)
+    taken: list[JointState] = []
+
+    def flood(message: JointState) -> None:
+        taken.append(message)
+        for _ in range(5):
+            more.publish(message)
+
+    env._subscribe(JointState, "joint_states", flood, 50)
+    wait_for(lambda: len(taken) > 100, env._drain)
+    env._drain()
+    assert env._callbacks > 100
+
+
+def test_a_first_command_that_was_lost_is_sent_again(
+    listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    """As to a safety node that has not yet found who sends it."""
+    robot = HandRobot(listener)
+    told = listener.node.create_publisher(JointState, "robot_command", 5)
+    heard: list[JointState] = []
+
+    def on_command(message: JointState) -> None:
+        heard.append(message)
+        if len(heard) > 1:
+            told.publish(JointState(header=Header(frame_id="policy"), position=message.position))
+            robot.show(100_000_000)
+        for _ in range(2 * (len(heard) == 1)):
+            told.publish(JointState(header=Header(frame_id="stop"), position=[0.0, 0.0]))
+
+    listener.node.create_subscription(JointState, "command", on_command, 10)
+    env = robot_env(**HAND_ROBOT | {"applied_topic": "robot_command", "status_topic": ""})
+    env.reset()
+    robot.running = False
+    *_, truncated, info = env.step(np.array([0.5, 0.25], np.float32))
+    assert not truncated
+    assert "applied_action" not in info
+    assert all(message == heard[0] for message in heard)
+
+
+TWO_JOINTS = PATIENT | {
+    "kinds": "[position, position]",
+    "state": "[0, 1]",
+    "low": "[-2.0, -2.0]",
+    "high": "[2.0, 2.0]",
+    "tolerance": "[.inf, .inf]",
+    "frozen_s": 60.0,
+}
+
+
+def test_a_reset_waits_until_the_safety_node_sees_the_robot(
+    start_process: StartProcess, listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    """It may find the robot later than the environment does; the first step would be stopped."""
+    robot = HandRobot(listener)
+    late = listener.node.create_publisher(JointState, "late", 5)
+    since: list[int] = []
+
+    def show() -> None:
+        if robot.resets:
+            since.append(robot.now_ns)
+        if since and robot.now_ns > since[0] + 10**9:
+            header = Header(stamp=Time(nanoseconds=robot.now_ns).to_msg())
+            late.publish(JointState(header=header, position=robot.positions))
+
+    listener.node.create_timer(0.02, show)
+    start_process("robo_reward_ros.safety_node", [*parameters(TWO_JOINTS), "-r", "joint_states:=late"])
+    env = robot_env(**HAND_ROBOT | {"applied_topic": "robot_command"})
+    env.reset()
+    *_, truncated, info = env.step(np.zeros(2, np.float32))
+    assert not truncated, info
+
+
+def test_a_safety_node_that_is_gone_or_holds_its_emergency_stop_is_noticed(
+    start_process: StartProcess, listener: Listener, robot_env: Callable[..., Any]
+) -> None:
+    """In real time, where the robot shows what it sees whoever moves it."""
+    from robo_reward_ros.robot_env import RobotError
+
+    robot = HandRobot(listener)
+    safety = start_safety(start_process, **TWO_JOINTS)
+    action = np.array([0.5, 0.0], np.float32)
+    between = HAND_ROBOT | {"applied_topic": "robot_command"}
+    env = robot_env(**between)
+    env.reset()
+    for _ in range(3):  # the first one, too
+        *_, truncated, info = env.step(action)
+        assert not truncated, info
+    assert listener.call("safety/estop").success
+    resets = robot.resets
+    release = r"emergency stop \(service call\): .* \(ros2 service call /safety/reset std_srvs/srv/Trigger\)"
+    with pytest.raises(RobotError, match=f"the robot is not reset, the safety node stops it: {release}"):
+        env.reset()
+    assert robot.resets == resets  # it was not asked
+    with pytest.raises(RobotError, match="there is no episode: call reset first"):
+        env.step(action)
+    assert listener.call("safety/reset").success
+    env.reset()
+    assert robot.resets == resets + 1
+    assert not env.step(action)[3]
+
+    hasty = robot_env(**between, observation_timeout_s=3.0, node_name="hasty")
+    hasty.reset()
+    assert not hasty.step(action)[3]
+    hasty._reset_timeout_s = 1.0
+    resets = robot.resets
+    safety.send_signal(signal.SIGKILL)
+    safety.wait()
+    hasty.step(action)  # what it had sent may still be on its way
+    before = hasty._decisions
+    _, reward, terminated, truncated, info = hasty.step(action)
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    nothing = "nothing came on '/robot_command' during the step: is the safety node alive, "
+    assert info["reason"].startswith(f"{nothing}and does it take commands from '/command'?")
+    assert hasty._decisions == before + 1
+    with pytest.raises(RobotError, match=r"no word on '/safety/status' within 1 s|nobody publishes '/robot_"):
+        hasty.reset()
+    assert robot.resets == resets
+
+    # One that has been started again knows nothing of an emergency stop from before.
+    listener.commands.clear()
+    start_safety(start_process, **TWO_JOINTS, start_stopped="true")
+    with pytest.raises(RobotError, match=r"emergency stop \(the safety node has just started\)"):
+        wait_for(lambda: env.reset())
+    assert robot.resets == resets
+    assert {source for _, source, _ in listener.commands} == {"stop"}
+    assert listener.call("safety/reset").success
+    env.reset()
+    assert not env.step(action)[3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"command_topic": "left/command"}, "nobody takes commands on '/left/command': is the safety node "),
+        ({"applied_topic": "left/robot_command"}, "nobody publishes '/left/robot_command': is the safety "),
+        ({"status_topic": "left/status"}, "no word on '/left/status' within 1 s: is the safety node alive"),
+        (
+            {"command_topic": "nowhere", "applied_topic": "nowhere"},
+            "nobody takes commands on '/nowhere': is the robot's node ",
+        ),
+    ],
+)
+def test_a_wrong_topic_of_the_safety_node_is_told_before_the_robot_is_reset(
+    listener: Listener, robot_env: Callable[..., Any], changes: dict[str, Any], why: str
+) -> None:
+    from robo_reward_ros.robot_env import RobotError
+
+    robot = HandRobot(listener)
+    listener.node.create_publisher(JointState, "robot_command", 5)
+    env = robot_env(**HAND_ROBOT | {"applied_topic": "robot_command", "reset_timeout_s": 1.0} | changes)
+    if "status_topic" in changes:  # both are found, whenever
+        wait_for(lambda: not env._lacking())
+    with pytest.raises(RobotError, match=why):
+        env.reset()
+    assert not robot.resets
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_terminal_that_ends_stops_the_robot_unless_it_was_to_go_on(
+    start_process: StartProcess, listener: Listener, ignored: bool
+) -> None:
+    """SIGHUP, by the shell and by the terminal itself."""
+    program = f"""
+import signal, sys
+from robo_reward_ros.safety_node import main
+if {ignored}:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.exit(main())
+"""
+    told: list[str] = []
+    listener.node.create_subscription(
+        DiagnosticArray, "safety/status", lambda message: told.append(message.status[0].message), 100
+    )
+    safety = start_process("-c", [program, *parameters(SAFETY | PATIENT)])
+    wait_for(lambda: told and listener.commands)
+    for _ in range(3):
+        safety.send_signal(signal.SIGHUP)
+    if ignored:
+        told.clear()
+        wait_for(lambda: len(told) > 3)
+        safety.send_signal(signal.SIGTERM)
+    assert safety.wait(timeout=LIMIT_S) == 0
+    wait_for(lambda: any("emergency stop (the safety node was shut down)" in reason for reason in told))
+    assert listener.commands[-1][1:] == ("stop", [0.0, 0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -545,14 +790,14 @@ def test_what_cannot_be_used_is_left_out_and_ends_no_run(
     )
     options = HAND_ROBOT | {"reset_service": ""} | ({"joint_names": robot.names} if robot.names else {})
     env = robot_env(**options)
-    wait_for(lambda: env._command.get_subscription_count())
+    wait_for(lambda: env._command.get_subscription_count() == 2)
     env.reset()
     for _ in range(3):
         observation, *_, truncated, info = env.step(np.zeros(2, np.float32))
         assert not truncated
         assert observation["proprio"].tolist() == [0.5, 0.0]
     hasty = robot_env(**options, observation_timeout_s=1.0, node_name="hasty")
-    wait_for(lambda: hasty._command.get_subscription_count())
+    wait_for(lambda: hasty._command.get_subscription_count() == 2)
     robot.spoiled, spoil[0] = 0, 10**9
     hasty.reset()
     *_, terminated, truncated, info = hasty.step(np.zeros(2, np.float32))
@@ -793,7 +1038,7 @@ def test_override_emergency_stop_and_bad_commands(
     np.testing.assert_allclose(info["applied_action"], [0.0, -0.2, 0.0, 1.0], atol=1e-7)
     wait_for(lambda: not intervened())  # it is let go: the policy is let in again
 
-    # Long enough for a busy machine to hear the safety node, which repeats itself once a second.
+    # Long enough for a busy machine to hear the safety node, which repeats itself.
     hasty = robot_env(observation_timeout_s=8.0, node_name="hasty")
     hasty.reset(seed=1)
     assert listener.call("safety/estop").success
@@ -822,7 +1067,7 @@ def test_the_safety_node_hears_stamps_names_and_who_publishes_the_state(
     """An arm whose tool's pose is repeated by a relay; then a second node that publishes joint states."""
     box = {"workspace_low": "[0.0, 0.0, 0.0]", "workspace_high": "[1.0, 1.0, 1.0]"}
     one = {"kinds": "[position]", "state": "[0]", "low": "[-2.0]", "high": "[2.0]"}
-    start_safety(start_process, **(one | box | PATIENT), frozen_s=1.0)
+    start_safety(start_process, **(one | box | PATIENT), frozen_s=1.0, workspace_frame="base")
     told: list[tuple[str, dict[str, str]]] = []
 
     def hear(message: DiagnosticArray) -> None:
@@ -833,7 +1078,7 @@ def test_the_safety_node_hears_stamps_names_and_who_publishes_the_state(
     state = listener.node.create_publisher(JointState, "joint_states", 1)
     tool = listener.node.create_publisher(PoseStamped, "tool_pose", 1)
     command = listener.node.create_publisher(JointState, "command", 1)
-    pose = PoseStamped()
+    pose = PoseStamped(header=Header(frame_id="camera"))
     pose.header.stamp = listener.node.get_clock().now().to_msg()
     pose.pose.position.x = pose.pose.position.y = pose.pose.position.z = 0.5
 
@@ -846,6 +1091,9 @@ def test_the_safety_node_hears_stamps_names_and_who_publishes_the_state(
         tool.publish(pose)
         command.publish(JointState(position=[1.0]))
 
+    other_frame = "no position of the tool yet, only in 'camera': workspace_frame is 'base'"
+    wait_for(lambda: any(reason == other_frame for reason, _ in told), live)
+    pose.header.frame_id = "base"
     wait_for(lambda: any(source == "policy" for _, source, _ in listener.commands), live)
     assert told[-1][1]["rival_states"] == ""
     told.clear()
@@ -856,9 +1104,15 @@ def test_the_safety_node_hears_stamps_names_and_who_publishes_the_state(
     # A publisher counts, whatever its node is called: one that was started twice has the same name.
     again = listener.node.create_publisher(JointState, "joint_states", 1)
     past = [listener.node.create_publisher(JointState, "robot_command", 1) for _ in range(2)]
+    more = [
+        listener.node.create_publisher(kind, topic, 1)
+        for kind, topic in ((JointState, "command"), (PoseStamped, "tool_pose"))
+    ]
     wait_for(lambda: told[-1][1]["rival_states"] == "/listener /listener", live)
     wait_for(lambda: told[-1][1]["other_commanders"] == "/listener /listener", live)
-    for publisher in (again, *past):
+    for rivals in ("rival_commands", "rival_tool_poses"):
+        wait_for(lambda key=rivals: told[-1][1][key] == "/listener /listener", live)
+    for publisher in (again, *past, *more):
         listener.node.destroy_publisher(publisher)
     early = JointState(name=["shoulder"], position=[1.0])
     early.header.stamp.sec = -1

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -23,6 +24,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
 
 from robo_reward.cli.main import load_config, main
 from robo_reward.improve.run import improve
@@ -75,8 +77,8 @@ def _rollouts(out: Path) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.fixture
-def sources(ros_domain: int) -> Iterator[Callable[[float], list[str]]]:
-    """Who decided what the robot does, over the next so many seconds."""
+def person(ros_domain: int) -> Iterator[SimpleNamespace]:
+    """Hears who decides what the robot does (`sources(seconds)`), and calls services (`call(name)`)."""
     context = rclpy.Context()
     rclpy.init(context=context)
     node = Node("listener", context=context)
@@ -85,14 +87,21 @@ def sources(ros_domain: int) -> Iterator[Callable[[float], list[str]]]:
     heard: list[str] = []
     node.create_subscription(JointState, "robot_command", lambda m: heard.append(m.header.frame_id), 100)
 
-    def listen(seconds: float) -> list[str]:
+    def sources(seconds: float) -> list[str]:
         heard.clear()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             executor.spin_once(timeout_sec=0.05)
         return list(heard)
 
-    yield listen
+    def call(service: str) -> None:
+        client = node.create_client(Trigger, service)
+        assert client.wait_for_service(timeout_sec=120)
+        future = client.call_async(Trigger.Request())
+        executor.spin_until_future_complete(future, timeout_sec=120)
+        assert future.result().success
+
+    yield SimpleNamespace(sources=sources, call=call)
     executor.shutdown()
     node.destroy_node()
     context.try_shutdown()
@@ -102,7 +111,8 @@ def test_through_topics_and_after_a_kill_it_learns_what_it_learns_in_one_process
     demos: Path,
     tmp_path: Path,
     start_process: StartProcess,
-    sources: Callable[[float], list[str]],
+    person: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     local, remote = tmp_path / "local", tmp_path / "remote"
     here = [f"+env_args.max_episode_steps={DECISIONS}", "env=robo_reward/PegInsertSide-v0"]
@@ -126,8 +136,15 @@ def test_through_topics_and_after_a_kill_it_learns_what_it_learns_in_one_process
     end = time.monotonic() + 30
     while len(heard) < 20 or set(heard[-20:]) != {"stop"}:
         assert time.monotonic() < end, f"the robot was not stopped: {heard[-20:]}"
-        heard += sources(0.1)
-    assert len(_rollouts(remote)) < ROLLOUTS
+        heard += person.sources(0.1)
+    written = len(_rollouts(remote))
+    assert written < ROLLOUTS
+
+    person.call("safety/estop")
+    assert main(["improve", *_arguments(demos, remote, *ROS)]) == 1
+    assert "emergency stop (service call): call the reset service when it is safe" in capsys.readouterr().err
+    assert len(_rollouts(remote)) == written
+    person.call("safety/reset")
 
     assert main(["improve", *_arguments(demos, remote, *ROS)]) == 0
     expected, found = _rollouts(local), _rollouts(remote)

@@ -226,6 +226,26 @@ def test_silence_of_either_side_stops_within_200_ms(beats: list[tuple[int, bool,
             command_ns = now
 
 
+@given(
+    st.lists(st.sampled_from(["slide", "hinge", "grip", "x", ""]), max_size=SIZE + 1),
+    st.permutations(["slide", "hinge"]),
+    st.booleans(),
+)
+def test_without_joints_no_value_goes_to_a_joint_of_another_name(
+    names: list[str], joints: list[str], human: bool
+) -> None:
+    chosen = SafetyFilter(LIMITS)
+    chosen.observe([0.1, 0.2], MS, MS, joints)
+    values = [0.1, 0.2, 0.3]
+    decision = chosen.override(values, MS, names) if human else chosen.command(values, MS, MS, names)
+    agree = not names or (len(names) == SIZE and names[:2] == joints)
+    assert (decision.source is not Source.STOP) == agree
+    if not agree:
+        assert decision.values is not None
+        assert decision.values.tolist() == [0.0, 0.2, 0.25]
+        assert "set joints" in decision.reason
+
+
 @given(history, st.randoms(use_true_random=False))
 def test_the_order_of_what_has_names_decides_nothing(steps: list[Any], random: Any) -> None:
     """Each message shuffled, with a joint of no concern among the state's: the same decisions."""

@@ -192,13 +192,19 @@ def test_a_human_takes_over_at_once_and_gives_back_after_a_while() -> None:
 
 def test_the_emergency_stop_holds_against_policy_and_human_until_it_is_reset() -> None:
     chosen = ready(limits())
+    assert not chosen.stopped_for_good
     assert chosen.estop("button", 0).source is Source.STOP
+    assert chosen.stopped_for_good
+    assert not chosen.ready(0)
     for decision in (chosen.command([0.5], 0, 1), chosen.override([0.5], 2), chosen.tick(3)):
         assert decision is not None
         assert decision.source is Source.STOP
         assert decision.values == pytest.approx([0.0])
         assert "emergency stop (button)" in decision.reason
     chosen.reset()
+    assert not chosen.stopped_for_good
+    assert chosen.ready(4)
+    assert not chosen.ready(200 * MS)  # nothing has been seen of the robot since
     again = chosen.tick(4)
     assert again is not None
     assert again.reason == "no command yet"
@@ -274,6 +280,26 @@ def test_a_tool_pose_that_is_repeated_or_older_is_not_a_live_one() -> None:
     chosen.observe_tool((0.5, 0.5, 0.5), 3, 400 * MS)  # its clock was set: nothing newer comes any more
     chosen.observe([0.0], 500 * MS, 400 * MS)
     assert chosen.command([0.5], 0, 400 * MS).source is Source.POLICY
+
+
+def test_a_tool_pose_in_another_frame_than_the_workspace_is_none() -> None:
+    box = Workspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), frame="base")
+    chosen = ready(limits(), workspace=box)
+    inside = (0.5, 0.5, 0.5)
+    for frame in ("camera", ""):
+        chosen.observe_tool(inside, 1, 0, frame)
+        decision = chosen.command([0.5], 0, 0)
+        assert decision.source is Source.STOP
+        assert decision.reason == f"no position of the tool yet, only in '{frame}': workspace_frame is 'base'"
+    chosen.observe_tool(inside, 2, 0, "base")
+    assert chosen.command([0.5], 0, 0).source is Source.POLICY
+    chosen.observe([0.0], 2, 200 * MS)
+    chosen.observe_tool(inside, 3, 200 * MS, "camera")
+    reason = chosen.command([0.5], 0, 200 * MS).reason
+    assert reason == "no position of the tool for 0.20 s, only in 'camera': workspace_frame is 'base'"
+    anywhere = ready(limits(), workspace=Workspace((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    anywhere.observe_tool(inside, 1, 0, "camera")
+    assert anywhere.command([0.5], 0, 0).source is Source.POLICY
 
 
 def test_a_second_publisher_of_the_state_stops_and_is_not_followed() -> None:
@@ -357,8 +383,44 @@ def test_joints_are_taken_by_their_names_whatever_their_order() -> None:
     assert decision.values == pytest.approx([1.2, 0.4])
     # Without names it goes by position, as everything does where the filter has none.
     assert chosen.override([1.0, 0.2], 3 * MS).values == pytest.approx([1.0, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("state", "command"),
+    [
+        (["elbow", "shoulder"], ["shoulder", "elbow"]),
+        (["elbow", "shoulder"], ["x", "y"]),
+        (["elbow", "shoulder"], ["elbow", "wrist"]),
+        (["elbow", "shoulder"], ["elbow"]),
+        (["elbow", "shoulder"], ["elbow", "shoulder", "wrist"]),
+        (["elbow"], ["elbow", "shoulder"]),
+    ],
+)
+def test_without_joints_names_that_do_not_agree_are_refused(state: list[str], command: list[str]) -> None:
+    """By position, the elbow would be told what is meant for the shoulder."""
+    chosen = arm(0, 1)
+    chosen.observe([0.2, 1.0], 1, 0, state)
+    for decide in (
+        lambda names: chosen.command([0.3, 1.1], 0, 0, names),
+        lambda names: chosen.override([0.3, 1.1], 0, names),
+    ):
+        decision = decide(command)
+        assert decision.source is Source.STOP
+        assert decision.values == pytest.approx([0.2, 1.0])
+        assert f"it is of {command}, and the state has " in decision.reason
+        assert "there: set joints" in decision.reason
+        assert decide([]).values == pytest.approx([0.3, 1.1])  # it may come without names
+        chosen.reset()
+
+
+def test_without_joints_names_that_agree_are_taken_as_they_come() -> None:
+    chosen = arm(2, -1, 0)
+    chosen.observe([0.2, 9.0, 1.0], 1, 0, ["elbow", "rail", "shoulder"])
+    # Whatever a component is called that nothing measures.
+    assert chosen.command([1.1, 0.5, 0.3], 0, 0, ["shoulder", "grip", "elbow"]).source is Source.POLICY
+    assert chosen.command([1.1, 0.5, 0.3], 0, 0, ["shoulder", "elbow", "grip"]).source is Source.STOP
     nameless = arm(0, 1)
-    nameless.observe([0.2, 1.0], 1, 0, ["elbow", "shoulder"])
+    nameless.observe([0.2, 1.0], 1, 0)
     assert nameless.command([0.3, 1.1], 0, 0, ["shoulder", "elbow"]).values == pytest.approx([0.3, 1.1])
 
 

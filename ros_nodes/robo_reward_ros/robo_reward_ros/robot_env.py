@@ -101,7 +101,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     `terminated` once the robot has called the task done for `success_hold` observations in a row.
     `truncated` after `max_decisions`; and, with `info["reason"]`, where the robot falls silent or sends
     nothing that can be used (which topic, for how long, why; the observation is the last one), or the safety
-    node lets no command of the step through.
+    node lets no command of the step through, or says nothing.
 
     `info`: `success`, `elapsed_ns` since the first observation of the episode by the robot's clock; after a
     step also `intervention` (a human acted during it), and where the robot was told something else than the
@@ -164,7 +164,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 as many. Give [] where the action is not one of these joints.
             joint_topic: sensor_msgs/JointState.
             command_topic: sensor_msgs/JointState, the action in `position`, stamped like the observation.
-            applied_topic: what the safety node lets through, "" where there is none.
+            applied_topic: what the safety node lets through, "" where there is none. With the command's own
+                topic there is none either: what is heard there are the commands themselves.
             status_topic: of the safety node, "" where there is none.
             success_topic: std_msgs/Bool, "" where there is none.
             success_service: std_srvs/Trigger, asked at every step in place of the topic; "" for none.
@@ -177,7 +178,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             period_s: time between two observations, by their stamps.
             slop_s: largest difference between the stamps of one observation.
             observation_timeout_s: how long to wait for an observation.
-            reset_timeout_s: how long a reset may take.
+            reset_timeout_s: how long a reset may take, and how long it looks for the safety node before.
             reliable: ask for reliable delivery; best effort matches every publisher.
             marker_topic: std_msgs/String that tells a recorder where episodes start and end; "" for none.
             help_topic: std_msgs/Bool, true while `ask_for_help` wants a person to take over; "" for none.
@@ -222,7 +223,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         )
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
-        self._callbacks = 0
+        self._callbacks = self._subscribed = 0
         self._success = False
         self._applied: list[JointState] = []
         self._status: DiagnosticStatus | None = None
@@ -240,7 +241,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         for stream in self._cameras.values():
             kind = CompressedImage if stream.topic.endswith("/compressed") else Image
             self._subscribe(kind, stream.topic, stream.push, QoSProfile(depth=5, reliability=reliability))
-        newest = QoSProfile(depth=50, reliability=reliability)
+        newest = QoSProfile(depth=_DEPTH, reliability=reliability)
         self._subscribe(JointState, joint_topic, self._joints.push, newest)
         if success_topic:
             self._subscribe(Bool, success_topic, self._on_success, newest)
@@ -250,6 +251,12 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._subscribe(DiagnosticArray, status_topic, self._on_status, newest)
         sure = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
         self._command = self._node.create_publisher(JointState, command_topic, sure)
+        resolve = self._node.resolve_topic_name
+        self._applied_topic = resolve(applied_topic) if applied_topic else ""
+        self._status_topic = resolve(status_topic) if status_topic else ""
+        # On one topic with the commands it hears itself: no safety node is between.
+        self._echo = self._applied_topic == self._command.topic_name
+        self._guarded = bool(applied_topic) and not self._echo
         # The newest one is kept: a recorder that finds this publisher only now has to hear of the start.
         kept = QoSProfile(
             depth=1,
@@ -280,12 +287,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Ask the robot for a new episode, and wait for its first observation. One that is open ends here.
 
         Raises:
-            RobotError: no reset service or observation in time, a robot that refuses, or one that sends
-                nothing that can be used for `observation_timeout_s`.
+            RobotError: nobody who takes commands, no safety node or one that holds its emergency stop (the
+                robot is not asked then); no reset service or observation in time, a robot that refuses, or
+                one that sends nothing that can be used for `observation_timeout_s`.
         """
         super().reset(seed=seed, options=options)
         self._end("truncated")
+        self._last = None  # where this fails there is no episode to go on with
         self._drain()
+        self._find_others()
+        self._ask_safety()
         after = self._from_now()
         if seed is not None and self._seed_client is not None:
             self._set_seed(seed)
@@ -295,7 +306,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             answer = self._call(self._reset_client, Trigger.Request())
             if not answer.success:
                 raise RobotError(f"{self._reset_client.srv_name} refused: {answer.message}")
-        self._success, self._held, self._decisions, self._last = False, 0, 0, None
+        self._let_safety_see()
+        self._success, self._held, self._decisions = False, 0, 0
         if not self._lock_step:
             self._drain()
             after = self._from_now()
@@ -323,9 +335,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._applied.clear()
         target_ns = self._next_ns()
         self._command.publish(message)
-        # A robot in lock-step waits for an answer that may have been lost: it is sent again.
-        again = (lambda: self._command.publish(message)) if self._lock_step else None
-        found = self._wait(lambda: target_ns, self._timeout_s, again)
+        found = self._wait(lambda: target_ns, self._timeout_s, self._again(message))
         if found is None:
             self._end("truncated")
             return (
@@ -335,8 +345,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 True,
                 {**self._facts(command), "reason": self._silence(target_ns)},
             )
-        if self._lock_step:
-            self._hear_who_moved()
+        self._hear_who_moved()
         self._last_ns, self._last = found
         success = self._ask_success()
         self._held = self._held + 1 if success else 0
@@ -378,6 +387,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             take(message)
 
         self._node.create_subscription(kind, topic, callback, qos)
+        self._subscribed += 1
 
     def _client(self, kind: Any, name: str) -> Any | None:
         return self._node.create_client(kind, name) if name else None
@@ -406,12 +416,90 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _on_status(self, message: DiagnosticArray) -> None:
         self._status = message.status[0] if message.status else None
 
+    def _find_others(self) -> None:
+        """Wait for whoever takes the commands, and for the safety node.
+
+        Raises:
+            RobotError: either is not there within `reset_timeout_s`.
+        """
+        deadline = time.monotonic() + self._reset_timeout_s
+        while lacking := self._lacking():
+            if time.monotonic() > deadline:
+                raise RobotError(f"after {self._reset_timeout_s:g} s, {lacking}")
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def _lacking(self) -> str:
+        """Who is not there, or ""."""
+        if self._command.get_subscription_count() <= int(self._echo):
+            whose = "the safety" if self._guarded else "the robot's"
+            return (
+                f"nobody takes commands on '{self._command.topic_name}': is {whose} node running, in this "
+                "ROS_DOMAIN_ID, and is that its topic (command_topic, namespace)?"
+            )
+        if self._guarded and not self._node.count_publishers(self._applied_topic):
+            return (
+                f"nobody publishes '{self._applied_topic}': is the safety node running, in this "
+                'ROS_DOMAIN_ID, and is that its topic (applied_topic, namespace; "" where there is none)?'
+            )
+        return ""
+
+    def _ask_safety(self) -> None:
+        """Wait for a word of the safety node: a robot that may not move must not be asked for a reset.
+
+        Raises:
+            RobotError: it says nothing for `reset_timeout_s`, or that its emergency stop is active.
+        """
+        if not (self._guarded and self._status_topic):
+            return
+        self._status = None  # what was said before may be of one that has ended since
+        deadline, stopped, service = time.monotonic() + self._reset_timeout_s, "", ""
+        while time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.02)
+            if self._status is None:
+                continue
+            if self._safety_fact("emergency_stop") != "true":
+                return
+            if not stopped:  # that it was released a moment ago may be on its way
+                deadline = min(deadline, time.monotonic() + _RELEASED_S)
+            stopped = self._status.message
+            service = self._safety_fact("reset_service")
+        if not stopped:
+            raise RobotError(
+                f"no word on '{self._status_topic}' within {self._reset_timeout_s:g} s: is the safety node "
+                'alive, and is that its topic (status_topic, namespace; "" where there is none)?'
+            )
+        raise RobotError(
+            f"the robot is not reset, the safety node stops it: {stopped} (ros2 service call {service} "
+            "std_srvs/srv/Trigger)"
+        )
+
+    def _let_safety_see(self) -> None:
+        """Wait while the safety node does not see the robot: it may have found it later than we did.
+
+        Not for ever: the first step is stopped then, and says why.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while self._safety_fact("ready") == "false" and time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def _safety_fact(self, key: str) -> str:
+        """What the safety node's last word says of something, or ""."""
+        entries = self._status.values if self._status is not None else ()
+        return next((entry.value for entry in entries if entry.key == key), "")
+
     def _drain(self) -> None:
-        """Take in what has arrived, so that messages of one moment are taken in together."""
-        while True:
+        """Take in all that has arrived, so that what comes next is new.
+
+        `spin_once(0)` hands out one message of each topic, and then says once that nothing is there, whatever
+        is left: only several such in a row mean that. A topic holds `_DEPTH` messages at most, so that many
+        rounds take in all that was there; what a flood adds meanwhile is not waited for.
+        """
+        idle = 0
+        for _ in range(_DEPTH * (self._subscribed + 1) + _IDLE):
             before = self._callbacks
             self._executor.spin_once(timeout_sec=0)
-            if self._callbacks == before:
+            idle = idle + 1 if self._callbacks == before else 0
+            if idle == _IDLE:
                 return
 
     def _from_now(self) -> Callable[[], int]:
@@ -432,17 +520,38 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._overrun_ns = newest_ns - self._last_ns
         return newest_ns + 1
 
+    def _again(self, message: JointState) -> Callable[[], None] | None:
+        """What sends a command again where it may have been lost: with the same stamp it is the same command.
+
+        A robot in lock-step waits for an answer. And the first command of an episode may come before the
+        safety node has found who sends it: then it goes on to say stop after stop, and nothing else.
+        """
+
+        def first() -> None:
+            if len(self._applied) > 1 and not self._let_through():
+                self._command.publish(message)
+
+        if self._lock_step:
+            return lambda: self._command.publish(message)
+        return first if self._guarded and not self._decisions else None
+
+    def _let_through(self) -> list[JointState]:
+        """What the robot was told since the command was sent, without the stops."""
+        return [message for message in self._applied if message.header.frame_id != "stop"]
+
     def _wait(
         self, target_ns: Callable[[], int], timeout_s: float, again: Callable[[], None] | None = None
     ) -> tuple[int, dict[str, Any]] | None:
         """The newest observation of `target_ns()` or later that can be used, and its stamp.
 
-        None after the timeout, or `observation_timeout_s` after the first that could not be used.
+        `again` is called every so often meanwhile. None after the timeout, or `observation_timeout_s` after
+        the first that could not be used.
         """
         for stream in self._streams:
             stream.refused = ""
         self._waited_s, deadline = timeout_s, time.monotonic() + timeout_s
-        repeat_at = time.monotonic() + _REPEAT_S
+        repeat_s = _REPEAT_S if self._lock_step else min(_REPEAT_S, self._period_ns / 4e9)
+        repeat_at = time.monotonic() + repeat_s
         refused = False
         while True:
             self._executor.spin_once(timeout_sec=0.02)
@@ -459,16 +568,19 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                     self._waited_s, deadline = self._timeout_s, now + self._timeout_s
             if again is not None and now > repeat_at:
                 again()
-                repeat_at = now + _REPEAT_S
+                repeat_at = now + repeat_s
 
     def _hear_who_moved(self) -> None:
-        """A robot in lock-step has moved, so someone was let through: stops are not all that was said."""
-        deadline = time.monotonic() + self._timeout_s
-        while (
-            self._applied
-            and all(message.header.frame_id == "stop" for message in self._applied)
-            and time.monotonic() < deadline
-        ):
+        """Wait for what the robot was told, which may come after what it has shown.
+
+        One in lock-step has moved, so someone was let through: stops are not all that was said. Any other
+        may have been stopped, and says so with what is on its way within a period.
+        """
+        begun = time.monotonic()
+        while self._guarded and not self._let_through():
+            stopped = bool(self._applied) and not self._lock_step
+            if time.monotonic() - begun > (self._period_ns / 1e9 if stopped else self._timeout_s):
+                return
             self._executor.spin_once(timeout_sec=0.02)
 
     def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
@@ -529,7 +641,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "intervention": any(message.header.frame_id == "override" for message in self._applied),
             **({"overrun_ns": self._overrun_ns} if self._overrun_ns else {}),
         }
-        moves = [message for message in self._applied if message.header.frame_id != "stop"]
+        moves = self._let_through()
         applied = self._told(moves[-1]) if moves else None
         if (
             applied is not None
@@ -541,7 +653,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             facts["reason"] = (
                 f"the safety node stopped the robot: {self._why_stopped() or 'it does not say why'}"
             )
+        elif self._guarded and not moves:
+            facts["reason"] = self._unheard()
         return facts
+
+    def _unheard(self) -> str:
+        why = self._why_stopped()  # without a state of the robot it has nothing to send
+        return (
+            f"nothing came on '{self._applied_topic}' during the step: is the safety node alive, and does it "
+            f"take commands from '{self._command.topic_name}'?{f' It said last: {why}' if why else ''}"
+        )
 
     def _told(self, message: JointState) -> np.ndarray | None:
         """What the robot was told, in the order of the action; None where that lacks a component's name."""
@@ -613,6 +734,8 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             )
         if why := self._why_stopped():
             text += f" (safety: {why})"
+        elif self._last is not None and self._guarded and not self._applied:
+            text += f"; {self._unheard()}"
         return f"no observation within {self._waited_s:g} s: {text}"
 
     def _lack(self, stream: _Stream, target_ns: int) -> str:
@@ -659,6 +782,9 @@ def _names(what: str, names: Sequence[str], size: int) -> tuple[str, ...]:
     return given
 
 
+_DEPTH = 50
+_IDLE = 4
+_RELEASED_S = 1.0
 _REPEAT_S = 0.3
 _ACK_S = 0.5
 _AGAIN_S = 5.0

@@ -27,7 +27,7 @@ def run_node[NodeT: Node](
     arguments: Sequence[str] | None = None,
     at_end: Callable[[NodeT], None] | None = None,
 ) -> int:
-    """Run a node until SIGINT or SIGTERM.
+    """Run a node until SIGINT, SIGTERM or the end of its terminal (SIGHUP, unless it is ignored: nohup).
 
     Args:
         make: makes the node.
@@ -44,7 +44,10 @@ def run_node[NodeT: Node](
         signal_handler_options=SignalHandlerOptions.NO,
     )
     # A process started in the background of a shell script ignores SIGINT, unless it says otherwise.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    for number in heard:
         signal.signal(number, signal.default_int_handler)
     try:
         node = make()
@@ -74,8 +77,12 @@ def run_node[NodeT: Node](
         traceback.print_exc()
         status = CRASHED
     finally:
-        if at_end is not None:
-            at_end(node)
+        try:  # a terminal that ends says so more than once, by its shell and by itself
+            for number in heard:
+                signal.signal(number, signal.SIG_IGN)
+        finally:
+            if at_end is not None:
+                at_end(node)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

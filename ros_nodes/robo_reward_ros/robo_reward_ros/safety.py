@@ -115,11 +115,13 @@ class Workspace:
     """A box that the tool must not leave, in meters. `state` are the places of x, y, z in the measured state.
 
     With `state` None, positions come from `SafetyFilter.observe_tool`, and the filter stops without them.
+    Where `frame` is given, those in another frame are none.
     """
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
     state: tuple[int, int, int] | None = None
+    frame: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an empty box."""
@@ -228,7 +230,8 @@ class SafetyFilter:
 
     `joints` are the names of the state's values, in the order in which `limits` and `workspace` count them:
     what comes with names is put into this order by them. A component of the command has the name of its
-    position in the state; one that nothing measures has none. Without `joints`, all is taken as it comes.
+    position in the state; one that nothing measures has none. Without `joints`, all is taken as it comes, and
+    a command whose names are not those of the state at their positions is refused.
     """
 
     limits: SafetyLimits
@@ -247,6 +250,7 @@ class SafetyFilter:
     _away_ns: int | None = field(default=None, init=False)
     _lost: bool = field(default=False, init=False)
     _tool: _Tool | None = field(default=None, init=False)
+    _other_frame: str = field(default="", init=False)
     _applied: _Applied | None = field(default=None, init=False)
     _told: Float64[np.ndarray, " a"] | None = field(default=None, init=False)
     _command_ns: int | None = field(default=None, init=False)
@@ -313,12 +317,17 @@ class SafetyFilter:
         self._state, self._bad_state, self._names = values, "", tuple(names)
         self._heard_ns, self._stamp_ns, self._restart = now_ns, stamp_ns, None
 
-    def observe_tool(self, position: Sequence[float], stamp_ns: int, now_ns: int) -> None:
-        """Take in where the tool is: x, y, z in meters.
+    def observe_tool(self, position: Sequence[float], stamp_ns: int, now_ns: int, frame: str = "") -> None:
+        """Take in where the tool is: x, y, z in meters, in a frame.
 
-        A position that is not finite, stamped before 0, or older than the last while that is fresh, counts as
-        silence.
+        A position that is not finite, in another frame than the workspace's, stamped before 0, or older than
+        the last while that is fresh, counts as silence.
         """
+        wanted = self.workspace.frame if self.workspace is not None else ""
+        self._other_frame = ""
+        if wanted and frame != wanted:
+            self._other_frame = f", only in '{frame}': workspace_frame is '{wanted}'"
+            return
         if len(position) != 3 or not all(math.isfinite(value) for value in position) or stamp_ns < 0:
             return
         known, advanced_ns = self._tool, now_ns
@@ -387,6 +396,15 @@ class SafetyFilter:
         self._estop = f"emergency stop ({why}): call the reset service when it is safe"
         return self._stop(self._estop, now_ns)
 
+    @property
+    def stopped_for_good(self) -> bool:
+        """Whether the emergency stop is active."""
+        return bool(self._estop)
+
+    def ready(self, now_ns: int) -> bool:
+        """Whether a human or a policy could move the robot now."""
+        return not self._blocked(now_ns)
+
     def reset(self) -> None:
         """Take the emergency stop back. The robot moves again only on a fresh command."""
         self._estop, self._bad_command = "", ""
@@ -419,7 +437,20 @@ class SafetyFilter:
             return values, f"it has {command.size} values, the robot takes {len(self.limits.kinds)}"
         if not np.isfinite(command).all():
             return values, f"it has {command[~np.isfinite(command)][0]} in it"
-        return values, ""
+        return values, self._misnamed(names)
+
+    def _misnamed(self, names: Sequence[str]) -> str:
+        """Why a command whose values are taken as they come may not be meant so, or ""."""
+        if self.joints or not len(names) or not self._names:
+            return ""
+        theirs = [self._names[at] if 0 <= at < len(self._names) else "" for at in self.limits.state]
+        named = zip(names, theirs, self.limits.state, strict=False)
+        if len(names) == len(theirs) and all(name == known or at < 0 for name, known, at in named):
+            return ""
+        return (
+            f"it is of {list(names)}, and the state has {theirs} there: set joints, the names in the order "
+            "of the limits, or send it without names"
+        )
 
     def _unfit(self, state: Float64[np.ndarray, "..."]) -> str:
         needed = 1 + max((*self.limits.state, *((self.workspace and self.workspace.state) or ())), default=-1)
@@ -508,9 +539,9 @@ class SafetyFilter:
             return f"the state's stamps have stood still for {still:.2f} s"
         if self.workspace is not None and self.workspace.state is None:
             if self._tool is None:
-                return "no position of the tool yet"
+                return f"no position of the tool yet{self._other_frame}"
             if (silence := (now_ns - self._tool.heard_ns) / 1e9) > self.timeouts.observation_s:
-                return f"no position of the tool for {silence:.2f} s"
+                return f"no position of the tool for {silence:.2f} s{self._other_frame}"
             if (still := (now_ns - self._tool.advanced_ns) / 1e9) > self.timeouts.frozen_s:
                 return f"the stamps of the tool's position have stood still for {still:.2f} s"
         return ""

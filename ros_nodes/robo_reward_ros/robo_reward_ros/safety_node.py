@@ -5,10 +5,12 @@ workspace needs it. Publishes `robot_command`, whose `header.frame_id` says who 
 stop), and `~/status`. Services `~/estop` and `~/reset` (std_srvs/Trigger). Commands are
 sensor_msgs/JointState, the values in `position` whatever they mean; their stamp is that of the observation
 that they answer. States and commands that carry names are taken by them where the parameter `joints` has
-names, whatever their order; all others by position. One node alone may publish `joint_states`: states that go
-back in time, lack a joint or, without `joints`, change their names stop the robot, and a second publisher is
-reported. While they are gone, a robot that takes positions alone is told nothing after the first stops: no
-one knows where it is. As a process of its own it keeps out of Fast DDS's shared memory (`transports`).
+names, whatever their order; all others by position, and without `joints` commands whose names are not those
+of the state at their positions are refused. One node alone may publish `joint_states`: states that go back
+in time, lack a joint or, without `joints`, change their names stop the robot. A second publisher of it, of
+`command` or of `tool_pose` is reported. While states are gone, a robot that takes positions alone is told
+nothing after the first stops: no one knows where it is. As a process of its own it keeps out of Fast DDS's
+shared memory (`transports`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import JointState
@@ -39,6 +42,7 @@ from robo_reward_ros.transports import leave_shared_memory
 __all__ = ["SafetyNode", "main"]
 
 _STOP_WITHIN_S = 0.2
+_TELL_S = 0.2  # who begins an episode waits for this
 # Best effort matches every publisher, and only the newest command or state matters.
 _NEWEST = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 _SURE = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
@@ -77,9 +81,16 @@ class SafetyNode(Node):
         self._commanders = _Rivals(
             self, "robot_command", f"commands the robot past the safety node: remap it to {to}", ours=True
         )
-        self._sources = _Rivals(
-            self, "joint_states", "publish the robot's state: end all but one of them, or remap them"
-        )
+        self._rivals = {
+            f"rival_{what}": _Rivals(self, topic, f"publish {text}: end all but one of them, or remap them")
+            for what, topic, text in (
+                ("states", "joint_states", "the robot's state"),
+                ("commands", "command", "commands, which move the robot by turns"),
+                ("tool_poses", "tool_pose", "the tool's position"),
+            )
+        }
+        if self._flag("start_stopped"):
+            self._filter.estop("the safety node has just started", self._now())
 
         self._out = self.create_publisher(JointState, "robot_command", _SURE)
         self._array_out = (
@@ -96,11 +107,14 @@ class SafetyNode(Node):
         self.create_service(Trigger, "~/estop", self._on_estop)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_timer(period_s, self._on_tick, clock=self._steady)
+        self.create_timer(_TELL_S, self._tell, clock=self._steady)
         self.create_timer(1.0, self._report, clock=self._steady)
 
     def stop_for_good(self, why: str) -> None:
         """Stop the robot because this node ends."""
         self._send(self._filter.estop(why, self._now()))
+        for publisher in (self._out, self._status):  # what was said last goes with it
+            publisher.wait_for_all_acked(Duration(seconds=_STOP_WITHIN_S))
 
     def _declare_limits(self) -> None:
         for name, (default, text) in _ARRAYS.items():
@@ -115,6 +129,16 @@ class SafetyNode(Node):
         )
         self.declare_parameter(
             "allow_slow_stop", False, _described("let timeouts be too long to stop within 200 ms")
+        )
+        self.declare_parameter(
+            "start_stopped",
+            False,
+            _described("begin in the emergency stop, which ~/reset ends: one outlives a restart of the node"),
+        )
+        self.declare_parameter(
+            "workspace_frame",
+            "",
+            _described("frame of the box: a tool_pose in another counts as missing; '': none is looked at"),
         )
         refuse_unknown(self)
 
@@ -179,7 +203,8 @@ class SafetyNode(Node):
                 "workspace_low, workspace_high and workspace_state need three values each: x, y, z"
             )
         inside = None if state == (-1,) else (state[0], state[1], state[2])
-        return Workspace((low[0], low[1], low[2]), (high[0], high[1], high[2]), inside)
+        frame = str(self._value("workspace_frame"))
+        return Workspace((low[0], low[1], low[2]), (high[0], high[1], high[2]), inside, frame)
 
     def _now(self) -> int:
         return self._steady.now().nanoseconds
@@ -191,7 +216,7 @@ class SafetyNode(Node):
     def _on_tool(self, message: PoseStamped) -> None:
         place = message.pose.position
         at_ns = stamp_ns(message.header.stamp)
-        self._filter.observe_tool((place.x, place.y, place.z), at_ns, self._now())
+        self._filter.observe_tool((place.x, place.y, place.z), at_ns, self._now(), message.header.frame_id)
 
     def _on_command(self, message: JointState) -> None:
         at_ns = stamp_ns(message.header.stamp)
@@ -226,7 +251,7 @@ class SafetyNode(Node):
                 self._array_out.publish(Float64MultiArray(data=values))
         before, self._last = self._last, decision
         self._counts[decision.source] += 1
-        # Every decision by policy or human has its status; a stop that lasts is told once a second.
+        # Every decision by policy or human has its status; a stop that lasts is told by the clock.
         kind, was = (decision.source, _cause(decision)), before and (before.source, _cause(before))
         if decision.source is not Source.STOP or kind != was:
             self._status.publish(self._message(decision))
@@ -237,13 +262,15 @@ class SafetyNode(Node):
             else:
                 log.info(f"{decision.source.value} moves the robot", throttle_duration_sec=1.0)
 
-    def _report(self) -> None:
-        self._commanders.check()
-        self._sources.check()
+    def _tell(self) -> None:
         if self._last is not None:
-            message = self._message(self._last)
-            self._diagnostics.publish(message)
-            self._status.publish(message)
+            self._status.publish(self._message(self._last))
+
+    def _report(self) -> None:
+        for others in (self._commanders, *self._rivals.values()):
+            others.check()
+        if self._last is not None:
+            self._diagnostics.publish(self._message(self._last))
 
     def _message(self, decision: Decision) -> DiagnosticArray:
         level = {
@@ -255,8 +282,11 @@ class SafetyNode(Node):
             "source": decision.source.value,
             "limited": " ".join(map(str, decision.limited)),
             "answers_stamp_ns": str(decision.stamp_ns),
+            "emergency_stop": str(self._filter.stopped_for_good).lower(),
+            "ready": str(self._filter.ready(self._now())).lower(),
+            "reset_service": self.resolve_service_name("~/reset"),
             "other_commanders": " ".join(self._commanders.names),
-            "rival_states": " ".join(self._sources.names),
+            **{name: " ".join(rivals.names) for name, rivals in self._rivals.items()},
             **{f"{source}_decisions": str(count) for source, count in self._counts.items()},
         }
         status = DiagnosticStatus(
@@ -300,7 +330,8 @@ _ARRAYS: dict[str, tuple[Any, str]] = {
     "joints": (
         [""],
         "names of the joints that state and workspace_state count: states and commands that carry names are "
-        "taken by them, and refused where one is missing; ['']: all are taken as they come",
+        "taken by them, and refused where one is missing; ['']: all are taken as they come, and commands "
+        "with other names than the state's are refused",
     ),
     "kinds": (["velocity"], "of each component of the command: position or velocity"),
     "low": ([_NAN], "smallest position of each component, rad or m; [.nan]: no limit"),
