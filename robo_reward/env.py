@@ -23,6 +23,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float32
 
 from robo_reward.errors import ConfigError
+from robo_reward.pace import step_ns
 from robo_reward.schema import ProgressEstimate, ShapedReward
 from robo_reward.shaping import ShapingConfig
 
@@ -105,7 +106,7 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         gymnasium.Wrapper.__init__(self, env)
         seen = _seen(keep_images, maps)
         self._layout = _Layout.of(env.observation_space, cameras, proprio, env.render_mode, model, seen)
-        self._watch = _Watch(model, 1, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), seen)
+        self._watch = _Watch(model, 1, instruction, shaping or ShapingConfig(), step_ns(env, step_s), seen)
         self.observation_space = self._layout.space(env.observation_space, self._watch.width)
         self.estimate: ProgressEstimate | None = None
         self.shaped: ShapedReward | None = None
@@ -180,7 +181,7 @@ class ShapedRewardVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         if self._layout.renders and self._mode is AutoresetMode.SAME_STEP:
             raise ConfigError("same-step autoreset never renders an episode's last moment: use next-step")
         self._watch = _Watch(
-            model, env.num_envs, instruction, shaping or ShapingConfig(), _step_ns(env, step_s), seen
+            model, env.num_envs, instruction, shaping or ShapingConfig(), step_ns(env, step_s), seen
         )
         self.single_observation_space = self._layout.space(single, self._watch.width)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -503,21 +504,6 @@ def _tree(space: spaces.Space[Any]) -> Any:
 
 def _space(tree: Any) -> spaces.Space[Any]:
     return spaces.Dict({k: _space(v) for k, v in tree.items()}) if isinstance(tree, Mapping) else tree
-
-
-def _step_ns(env: Any, step_s: float | None) -> int:
-    """Nanoseconds of one step: as given, as the environment says, or from its frame rate."""
-    if step_s is not None:
-        if not step_s > 0:
-            raise ConfigError(f"step_s={step_s}: a step takes time")
-        return round(step_s * 1e9)
-    known = getattr(env.unwrapped, "decision_ns", None)
-    if known is not None:
-        return int(known)
-    rate = env.metadata.get("render_fps")
-    if not rate:
-        raise ConfigError("the environment does not say how long a step takes: give step_s=")
-    return round(1e9 / float(rate))
 
 
 def _estimate_facts(estimate: ProgressEstimate) -> dict[str, Any]:

@@ -221,6 +221,7 @@ class _OnnxEngine:
         self._known[index] = False
         self._goal_mask[index] = False
         self._cache["filled"][index] = False
+        self._cache["position"][index] = 0
         self._last_s[index] = np.nan
         self._readout.reset(index)
 

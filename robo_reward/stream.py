@@ -98,6 +98,7 @@ class _TorchEngine:
         self._context.first_mask[index] = False
         self._context.goal_mask[index] = False  # of the episode that is over
         self._cache.filled[index] = False
+        self._cache.position[index] = 0  # sums in the order of the first episode: to the bit the same again
         self._firsts.forget(index)
         self._tracker.reset(index)
 

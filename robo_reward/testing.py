@@ -6,19 +6,30 @@ Each `check_*` raises AssertionError with what is wrong; run it over your own en
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
 from robo_reward.compare.check import check_method
 from robo_reward.errors import ConfigError
+from robo_reward.improve.observer import found_in, usable_cameras
 from robo_reward.labels import check_boundaries, label_episode
+from robo_reward.pace import step_ns
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, EpisodeSource, Outcome, ProgressLabel
 
-__all__ = ["MemoryReader", "check_encoder", "check_method", "check_reader", "check_source", "toy_episode"]
+__all__ = [
+    "MemoryReader",
+    "check_encoder",
+    "check_improve_env",
+    "check_method",
+    "check_reader",
+    "check_source",
+    "toy_episode",
+]
 
 
 def check_encoder(encoder: Any, image_size: tuple[int, int], width: int, camera_width: int) -> None:
@@ -106,6 +117,94 @@ def check_source(source: EpisodeSource) -> None:
     assert source.fingerprint == source.fingerprint, "the fingerprint changes by itself"
     for reader in source.episodes:
         check_reader(reader)
+
+
+def check_improve_env(
+    env: gymnasium.Env[Any, Any],
+    cameras: Sequence[str] = (),
+    step_s: float | None = None,
+    success_key: str = "success",
+    steps: int = 20,
+    seed: int = 0,
+) -> None:
+    """An environment for `robo-reward improve` and `misses`: what they read is there, as they read it.
+
+    It is driven with random actions: on a robot, say steps=0, which resets it and looks.
+
+    Args:
+        env: the environment.
+        cameras: those that it must show; () where nothing looks.
+        step_s: as the key of that name.
+        success_key: of `info`; "" where a detector or a person says what succeeded.
+        steps: to take.
+        seed: of the resets and of the actions.
+    """
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box), f"actions must be a Box, not {space}"
+    assert space.is_bounded(), f"actions must be bounded, {space} is not"
+    assert len(space.shape) == 1, f"actions have shape {space.shape}, need (a,)"
+    try:
+        step_ns(env, step_s)
+    except ConfigError as error:
+        raise AssertionError(str(error)) from error
+    _check_shown(env.observation_space, cameras, "the observation space")
+    seen, _ = env.reset(seed=seed)
+    _check_shown(seen, cameras, "reset")
+    if not env.metadata.get("one_robot"):  # evaluations compare policies in the same scenes
+        first = np.array(seen["proprio"])
+        seen, _ = env.reset(seed=seed)
+        same = np.array_equal(first, seen["proprio"])
+        assert same, f"two resets with seed={seed} begin at different proprio"
+    rng, told_ns = np.random.default_rng(seed), -1
+    for step in range(steps):
+        action = rng.uniform(space.low, space.high).astype(np.float32)
+        before, kept = seen, {name: np.array(seen["images"][name]) for name in cameras}
+        seen, _, terminated, truncated, info = env.step(action)
+        _check_shown(seen, cameras, f"step {step}")
+        for name, image in kept.items():
+            same = np.array_equal(before["images"][name], image)
+            assert same, f"step {step} writes over the image of '{name}' that was given before: give a copy"
+        told_ns = _check_info(env, info, success_key, told_ns)
+        if terminated or truncated:
+            (seen, _), told_ns = env.reset(seed=seed + step + 1), -1
+
+
+def _check_shown(seen: Any, cameras: Sequence[str], where: str) -> None:
+    """An observation or the space of them: `proprio` and the cameras."""
+    assert isinstance(seen, Mapping), f"{where} must have parts by name, it has {found_in(seen)}"
+    proprio = seen.get("proprio")
+    assert proprio is not None, f"{where} has no proprio, f32(p,): it has {found_in(seen)}"
+    assert len(proprio.shape) == 1, f"{where} has proprio of shape {proprio.shape}, needs (p,)"
+    kind = np.dtype(proprio.dtype).kind
+    assert kind in "fiu", f"{where} has proprio of {proprio.dtype}: it must be numbers, is read as float32"
+    if isinstance(proprio, np.ndarray):
+        assert np.isfinite(proprio).all(), f"{where} has proprio that is not finite: {proprio}"
+    absent = [name for name in cameras if name not in usable_cameras(seen)]
+    assert not absent, f"{where} has no images['{absent[0]}'], uint8(h, w, 3): it has {found_in(seen)}"
+
+
+def _check_info(env: gymnasium.Env[Any, Any], info: Mapping[str, Any], success_key: str, told_ns: int) -> int:
+    """The keys of a step's `info` that mean something to `improve`; its clock, or -1 where it has none."""
+    if success_key:
+        known = ", ".join(map(str, info)) or "nothing"
+        assert success_key in info, f"info has no '{success_key}' after a step, only {known}"
+    for name in dict.fromkeys([success_key or "success", "physics_error", "intervention"]):
+        value = info.get(name, False)
+        assert isinstance(value, bool | np.bool_), f"info['{name}'] is {value!r}: it must be a truth value"
+    if env.metadata.get("one_robot"):
+        reason = info.get("reason", "")
+        assert isinstance(reason, str), (
+            f"info['reason'] is {reason!r}: a robot says in words why it broke off"
+        )
+    if "applied_action" in info:
+        shape, wanted = np.shape(info["applied_action"]), env.action_space.shape
+        assert shape == wanted, f"info['applied_action'] has shape {shape}, an action {wanted}"
+    if "elapsed_ns" not in info:
+        return -1
+    now = info["elapsed_ns"]
+    assert isinstance(now, int | np.integer), f"info['elapsed_ns'] is {now!r}: nanoseconds are an integer"
+    assert now > told_ns, f"info['elapsed_ns'] goes from {told_ns} to {now}: it must grow with every step"
+    return int(now)
 
 
 class MemoryReader:

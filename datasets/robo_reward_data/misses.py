@@ -4,7 +4,8 @@ A reward model that knows one demonstration of a task has never seen the hand mo
 takes the motion for progress. So the demonstrated actions are played back after a step aside. Of such an
 episode it is said that it never gets beyond the stage `reached`, and it needs no other label than that. Where
 the environment tells the true stage, as simulators do, one that gets further is thrown away and another step
-aside tried. On a robot a person must see to it: where the hand takes the object along after all, the label is
+aside tried; so is one that succeeds, while one that ends in a failure of its own, such as a fall, is a miss
+like others. On a robot a person must see to it: where the hand takes the object along after all, the label is
 false, and where nothing is moved, there is nothing to put back between two episodes.
 """
 
@@ -23,8 +24,9 @@ from rich.console import Console
 from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
-from robo_reward.improve.worker import open_environment
-from robo_reward.pace import typical_step
+from robo_reward.improve.observer import found_in, usable_cameras
+from robo_reward.improve.worker import broken_off, open_environment
+from robo_reward.pace import check_same_pace, step_ns, typical_step
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock
@@ -34,6 +36,7 @@ __all__ = ["MissesConfig", "check_pace", "run"]
 
 _RECIPE = 2  # raise it where the same options begin to give other misses
 _ATTEMPTS = 20  # of a door, which the hand catches easily, about half are thrown away
+_AS_RECORDED = "give env_args={...} as it was recorded"
 _LEAST = 0.6  # of the longest step aside that the options allow
 
 
@@ -53,6 +56,7 @@ class MissesConfig:
     same_scene: bool = True
     plugins: tuple[str, ...] = ("robo_reward_sim",)
     env_args: dict[str, Any] = field(default_factory=dict)
+    step_s: float | None = None
     reader: dict[str, Any] = field(default_factory=dict)
 
 
@@ -75,6 +79,7 @@ def run(config: MissesConfig) -> None:
         "reached": config.reached,
         "demonstrations": [demo.info.uid for demo in demos],
         "aside": [list(config.aside_low), list(config.aside_high), config.aside_decisions],
+        **({} if config.step_s is None else {"step_s": config.step_s}),
     }
     store = EpisodeStore.create(config.out, attrs={"misses": identity}, exist_ok=True)
     found = store.attrs.get("misses")
@@ -122,7 +127,7 @@ def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReade
         plan = np.clip(np.concatenate([first, actions[:-1]]), space.low, space.high)
         scene = demo.info.source.get("reset_seed") if config.same_scene else None
         begin = int(rng.integers(2**31)) if scene is None else int(scene)
-        tape = _play(env, plan, begin, config.reached)
+        tape = _play(env, plan, begin, config.reached, step_ns(env, config.step_s))
         if tape is not None:
             source = {"demonstration": demo.info.uid, "aside": aside.round(3).tolist()}
             return _episode(tape, demo.info, config.reached, _name(index), source)
@@ -142,30 +147,38 @@ class _Tape:
 
 
 def _play(
-    env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: int, reached: int
+    env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: int, reached: int, taken_ns: int
 ) -> _Tape | None:
     """The plan carried out as far as it goes, or None where the task gets beyond the stage `reached` by it.
+
+    A step takes `taken_ns`, where the environment has no clock of its own.
 
     Raises:
         DataError: the environment breaks off at once.
     """
-    decision_ns = int(getattr(env.unwrapped, "decision_ns", 100_000_000))
+    why: str | None = None
     observation, info = env.reset(seed=seed)
     tape = _Tape([observation], [int(info.get("elapsed_ns", 0))], [])
     for action in plan:
         observation, _, terminated, truncated, info = env.step(action)
         stage = _true_stage(env)
-        if terminated or info.get("success") or (stage is not None and stage > reached):
+        # Where nothing says whether it has succeeded, an end of its own may be that.
+        succeeded = info.get("success", terminated and stage is None)
+        if succeeded or (stage is not None and stage > reached):
             return None
-        if info.get("physics_error") or info.get("reason"):
-            break  # the moment that would follow is not real
+        if (why := broken_off(env, bool(terminated), info)) is not None:
+            break
         tape.observations.append(observation)
-        tape.stamps.append(int(info.get("elapsed_ns", tape.stamps[-1] + decision_ns)))
+        tape.stamps.append(int(info.get("elapsed_ns", tape.stamps[-1] + taken_ns)))
         tape.actions.append(np.asarray(info.get("applied_action", action), np.float32))
-        if truncated:
+        if terminated or truncated:
             break
     if not tape.actions:
-        raise DataError(f"the environment broke off at the first action: {info.get('reason') or 'physics'}")
+        raise DataError(f"the environment broke off at the first action: {why}")
+    if why is not None:
+        Console(stderr=True).print(
+            f"a miss was cut off after {len(tape.actions)} actions: {why}", highlight=False, markup=False
+        )
     return tape
 
 
@@ -254,8 +267,13 @@ def _check(config: MissesConfig) -> None:
 
 def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequence[EpisodeReader]) -> None:
     shape = env.action_space.shape or (0,)
-    seen = cast("Any", env.observation_space).spaces
-    cameras = seen["images"].spaces if "images" in seen else {}
+    seen = env.observation_space
+    cameras = usable_cameras(seen)
+    if not isinstance(seen, Mapping) or seen.get("proprio") is None:
+        raise ConfigError(
+            f"{config.env} gives no observation['proprio'], f32(p,): it gives {found_in(seen)}; wrap it so "
+            "that it does"
+        )
     for demo in demos:
         count = _actions(demo).shape[1:]
         if shape != count:
@@ -263,8 +281,18 @@ def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequen
                 f"{demo.info.name} has actions of {count[0]} numbers, {config.env} takes {shape}"
             )
         if absent := [camera for camera in demo.info.cameras if camera not in cameras]:
-            raise ConfigError(f"{config.env} has no camera '{absent[0]}', which {demo.info.name} has")
-        check_pace(demo.info.name, typical_step(demo.info.stamp_ns), config.env, env)
+            raise ConfigError(
+                f"{config.env} has no camera '{absent[0]}', which {demo.info.name} has: it is to be "
+                f"observation['images']['{absent[0]}'], uint8(h, w, 3), and the environment gives "
+                f"{found_in(seen)}"
+            )
+        check_same_pace(
+            demo.info.name,
+            typical_step(demo.info.stamp_ns),
+            str(config.env),
+            step_ns(env, config.step_s),
+            f"{_AS_RECORDED}, or, where it is wrong about itself, say what its step takes (step_s=SECONDS)",
+        )
     if len(config.aside_low) > shape[0]:
         raise ConfigError(f"aside_low has {len(config.aside_low)} axes, an action of {config.env} {shape[0]}")
 
@@ -275,9 +303,5 @@ def check_pace(who: str, period_ns: float, name: str, env: gymnasium.Env[Any, An
     Raises:
         ConfigError: its decisions take more than 10 % more or less; one that does not say how long is taken.
     """
-    decision_ns = float(getattr(env.unwrapped, "decision_ns", 0))
-    if decision_ns and abs(period_ns - decision_ns) > 0.1 * decision_ns:
-        raise ConfigError(
-            f"{who} has an action every {period_ns * 1e-9:.3f} s, {name} every {decision_ns * 1e-9:.3f} s: "
-            "give env_args={...} as it was recorded"
-        )
+    if decision_ns := int(getattr(env.unwrapped, "decision_ns", 0)):
+        check_same_pace(who, float(period_ns), str(name), decision_ns, _AS_RECORDED)

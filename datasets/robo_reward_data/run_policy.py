@@ -3,7 +3,8 @@
 A LeRobot policy comes with its own processors and sees what `to_lerobot` wrote of such an environment: the
 cameras that it was trained on, at their size, and proprioception. A policy of `robo-reward improve` sees what
 it saw there. Rollout i depends on the policy, the options and `seed + i` alone, so policies that ran with one
-seed met the same scenes.
+seed met the same scenes. Any environment will do whose observations have `images` by camera and `proprio`,
+and whose `info` says `success`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import track
@@ -30,15 +33,18 @@ from robo_reward.imports import import_object
 from robo_reward.improve.policy import POLICY_FILE, load_policy
 from robo_reward.improve.report import wilson
 from robo_reward.improve.worker import open_environment
+from robo_reward.intake import resize_frames
 from robo_reward.metrics import Metric
 from robo_reward.schema import Episode, Outcome
 from robo_reward_data._files import encode_json, lock, replace_file
 from robo_reward_data.misses import check_pace
+from robo_reward_data.rollout import rollout
 from robo_reward_data.store import EpisodeStore
 
 __all__ = ["ImprovedPolicy", "LeRobotPolicy", "RunPolicyConfig", "run"]
 
 _IMAGES, _STATE, _ACTION = "observation.images.", "observation.state", "action"
+_WITH_TRUTH = "robo_reward_sim.rollout.rollout"
 _METRICS, _ROLLOUTS = "metrics.json", "rollouts.jsonl"
 
 
@@ -47,7 +53,7 @@ class RunPolicyConfig:
     """The keys of `configs/run_policy.yaml`, which says what each means."""
 
     policy: str
-    env: str
+    env: Any
     out: str
     episodes: int = 20
     seed: int = 1_000_000
@@ -61,7 +67,7 @@ class RunPolicyConfig:
     plugins: tuple[str, ...] = ("robo_reward_sim",)
     policy_plugins: tuple[str, ...] = ("robo_reward_data.lerobot_plugin",)
     env_args: dict[str, Any] | None = None
-    rollout: str = "robo_reward_sim.rollout.rollout"
+    rollout: str | None = None
     overwrite: bool = False
 
 
@@ -161,10 +167,13 @@ class LeRobotPolicy:
         self._after.reset()
 
     def act(self, observation: Mapping[str, Any], instruction: str) -> Float32[np.ndarray, " a"]:
-        """The action for an observation with `images` u8[h, w, 3] by camera name, and `proprio` f32[p]."""
+        """The action for an observation with `images` u8[h, w, 3] by camera and `proprio` f32[p]."""
         import torch
 
-        seen = {f"{_IMAGES}{camera}": np.array(observation["images"][camera]) for camera in self.image_sizes}
+        seen = {
+            f"{_IMAGES}{camera}": resize_frames(np.array(observation["images"][camera])[None], size)[0]
+            for camera, size in self.image_sizes.items()
+        }
         if self.state_size is not None:
             seen[_STATE] = np.array(observation["proprio"])
         with torch.inference_mode():
@@ -185,7 +194,7 @@ class ImprovedPolicy:
         self.folder, self._policy = folder, load_policy(folder, model, device)
         self.cameras, self.image_size = self._policy.cameras, None
         self.action_size, self.state_size = self._policy.action_size, self._policy.proprio_size
-        self.decision_ns = self._policy.decision_ns
+        self.decision_ns, self.instruction = self._policy.decision_ns, self._policy.instruction
         self._clock = 0
 
     def reset(self) -> None:
@@ -345,10 +354,7 @@ def _roll(
     """One rollout. Policies that draw lots draw them from torch's generator: it is seeded, and put back."""
     import torch
 
-    bounds, base = cast("Any", env.action_space), cast("Any", env.unwrapped)
-    told = config.instruction
-    if told is None and (told := getattr(getattr(base, "task", None), "instruction", None)) is None:
-        raise ConfigError(f"{config.env} does not say what its task is: say instruction=")
+    bounds, told = cast("Any", env.action_space), _instruction(config, policy, env)
     policy.reset()
 
     def act(_: object) -> Float32[np.ndarray, " a"]:
@@ -356,7 +362,7 @@ def _roll(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return import_object(config.rollout)(
+        return _runner(config, env, told)(
             env,
             act,
             seed=seed,
@@ -364,6 +370,29 @@ def _roll(
             kind=config.kind,
             source=source,
         )
+
+
+def _instruction(config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy, env: _Watched) -> str:
+    """What the policy is told: as the config says, the environment, or the policy itself."""
+    said = (
+        config.instruction,
+        getattr(getattr(env.unwrapped, "task", None), "instruction", None),
+        getattr(policy, "instruction", None),
+    )
+    told = next((text for text in said if text is not None), None)
+    if told is None:
+        raise ConfigError(f"{config.env} does not say what its task is: say instruction=")
+    return told
+
+
+def _runner(config: RunPolicyConfig, env: _Watched, told: str) -> Callable[..., Episode]:
+    """What runs an episode: as the config says, or with the truth in a world of robo_reward_sim."""
+    if config.rollout is not None:
+        return import_object(config.rollout)
+    ours = sys.modules.get("robo_reward_sim.envs")  # an environment of a package that is not imported is none
+    if ours is not None and isinstance(env.unwrapped, ours.ManipulationEnv):
+        return import_object(_WITH_TRUTH)
+    return partial(rollout, instruction=told)
 
 
 def _result(episode: Episode, seed: int) -> RolloutResult:
@@ -402,7 +431,14 @@ def _environment(config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy
         arguments.setdefault("cameras", policy.cameras)
     if policy.image_size is not None:
         arguments.setdefault("image_size", policy.image_size)
-    env = _Watched(open_environment(config.env, config.plugins, arguments))
+    try:
+        opened = open_environment(config.env, config.plugins, arguments)
+    except ConfigError as error:
+        # Not every environment lets its cameras be chosen; `_check_fit` sees what it has.
+        if not isinstance(error.__cause__, TypeError) or arguments == (config.env_args or {}):
+            raise
+        opened = open_environment(config.env, config.plugins, config.env_args or {})
+    env = _Watched(opened)
     try:
         _check_fit(config, policy, env)
         yield env
@@ -413,7 +449,18 @@ def _environment(config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy
 def _check_fit(
     config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy, env: gymnasium.Env[Any, Any]
 ) -> None:
-    actions, proprio = env.action_space.shape, cast("Any", env.observation_space)["proprio"].shape
+    space = env.observation_space
+    has = space.spaces if isinstance(space, spaces.Dict) else {}
+    images = has.get("images")
+    shown = tuple(images.spaces) if isinstance(images, spaces.Dict) else ()
+    if "proprio" not in has or not shown:
+        raise ConfigError(
+            f"observations of {config.env} are {', '.join(has) or type(space).__name__}: policies see "
+            "'images' by camera and 'proprio', so wrap the environment"
+        )
+    if missing := [camera for camera in policy.cameras if camera not in shown]:
+        raise ConfigError(f"the policy sees camera '{missing[0]}', {config.env} has {', '.join(shown)}")
+    actions, proprio = env.action_space.shape, has["proprio"].shape
     if actions != (policy.action_size,):
         raise ConfigError(
             f"the policy has actions of {policy.action_size} numbers, the environment {actions}"
@@ -446,9 +493,9 @@ def _found(out: Path, identity: Mapping[str, Any], overwrite: bool) -> dict[int,
     # What a killed run was about to write has no line end yet.
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    ours = bool(lines) and lines[0] == _line(identity)
+    was, now = _now(json.loads(lines[0])) if lines else {}, json.loads(_line(identity))
+    ours = was == now
     if lines and not ours and not overwrite:
-        was, now = json.loads(lines[0]), json.loads(_line(identity))
         key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
         raise DataError(
             f"'{out}' has rollouts with {key}={was.get(key)}, not {now.get(key)}: choose another out=, or "
@@ -456,6 +503,11 @@ def _found(out: Path, identity: Mapping[str, Any], overwrite: bool) -> dict[int,
         )
     results = [RolloutResult(**json.loads(line)) for line in (lines[1:] if ours else [])]
     return {result.seed: result for result in results}
+
+
+def _now(identity: dict[str, Any]) -> dict[str, Any]:
+    """What rollouts are of, as it is said now: what ran them was always named before there was a choice."""
+    return {**identity, "rollout": None} if identity.get("rollout") == _WITH_TRUTH else identity
 
 
 def _begin(out: Path, identity: Mapping[str, Any], done: Mapping[int, RolloutResult]) -> None:
@@ -478,7 +530,7 @@ def _open_store(path: str | None, identity: Mapping[str, Any]) -> EpisodeStore |
     found = store.attrs.get("run_policy")
     if found is None:
         raise DataError(f"{path} is a store of other episodes: choose another store=")
-    found = {"kind": identity["kind"], **found}  # stores of earlier versions do not say
+    found = {"kind": identity["kind"], **_now(found)}  # stores of earlier versions do not say
     if differing := [key for key in (*identity, *found) if found.get(key) != identity.get(key)]:
         key = differing[0]
         raise DataError(

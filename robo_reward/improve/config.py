@@ -57,6 +57,7 @@ class ImproveConfig:
     plugins: tuple[str, ...] = ()
     env_args: dict[str, Any] = field(default_factory=dict)
     blind_args: dict[str, Any] = field(default_factory=dict)
+    step_s: float | None = None
     demonstrations: int | None = None
     demo_offset: int = 0
     demo_hold: int = 2

@@ -14,10 +14,12 @@ from jaxtyping import Float32
 from robo_reward.errors import DataError
 from robo_reward.imports import import_object
 from robo_reward.improve.config import ImproveConfig, observed_parts
+from robo_reward.improve.observer import MAP
 from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.improve.worker import Worker
 from robo_reward.labels import equal_stage_weights, label_episode, task_progress
 from robo_reward.named import columns
+from robo_reward.pace import check_same_pace, typical_step
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 
@@ -79,7 +81,9 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
     `proprio_names` and the demonstration names its numbers, they are taken by their names.
 
     Raises:
-        DataError: its actions or proprioception are not those of the environment, or it is over at once.
+        ConfigError: its actions follow each other at another pace than the environment's.
+        DataError: its actions, proprioception or cameras are not those of the environment, or it is over at
+            once.
     """
     info = reader.info
     actions, proprio = reader.read_actions(), reader.read_proprio()
@@ -91,6 +95,8 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
         proprio = _in_order(config, worker, info, "proprio", proprio)
     length = _length(info, config.demo_hold)
     _check_fits(config, worker, info.name, length, actions.shape[1], proprio.shape[1])
+    _check_pace(config, worker, info)
+    _check_cameras(config, worker, info)
     actions, proprio = actions[:length], proprio[:length]
     privileged = _privileged(config, worker, reader)
     images = {}
@@ -150,6 +156,31 @@ def _check_fits(
         raise DataError(
             f"{name} of {config.demos} is done after {length} moment (demo_hold={config.demo_hold}), before "
             "any decision: correct when it succeeds, or leave it out by demo_offset or demo_kinds"
+        )
+
+
+def _check_pace(config: ImproveConfig, worker: Worker, info: EpisodeInfo) -> None:
+    """Refuse one at another pace: a policy would do what it shows too fast or too slowly."""
+    check_same_pace(
+        f"{info.name} of {config.demos}",
+        typical_step(info.stamp_ns),
+        f"env={config.env}",
+        worker.decision_ns,
+        "make the environment as it was when they were recorded (env_args={...}), or, where it is wrong "
+        "about itself, say what its step takes (step_s=SECONDS)",
+    )
+
+
+def _check_cameras(config: ImproveConfig, worker: Worker, info: EpisodeInfo) -> None:
+    """Refuse one in which the reward model sees through other cameras than in the environment."""
+    if worker.model is None:
+        return
+    known = worker.model.cameras if MAP in observed_parts(config) else info.cameras
+    if not set(info.cameras) & set(known) & set(worker.cameras or info.cameras):
+        raise DataError(
+            f"{info.name} of {config.demos} has the cameras {', '.join(info.cameras) or '(none)'}, the "
+            f"reward model {', '.join(worker.model.cameras)}, env={config.env} {', '.join(worker.cameras)}: "
+            "they need one in common, by one name"
         )
 
 

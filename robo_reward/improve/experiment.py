@@ -203,7 +203,15 @@ def _misses(config: ExperimentConfig, task: str, store: str, seed: int, one: Map
     make = import_object(config.miss_recorder)
     target = import_object(str(config.misses["_target_"]))
     options = {key: value for key, value in config.misses.items() if key != "_target_"}
-    own = {"env": config.tasks[task], "demos": store, "out": str(out), "seed": seed, "reader": dict(one)}
+    own: dict[str, Any] = {
+        "env": config.tasks[task],
+        "demos": store,
+        "out": str(out),
+        "seed": seed,
+        "reader": dict(one),
+    }
+    if config.step_s is not None:
+        own["step_s"] = config.step_s
     make(target(**own, env_args=config.env_args, **options))
     return str(out)
 

@@ -18,7 +18,7 @@ from robo_reward.errors import ConfigError
 from robo_reward.schema import ProgressEstimate
 from robo_reward.stream import Stream
 
-__all__ = ["FROM_MODEL", "MAP", "PARTS", "Moment", "Observer", "joined"]
+__all__ = ["FROM_MODEL", "MAP", "PARTS", "Moment", "Observer", "found_in", "joined", "usable_cameras"]
 
 MAP = "map"
 """The part that a policy reads by a layer of its own: thousands of numbers, f16."""
@@ -36,13 +36,35 @@ def joined(parts: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "*batch d"]:
     return np.concatenate([np.asarray(parts[name], np.float32) for name in order], axis=-1)
 
 
+def usable_cameras(observation: Any) -> tuple[str, ...]:
+    """Cameras of an observation, or of a space of them, that can be seen: `images[camera]`, u8[h, w, 3]."""
+    images = observation.get("images") if isinstance(observation, Mapping) else None
+    if not isinstance(images, Mapping):
+        return ()
+    return tuple(
+        str(name)
+        for name, image in images.items()
+        if getattr(image, "dtype", None) == np.uint8 and len(image.shape) == 3 and image.shape[2] == 3
+    )
+
+
+def found_in(observation: Any, path: str = "") -> str:
+    """What an observation, or a space of them, has: `images.top u8(3, 32, 32), proprio f32(4,)`."""
+    if isinstance(observation, Mapping):
+        inner = (found_in(value, f"{path}.{key}" if path else str(key)) for key, value in observation.items())
+        return ", ".join(inner) or (f"{path} (empty)" if path else "nothing")
+    kind = getattr(observation, "dtype", None)
+    what = type(observation).__name__ if kind is None else f"{kind}{tuple(observation.shape)}"
+    return f"{path} {what}".lstrip()
+
+
 @dataclass(frozen=True)
 class Moment:
     """One moment as the policy and the reward see it.
 
     parts      f32 vectors by name, the map f16
     estimate   the reward model's, or None without one
-    images     u8[h, w, 3] by camera, {} without cameras
+    images     u8[h, w, 3] by camera, {} without cameras; those of another form are left out
     embedding  f32[d], the reward model's; empty without one
     first      f32[d], its embedding of the first moment of the episode
     proprio    f32[p]
@@ -95,7 +117,10 @@ class Observer:
             ConfigError: no proprioception, or no simulator state where it is asked for.
         """
         if "proprio" not in observation:
-            raise ConfigError("the environment's observation has no 'proprio': wrap it so that it has")
+            raise ConfigError(
+                f"the environment's observation has no 'proprio' (it has {found_in(observation)}): wrap it "
+                "so that it has"
+            )
         proprio = np.asarray(observation["proprio"], np.float32)
         images = observation.get("images", {})
         found: dict[str, np.ndarray] = {
@@ -117,7 +142,7 @@ class Observer:
         return Moment(
             parts={name: found[name] for name in self._parts},
             estimate=estimate,
-            images=images,
+            images={camera: images[camera] for camera in usable_cameras(observation)},
             embedding=found.get("embedding", nothing),
             first=found.get("start", nothing),
             proprio=proprio,

@@ -2,7 +2,7 @@
 
 The loop is: run a rollout with a little noise, store it, make as many updates as its decisions pay for, save.
 A rollout is written before it is learned from, and the learner is saved after: a killed run goes on with the
-rollout it was in. It ends as it would have ended without the kill, but for what lives in memory alone: what
+rollout it was in. It ends as it would have ended without the kill but for what lives in memory alone: what
 workers > 0 had in flight, and the places that promising_resets had found.
 """
 
@@ -121,6 +121,7 @@ def improve(config: ImproveConfig) -> dict[str, Any]:
                 f"workers={config.workers}: each would command the one robot that there is: say workers=0"
             )
         demonstrations = [demonstration_rollout(config, worker, reader) for reader in readers]
+        _tell_absent(config, worker, readers)
         if config.refresh_every and worker.model is None:
             raise ConfigError("refresh_every needs a reward model: this run reads none, say refresh_every=0")
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,6 +180,8 @@ class _Session:
             config.learner, sum(sizes.values()), self.worker.action_size, config.seed, sizes.get(MAP, 0)
         )
         self.done = 0
+        self.display: ImproveDisplay | None = None
+        self.cut_told = False
 
     # --- the loop ---
 
@@ -191,6 +194,7 @@ class _Session:
             self.clone_error = self.learner.clone(self.replay)
         title = f"improve ({config.arm_name}, seed {config.seed})"
         with ImproveDisplay(self.folder, config.rollouts, self.done, title) as display:
+            self.display = display
             if not begun:
                 self._evaluate(display)
                 self._save()
@@ -261,6 +265,7 @@ class _Session:
             RoboRewardError: `_ATTEMPTS` broke off, the last at once: a held robot would be reset for ever.
         """
         attempts = 1
+        self._tell_cut(result.rollout, order)
         while _broken(result.rollout, order):
             if attempts == _ATTEMPTS:
                 if result.rollout.decisions:
@@ -276,6 +281,17 @@ class _Session:
             (result,) = self.runner.finish(self.runner.start([order], self.learner.policy))
             attempts += 1
         return result
+
+    def _tell_cut(self, rollout: Rollout, order: Order) -> None:
+        """Say so the first time that the robot broke off what it was to do."""
+        if self.cut_told or "cut" not in rollout.source or self.display is None:
+            return
+        self.cut_told = True
+        what = "rollout" if order.learned_from else "evaluation episode"
+        self.display.say(
+            f"{what} {order.index} was cut off after {rollout.decisions} decisions: {rollout.source['cut']} "
+            "(told once; source['cut'] of a rollout keeps its reason)"
+        )
 
     def _order(self, index: int) -> Order:
         """Rollout `index`."""
@@ -487,6 +503,22 @@ class _Session:
         }
         write_atomic(self.folder / _METRICS, json.dumps(metrics, indent=1).encode())
         return metrics
+
+
+def _tell_absent(config: ImproveConfig, worker: Worker, readers: Sequence[EpisodeReader]) -> None:
+    """Say which cameras of the demonstrations the policy will not have, where there are such."""
+    from rich.console import Console
+
+    shown = dict.fromkeys(camera for reader in readers for camera in reader.info.cameras)
+    if worker.model is None or not worker.cameras:
+        return
+    if absent := [camera for camera in shown if camera not in worker.cameras]:
+        Console(stderr=True).print(
+            f"env={config.env} has no camera '{absent[0]}', which the demonstrations have: what is learned "
+            "from it is not there in rollouts",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _broken(rollout: Rollout, order: Order) -> bool:

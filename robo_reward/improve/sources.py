@@ -109,10 +109,15 @@ class RandomProgress:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the task is done now, and whether the episode ends here because of that."""
+    """Whether the task is done now, and whether the episode ends here because of that.
+
+    Where the environment ends the episode and `ends` is False, `failed` says what that is: a failure, after
+    which nothing can be earned, or (False) nothing but the end of what was seen, as at a time limit.
+    """
 
     success: bool
     ends: bool
+    failed: bool = False
 
 
 @runtime_checkable
@@ -138,10 +143,15 @@ class SuccessSource(Protocol):
 class SimulatorSuccess:
     """`info["success"]` of the environment on the step that ends its episode: the exact sparse reward.
 
-    The environment says when that is. Success ends an episode that was to be cut off at that step, too.
+    The environment says when that is. Success ends an episode that was to be cut off at that step, too. Where
+    the environment terminates without it, the task has failed.
     """
 
     needs_model = False
+
+    def __init__(self, key: str = "success") -> None:
+        """Read this key of `info`; some environments call it otherwise (`is_success`)."""
+        self._key = key
 
     def begin(self, detector: SuccessDetector | None) -> None:
         """Nothing to remember."""
@@ -150,16 +160,22 @@ class SimulatorSuccess:
         self, info: Mapping[str, Any], estimate: ProgressEstimate | None, terminated: bool, over: bool
     ) -> Verdict:
         """What the simulator says."""
-        if "success" not in info:
+        if self._key not in info:
             raise ConfigError(
-                "the environment's info has no 'success': choose success=person or success=detector"
+                f"the environment's info has no '{self._key}', only {', '.join(map(str, info)) or 'nothing'}"
+                ": name the key that says whether the task is done, +success.key=KEY (it must be there after "
+                "every step), or choose success=person or success=detector"
             )
-        success = bool(info["success"])
-        return Verdict(success, success and over)
+        success = bool(info[self._key])
+        return Verdict(success, success and over, failed=terminated and not success)
 
 
 class DetectedSuccess:
-    """The reward model's calibrated detector."""
+    """The reward model's calibrated detector.
+
+    It says when the task is done, never that it has failed. An environment that ends the episode before the
+    detector is sure, as one does that stops at success, cuts it off: what would have come is not known.
+    """
 
     needs_model = True
 
@@ -210,7 +226,7 @@ class PersonSuccess:
         sys.stderr.write("was the task done? [y/N] ")
         sys.stderr.flush()
         done = self._line(True).strip().lower() in ("y", "yes", "s")
-        return Verdict(done, done)
+        return Verdict(done, done, failed=not done)
 
 
 def _typed(wait: bool) -> str:

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
+from rich.console import Console
 
 from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
@@ -21,11 +22,23 @@ from robo_reward.imports import import_object, instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.help import Intervention
 from robo_reward.improve.looks import Looks
-from robo_reward.improve.observer import FROM_MODEL, MAP, Moment, Observer, joined
+from robo_reward.improve.observer import (
+    FROM_MODEL,
+    MAP,
+    Moment,
+    Observer,
+    found_in,
+    joined,
+    usable_cameras,
+)
 from robo_reward.improve.rollouts import Rollout, stacked
+from robo_reward.pace import step_ns
 from robo_reward.stream import Stream
 
-__all__ = ["Order", "RolloutResult", "Start", "Worker", "make_environment", "open_environment"]
+__all__ = ["PHYSICS", "Order", "RolloutResult", "Start", "Worker", "broken_off", "open_environment"]
+
+PHYSICS = "the physics failed"
+"""What `broken_off` says of a simulator."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +90,52 @@ class RolloutResult:
     first: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def make_environment(config: ImproveConfig, *, blind: bool) -> gymnasium.Env[Any, Any]:
-    """The environment: a gymnasium id, after importing the plugins that register it, or a `_target_`.
+def blind_environment(
+    config: ImproveConfig, seeing: gymnasium.Env[Any, Any] | None = None
+) -> gymnasium.Env[Any, Any]:
+    """The environment with its `blind_args`: nothing looks at its cameras, so nothing needs to be rendered.
+
+    One that does not take them is had without, and that is said on the console.
 
     Args:
         config: says which.
-        blind: nothing will look at the cameras, so nothing needs to be rendered.
+        seeing: the environment without them, where it is open already.
 
     Raises:
         ConfigError: a plugin or environment that is not there, or arguments that do not fit.
     """
-    arguments = {**config.env_args, **(config.blind_args if blind else {})}
-    return open_environment(config.env, config.plugins, arguments)
+    if not config.blind_args:
+        return seeing or open_environment(config.env, config.plugins, config.env_args)
+    try:
+        return open_environment(config.env, config.plugins, {**config.env_args, **config.blind_args})
+    except Exception as error:  # whatever a constructor says of arguments that it does not know
+        env = seeing or open_environment(config.env, config.plugins, config.env_args)
+        Console(stderr=True).print(
+            f"env={config.env} does not take blind_args={dict(config.blind_args)}: its cameras are rendered "
+            f"where nothing looks at them, too; blind_args={{}} says so without trying ({error})",
+            highlight=False,
+            markup=False,
+        )
+        return env
+
+
+def broken_off(env: gymnasium.Env[Any, Any], terminated: bool, info: Mapping[str, Any]) -> str | None:
+    """Why the moment that a step led to is not real, None where it is.
+
+    That is where the physics failed (`info["physics_error"]`), and where the environment is a robot, which
+    its `metadata["one_robot"]` says, and gives an `info["reason"]`: it fell silent, or was stopped. What
+    others tell by a reason is theirs. A step that ends the task, or shows it done, is always real.
+
+    Args:
+        env: the environment, in whatever wrappers.
+        terminated: of the step.
+        info: of the step.
+    """
+    if terminated or info.get("success"):
+        return None
+    if env.metadata.get("one_robot") and info.get("reason"):
+        return str(info["reason"])
+    return PHYSICS if info.get("physics_error") else None
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
@@ -131,6 +178,7 @@ class Worker:
     def __init__(self, config: ImproveConfig, instruction: str) -> None:
         """Open the environment, and the reward model where something reads it."""
         torch.set_num_threads(config.threads)
+        self._config = config
         self._parts = observed_parts(config)
         self._progress = instantiate(config.shaping.progress)
         self._success = instantiate(config.success)
@@ -141,8 +189,17 @@ class Worker:
         if uses_model and config.model is None:
             raise ConfigError("this arm or observation reads the reward model: give model=RUN")
         self.model: RewardModel | None = load(config.model) if uses_model and config.model else None
-        self.env = make_environment(config, blind=self.model is None)
+        self.env = (
+            blind_environment(config)
+            if self.model is None
+            else open_environment(config.env, config.plugins, config.env_args)
+        )
         self._check_environment(config)
+        self._decision_ns = step_ns(self.env, config.step_s)
+        self._checked = False  # what it shows, by its first observation
+        space = getattr(self.env, "observation_space", None)
+        if space is not None:
+            self._check_seen(space)
         self._state = import_object(config.privileged_state) if config.privileged else None
         stream, stages = None, 0
         if self.model is not None:
@@ -150,9 +207,8 @@ class Worker:
         self.observer = Observer(self._parts, stream, stages)
         self.looks = Looks(config.looks)
         self._policy: torch.nn.Module | None = None
-        self._config = config
         self._needs_estimates = self._success.needs_model or bool(seen)
-        self._blind_env: gymnasium.Env[Any, Any] | None = None
+        self._blind_env: gymnasium.Env[Any, Any] | None = None  # opened once it is needed
 
     def _check_environment(self, config: ImproveConfig) -> None:
         space = self.env.action_space
@@ -170,6 +226,36 @@ class Worker:
                 )
         self._low, self._high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
 
+    def _check_seen(self, seen: Any) -> None:
+        """Refuse an environment by an observation of it, or by the space of them, that shows too little.
+
+        Raises:
+            ConfigError: no proprioception; no image that can be seen, where a reward model looks, or where
+                its maps are observed, none of its cameras.
+        """
+        where = f"env={self._config.env}"
+        # A space of observations is a mapping too, but "in" asks it something else.
+        if not isinstance(seen, Mapping) or seen.get("proprio") is None:
+            raise ConfigError(
+                f"{where} gives no observation['proprio'], f32(p,): it gives {found_in(seen)}; wrap it so "
+                "that it does"
+            )
+        if self.model is None:
+            return
+        known, usable = self.model.cameras, usable_cameras(seen)
+        if not usable or (MAP in self._parts and not set(usable) & set(known)):
+            raise ConfigError(
+                f"{where} shows the reward model nothing: it looks through {', '.join(known)}, each "
+                f"observation['images'][camera], uint8(h, w, 3), and the environment gives {found_in(seen)}; "
+                "wrap it so that it does, or do without a reward model (arm=sparse, "
+                "observe=[proprio,motion])"
+            )
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that the environment promises, as far as they can be seen."""
+        return usable_cameras(getattr(self.env, "observation_space", None))
+
     def privileged(self, base: Any) -> Float32[np.ndarray, " s"] | None:
         """The simulator's state of this moment as the policy gets it, None where it gets none."""
         return None if self._state is None else np.asarray(self._state(base), np.float32)
@@ -182,7 +268,7 @@ class Worker:
     @property
     def decision_ns(self) -> int:
         """Time between two decisions, in nanoseconds."""
-        return int(getattr(self.env.unwrapped, "decision_ns", 100_000_000))
+        return self._decision_ns
 
     @property
     def action_size(self) -> int:
@@ -235,9 +321,9 @@ class Worker:
 
     @contextmanager
     def _blind(self) -> Generator[None]:
-        """Rollouts in here are seen by no camera and no reward model."""
+        """Rollouts in here are seen by no reward model, and by no camera where `blind_args` are taken."""
         if self._blind_env is None:
-            self._blind_env = make_environment(self._config, blind=True)
+            self._blind_env = blind_environment(self._config, self.env)
         kept = self.env, self.observer, self.model
         self.env, self.observer, self.model = self._blind_env, Observer(self._parts, None, 0), None
         try:
@@ -248,27 +334,32 @@ class Worker:
     def _run(self, order: Order) -> RolloutResult:
         rng = np.random.default_rng((order.seed, 1))
         observation, info = self._reset(order)
+        if not self._checked and self.model is not None:
+            self._check_seen(observation)
+            self._checked = True
         tape = _Tape(self, order, observation)
         self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
         person = self._person if order.learned_from else None
         if person is not None:
             person.begin(self.env.unwrapped)
         first = tape.see(observation, info, success=False)
-        terminated, truncated, aborted, cut = False, False, False, ""
-        while not (terminated or truncated or aborted):
+        terminated, over, aborted, cut = False, False, False, ""
+        while not (over or aborted):
             action, intervened = self._act(tape.moments[-1], observation, person, order.noise, rng)
             observation, _, ended, truncated, info = self.env.step(self._in_units(action))
-            if info.get("physics_error") or info.get("reason"):
-                cut = str(info.get("reason", ""))
-                break  # the moment that would follow is not real: physics, or a robot that fell silent
+            if (why := broken_off(self.env, bool(ended), info)) is not None:
+                cut = "" if why == PHYSICS else why  # a simulator's failure is the policy's own
+                break
             if "applied_action" in info:  # a person or a limit between the policy and the robot
                 action = self.unit_actions(np.asarray(info["applied_action"], np.float32)[None])[0]
                 intervened = intervened or bool(info.get("intervention"))
             moment = tape.see(observation, info, success=False)
             verdict = self._success.judge(info, moment.estimate, bool(ended), bool(ended or truncated))
-            terminated = verdict.ends or bool(ended)
+            # Where the environment stops and nobody says what that was, values go on: it is no failure.
+            terminated = verdict.ends or (bool(ended) and verdict.failed)
+            over = terminated or bool(ended) or bool(truncated)
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
-            aborted = not terminated and self._hopeless(order, tape)
+            aborted = not (terminated or ended) and self._hopeless(order, tape)
         rollout = tape.rollout(terminated=terminated, aborted=aborted, cut=cut)
         if order.learned_from and order.start is None and self._wants_looks(rollout):
             images = [moment.images for moment in tape.moments]
@@ -321,7 +412,7 @@ class Worker:
     def close(self) -> None:
         """Free the environments."""
         self.env.close()
-        if self._blind_env is not None:
+        if self._blind_env is not None and self._blind_env is not self.env:
             self._blind_env.close()
 
 

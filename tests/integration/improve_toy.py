@@ -83,9 +83,25 @@ class Endless(Dot):
         return observation, reward, False, truncated, info
 
 
+class Fixed(Dot):
+    """A world of one's own: its cameras are not chosen, and it says nothing of its task."""
+
+    def __init__(self, limit: int = 6) -> None:
+        super().__init__(limit=limit)
+
+
+class Silent(Fixed):
+    """It does not say what succeeds, under the name that is asked for."""
+
+    def step(self, action: np.ndarray) -> Any:
+        *seen, _ = super().step(action)
+        return *seen, {"is_success": False}
+
+
 class Interrupted(Dot):
     """A robot that breaks episodes off: after `stops[i]` decisions of the i-th that is begun."""
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "one_robot": True}
     stops: ClassVar[dict[int, int]] = {}
     begun: ClassVar[int] = 0
 
@@ -97,6 +113,57 @@ class Interrupted(Dot):
         if self.time == self.stops.get(self.begun - 1):
             return self._seen(), 0.0, False, True, {"success": False, "reason": "the stop is held"}
         return super().step(action)
+
+
+class Stranger(Dot):
+    """A world as its owner had it: no argument `cameras`, a frame rate, and a word for how an episode ends.
+
+    `layout` says where its images are; `off`, from where on the dot has fallen, which ends the episode.
+    """
+
+    decision_ns = None
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self, limit: int = 25, layout: str = "images", key: str = "success", off: float = 9.0
+    ) -> None:
+        super().__init__(limit)
+        self.layout, self.key, self.off = layout, key, off
+        inner = dict(self.observation_space.spaces)
+        image = spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8)
+        if layout == "flat":
+            inner["top"] = inner.pop("images")["top"]
+        elif layout == "chw":
+            inner["images"] = spaces.Dict({"top": image})
+        elif layout == "other":
+            inner["images"] = spaces.Dict({"side": inner["images"]["top"]})
+        elif layout == "state":
+            inner = {"state": inner["proprio"]}
+        self.observation_space = spaces.Dict(inner)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {self.key: info["success"]}
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, reward, done, truncated, info = super().step(action)
+        fallen = bool(self.place[0] < -self.off or abs(self.place[1]) > self.off)
+        told = {self.key: info["success"]}
+        if done or fallen or truncated:
+            told["reason"] = "success" if done else "a fall" if fallen else "time limit"
+        return observation, reward, done or fallen, truncated, told
+
+    def _seen(self) -> dict[str, Any]:
+        seen = super()._seen()
+        if self.layout == "flat":
+            seen["top"] = seen.pop("images")["top"]
+        elif self.layout == "chw":
+            seen["images"] = {"top": seen["images"]["top"].transpose(2, 0, 1).copy()}
+        elif self.layout == "other":
+            seen["images"] = {"side": seen["images"]["top"]}
+        elif self.layout == "state":
+            seen = {"state": seen["proprio"]}
+        return seen
 
 
 def expert(env: Dot) -> np.ndarray:

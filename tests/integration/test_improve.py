@@ -13,7 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -35,7 +35,7 @@ from robo_reward.improve.run import improve
 from robo_reward.improve.runners import LocalRunner
 from robo_reward.improve.worker import Order, RolloutResult, Worker
 from robo_reward.model.progress_model import ProgressModel
-from robo_reward.testing import MemoryReader
+from robo_reward.testing import MemoryReader, check_improve_env
 
 HERE = Path(__file__).parent
 WORLD = [
@@ -107,6 +107,7 @@ def test_what_is_left_is_the_best_policy_and_it_is_judged_in_other_scenes(tmp_pa
     claim = json.loads((tmp_path / "best" / "improve.json").read_text())
     del claim["config"]["learner"]["help_in_vain"]  # as one that an older version began
     del claim["config"]["demo_hold"]
+    del claim["config"]["step_s"]
     (tmp_path / "best" / "improve.json").write_text(json.dumps(claim))
     assert go(tmp_path / "best", *options, *ruinous) == metrics
     with pytest.raises(CheckpointError, match="a run with other learner"):
@@ -437,6 +438,269 @@ def test_a_success_in_a_world_that_goes_on_is_paid_once_the_episode_is_over(tmp_
     assert rollout.terminated
 
 
+class Straight(torch.nn.Module):
+    """Goes to the mark."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return ((observation[:, 2:4] - observation[:, :2]) / 0.12).clamp(-1, 1)
+
+
+def one_rollout(out: Path, policy: torch.nn.Module, *overrides: str) -> Rollout:
+    """One rollout of a policy that sees the state, in a world of these overrides."""
+    _, config = load_config("improve", [*WORLD, *BLIND, f"out={out}", *overrides])
+    worker = Worker(config, "go to the mark")
+    worker.set_policy(policy)
+    return worker.run(Order(index=0, seed=3, noise=0.0)).rollout
+
+
+def test_a_word_for_how_an_episode_ended_is_no_robot_that_fell_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import improve_toy
+
+    stranger = "env={_target_: improve_toy.Stranger}"
+    rollout = one_rollout(tmp_path, Straight(), stranger)
+    assert (rollout.terminated, rollout.succeeded, rollout.source.get("cut")) == (True, True, None)
+    assert rollout.task_reward[-1] == 1.0
+    late = one_rollout(tmp_path, Straight(), stranger, "+env_args.limit=3")
+    assert (late.decisions, late.terminated, late.source.get("cut")) == (3, False, None)
+
+    # A robot that says why it stopped: its last moment is none, unless it ends the task or shows it done.
+    class Robot(improve_toy.Stranger):
+        metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "render_fps": 10, "one_robot": True}
+
+    monkeypatch.setattr(improve_toy, "Robot", Robot, raising=False)
+    robot = "env={_target_: improve_toy.Robot}"
+    done = one_rollout(tmp_path, Straight(), robot)
+    assert (done.decisions, done.succeeded) == (rollout.decisions, True)
+    cut = one_rollout(tmp_path, Straight(), robot, "+env_args.limit=3")
+    assert (cut.decisions, cut.terminated, cut.source["cut"]) == (2, False, "time limit")
+    capsys.readouterr()
+    go(tmp_path / "run", *BLIND, *FAST, robot, "+env_args.limit=3", "evaluate_every=0")
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("was cut off") == 1
+    assert "rollout 0 was cut off after 2 decisions: time limit (told once" in said
+
+
+@pytest.mark.parametrize(
+    ("layout", "found"),
+    [
+        ("flat", r"proprio float32\(2,\), top uint8\(32, 32, 3\)"),
+        ("chw", r"images.top uint8\(3, 32, 32\), proprio float32\(2,\)"),
+        ("other", r"images.side uint8"),
+    ],
+)
+def test_a_reward_model_that_would_see_nothing_is_refused_at_the_start(
+    reward_model: Path, tmp_path: Path, layout: str, found: str
+) -> None:
+    blind = ["env={_target_: improve_toy.Stranger}", f"+env_args.layout={layout}"]
+    where = (
+        r"shows the reward model nothing: it looks through top, .*\['images'\]\[camera\], uint8\(h, w, 3\)"
+    )
+    with pytest.raises(ConfigError, match=f"{where}.*{found}"):
+        go(tmp_path / "run", *FAST, *blind, f"model={reward_model}")
+    assert not (tmp_path / "run").exists()
+    if layout == "other":  # its estimates take any camera, but the demonstrations have none of this one's
+        seen = ["observe=[proprio,motion,estimate]", f"model={reward_model}"]
+        with pytest.raises(
+            DataError, match=r"dot_000 of memory has the cameras top, .* side: they need one in"
+        ):
+            go(tmp_path / "run", *FAST, *blind, *seen)
+    metrics = go(tmp_path / "run", *FAST, *BLIND, *blind, "rollouts=1", "evaluate_every=0")
+    assert metrics["rollouts"] == 1  # where no reward model looks, images may be anything
+
+
+def test_images_that_are_not_as_promised_are_refused_at_the_first_moment(
+    reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    class Floating(improve_toy.Dot):
+        def _seen(self) -> dict[str, Any]:
+            seen = super()._seen()
+            return {**seen, "images": {"top": seen["images"]["top"].astype(np.float64) / 255}}
+
+    monkeypatch.setattr(improve_toy, "Floating", Floating, raising=False)
+    options = ["env={_target_: improve_toy.Floating}", f"model={reward_model}", "evaluate_every=0"]
+    with pytest.raises(ConfigError, match=r"shows the reward model nothing.*images.top float64\(32, 32, 3\)"):
+        go(tmp_path / "run", *FAST, *options)
+
+
+def test_an_environment_without_proprioception_is_refused_at_the_start(tmp_path: Path) -> None:
+    state = ["env={_target_: improve_toy.Stranger}", "+env_args.layout=state"]
+    said = r"gives no observation\['proprio'\], f32\(p,\): it gives state float32\(2,\)"
+    with pytest.raises(ConfigError, match=said):
+        go(tmp_path / "run", *FAST, *BLIND, *state)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_that_takes_no_blind_args_is_had_without(
+    reward_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = ["env={_target_: improve_toy.Stranger}", "rollouts=1", "evaluate_every=1"]
+    go(tmp_path / "state", *FAST, *BLIND, *stranger)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("does not take blind_args={'cameras': []}") == 1
+    assert "blind_args={} says so without trying" in said
+    # Evaluations that the model need not watch, after the cloning.
+    seen = ["observe=[proprio,motion]", f"model={reward_model}", "looks.copies=0", "film_every=0"]
+    assert len(go(tmp_path / "seen", *FAST, *stranger, *seen)["evaluations"]) == 2
+    assert " ".join(capsys.readouterr().err.split()).count("does not take blind_args=") == 1
+    go(tmp_path / "told", *FAST, *BLIND, *stranger, "~blind_args.cameras")
+    assert "blind_args" not in capsys.readouterr().err
+
+
+def test_an_end_that_the_success_source_says_nothing_of_is_a_cut_and_not_a_failure(
+    reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    from robo_reward.improve.sources import DetectedSuccess, PersonSuccess
+
+    said: list[bool] = []
+
+    class Sure(DetectedSuccess):
+        """A detector that says what `said` says, in turn."""
+
+        def judge(self, info: Any, estimate: Any, terminated: bool, over: bool) -> Any:
+            verdict = super().judge(info, estimate, terminated, over)
+            done = said.pop(0) if said else False
+            return dataclasses.replace(verdict, success=done, ends=done)
+
+    class Asked(PersonSuccess):
+        """A person who says no."""
+
+        def __init__(self) -> None:
+            super().__init__(lambda wait: "n" if wait else "")
+
+    monkeypatch.setattr(improve_toy, "Sure", Sure, raising=False)
+    monkeypatch.setattr(improve_toy, "Asked", Asked, raising=False)
+    detector = [f"model={reward_model}", "success={_target_: improve_toy.Sure}"]
+    whole = one_rollout(tmp_path, Straight())
+    assert (whole.terminated, whole.succeeded) == (True, True)
+    unsure = one_rollout(tmp_path, Straight(), *detector)
+    assert (unsure.decisions, unsure.terminated, unsure.succeeded) == (whole.decisions, False, False)
+    assert not unsure.task_reward.any()
+    said = [False] * (whole.decisions - 1) + [True]
+    sure = one_rollout(tmp_path, Straight(), *detector)
+    assert (sure.terminated, sure.succeeded, sure.task_reward[-1]) == (True, True, 1.0)
+    no = one_rollout(tmp_path, Straight(), "success={_target_: improve_toy.Asked}")
+    assert (no.terminated, no.succeeded) == (True, False)  # a person who says so has seen it fail
+
+    class Away(torch.nn.Module):
+        """Goes the other way."""
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[-1.0, 0.0]])
+
+    fallen = one_rollout(tmp_path, Away(), "env={_target_: improve_toy.Stranger}", "+env_args.off=0.3")
+    assert (fallen.decisions, fallen.terminated, fallen.succeeded) == (3, True, False)  # the env's own word
+
+
+def test_a_step_takes_as_long_as_the_environment_says_and_as_in_the_demonstrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    stranger = ["env={_target_: improve_toy.Stranger}"]
+    metrics = go(tmp_path / "fps", *FAST, *BLIND, *stranger, "rollouts=1", "evaluate_every=0")
+    assert metrics["rollout_seconds"] == [pytest.approx(0.1 * metrics["rollout_decisions"][0])]
+    monkeypatch.setitem(improve_toy.Stranger.metadata, "render_fps", 20)
+    said = r"dot_000 of memory has an action every 0.100 s, env=.*Stranger.* every 0.050 s: .*step_s=SECONDS"
+    with pytest.raises(ConfigError, match=said):
+        go(tmp_path / "fast", *FAST, *BLIND, *stranger)
+    monkeypatch.delitem(improve_toy.Stranger.metadata, "render_fps")
+    with pytest.raises(ConfigError, match=r"does not say how long a step takes .*: give step_s="):
+        go(tmp_path / "fast", *FAST, *BLIND, *stranger)
+    with pytest.raises(ConfigError, match=r"step_s=0.0: a step takes time"):
+        go(tmp_path / "fast", *FAST, *BLIND, *stranger, "step_s=0")
+    assert not (tmp_path / "fast").exists()
+    again = go(tmp_path / "fps", *FAST, *BLIND, *stranger, "rollouts=1", "evaluate_every=0")
+    assert again == metrics  # it is finished: what the environment says now is not asked
+    found = go(tmp_path / "own", *FAST, *BLIND, *stranger, "rollouts=1", "evaluate_every=0", "step_s=0.095")
+    assert found["rollout_seconds"] == [pytest.approx(0.095 * found["rollout_decisions"][0])]
+    stored = torch.load(tmp_path / "own" / "policy.pt", weights_only=True)
+    assert stored["decision_ns"] == 95_000_000
+
+
+def test_an_environment_that_tells_success_by_another_word_is_asked_for_that(tmp_path: Path) -> None:
+    other = ["env={_target_: improve_toy.Stranger}", "+env_args.key=is_success"]
+    with pytest.raises(ConfigError, match=r"has no 'success', only is_success: .*\+success.key=KEY"):
+        one_rollout(tmp_path, Straight(), *other)
+    rollout = one_rollout(tmp_path, Straight(), *other, "+success.key=is_success")
+    assert (rollout.terminated, rollout.succeeded, rollout.task_reward[-1]) == (True, True, 1.0)
+
+
+def test_what_improve_reads_of_an_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import improve_toy
+
+    check_improve_env(improve_toy.Dot(), cameras=["top"])
+    check_improve_env(improve_toy.Stranger(limit=4), cameras=["top"])
+    check_improve_env(improve_toy.Stranger(key="is_success"), success_key="is_success", steps=3)
+    check_improve_env(improve_toy.Stranger(layout="flat"))
+
+    class Told(improve_toy.Dot):
+        """A world that tells what it is made to."""
+
+        told: ClassVar[dict[str, Any]] = {}
+
+        def step(self, action: np.ndarray) -> Any:
+            *rest, info = super().step(action)
+            return *rest, {**info, **self.told}
+
+    class Reused(improve_toy.Dot):
+        """A world that draws over its last picture."""
+
+        def _seen(self) -> dict[str, Any]:
+            seen = super()._seen()
+            self.picture = getattr(self, "picture", seen["images"]["top"])
+            self.picture[...] = seen["images"]["top"]
+            return {**seen, "images": {"top": self.picture}}
+
+    class Restless(improve_toy.Dot):
+        """A world that begins anywhere."""
+
+        def reset(self, **options: Any) -> Any:
+            super().reset(**options)
+            self.place = np.random.default_rng().uniform(-0.1, 0.1, 2)
+            return self._seen(), {"success": False}
+
+    def told(**facts: Any) -> Any:
+        env = Told()
+        env.told = facts
+        return env
+
+    clockless = improve_toy.Stranger()
+    clockless.metadata = {"render_modes": []}
+    robot = told(reason=3)
+    robot.metadata = {"render_modes": [], "one_robot": True}
+    for env, options, message in [
+        (clockless, {}, "does not say how long a step takes"),
+        (improve_toy.Stranger(layout="state"), {}, r"space has no proprio, f32\(p,\): it has state float32"),
+        (
+            improve_toy.Stranger(layout="chw"),
+            {},
+            r"no images\['top'\], uint8\(h, w, 3\): .*uint8\(3, 32, 32\)",
+        ),
+        (improve_toy.Stranger(key="done"), {}, "info has no 'success' after a step, only done"),
+        (told(success=0.3), {}, r"info\['success'\] is 0.3: it must be a truth value"),
+        (told(physics_error="no"), {}, r"info\['physics_error'\] is 'no'"),
+        (told(intervention=1), {}, r"info\['intervention'\] is 1"),
+        (
+            told(applied_action=np.zeros(3)),
+            {},
+            r"info\['applied_action'\] has shape \(3,\), an action \(2,\)",
+        ),
+        (told(elapsed_ns=0.1), {}, r"info\['elapsed_ns'\] is 0.1: nanoseconds are an integer"),
+        (told(elapsed_ns=5), {}, r"info\['elapsed_ns'\] goes from 5 to 5"),
+        (robot, {}, r"info\['reason'\] is 3: a robot says in words"),
+        (Reused(), {}, "step 0 writes over the image of 'top'"),
+        (Restless(), {}, "two resets with seed=0 begin at different proprio"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            check_improve_env(env, cameras=["top"], **options)
+
+
 def test_demonstrations_are_counted_from_the_offset(tmp_path: Path) -> None:
     def chosen(*overrides: str) -> list[str]:
         _, config = load_config("improve", [*WORLD, f"out={tmp_path}", *overrides])
@@ -688,10 +952,7 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(reward_model: Path, t
         (["observe=[proprio,embedding]", "arm=oracle"], "reads the reward model: give model=RUN"),
         (["arm=oracle", "observe=[privileged]"], "needs privileged=true"),
         (["arm=oracle", "observe=[smell]"], "observe has 'smell'"),
-        (
-            [*BLIND, "env={_target_: gymnasium.envs.classic_control.CartPoleEnv}", "~blind_args.cameras"],
-            "continuous",
-        ),
+        ([*BLIND, "env={_target_: gymnasium.envs.classic_control.CartPoleEnv}"], "continuous"),
         ([*BLIND, "learner.discount=1.0"], "learner.discount=1.0"),
         ([*BLIND, "learner.tau=nan"], "learner.tau=nan: must be a finite number"),
         ([*BLIND, "shaping.kappa=inf"], "shaping.kappa=inf: must be a finite number"),

@@ -152,3 +152,34 @@ def test_a_command_counts_its_successes(tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert main([*rolled[:2], f"policy={tmp_path}", f"out={tmp_path / 'x'}"]) == 1
     assert "the out of a finished robo-reward improve" in capsys.readouterr().err
+
+
+def test_a_policy_is_run_in_an_environment_of_ones_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from improve_toy import Fixed
+
+    asked = [f"policy={run}", "env={_target_: improve_toy.Fixed}", f"out={tmp_path / 'out'}"]
+    command = ["run_policy", *asked, "episodes=2", f"store={tmp_path / 'store'}"]
+    assert main(command) == 0
+    rows = json.loads((tmp_path / "out/metrics.json").read_text())["rollouts"]
+    policy = robo_reward.load_policy(run)
+    for episode, row in zip(EpisodeStore.open(tmp_path / "store").episodes, rows, strict=True):
+        info, env = episode.info, Fixed()
+        assert (info.instruction, info.cameras, info.success[-1]) == (
+            policy.instruction,
+            ("top",),
+            row["success"],
+        )
+        assert (info.length - 1, info.source["reset_seed"]) == (row["decisions"], row["seed"])
+        assert set(np.diff(info.stamp_ns)) == {Fixed.decision_ns}
+        observation, _ = env.reset(seed=row["seed"])
+        np.testing.assert_array_equal(
+            episode.read_frames("top", np.array([0]))[0], observation["images"]["top"]
+        )
+        for action, where in zip(episode.read_actions()[:-1], episode.read_proprio()[1:], strict=True):
+            observation, *_ = env.step(action)
+            np.testing.assert_array_equal(observation["proprio"], where)
+    capsys.readouterr()
+    assert main([*command, "env={_target_: improve_toy.Silent}", "overwrite=true", "store=null"]) == 1
+    assert "info of a step has no 'success'" in capsys.readouterr().err

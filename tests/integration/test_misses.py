@@ -113,6 +113,43 @@ def test_a_miss_that_moves_the_object_is_none(tmp_path: Path) -> None:
     world.close()
 
 
+def test_a_miss_may_end_in_a_failure_of_its_own_and_never_in_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    world = ["env={_target_: improve_toy.Stranger}", "+env_args.off=0.2", "aside_low=[-2.0,-2.0]"]
+    fallen = misses(tmp_path / "fallen", *world, "aside_high=[-1.9,2.0]")
+    for reader in fallen:  # a step of 0.12 a decision: the second one is beyond 0.2
+        assert reader.info.length == 3
+        assert (reader.info.outcome, reader.info.reached) == (Outcome.FAILURE, 0)
+        assert np.diff(reader.info.stamp_ns).tolist() == [100_000_000] * 2  # its frame rate says so
+        proprio = reader.read_proprio()
+        assert proprio is not None
+        assert proprio[-1, 0] < -0.2 or abs(proprio[-1, 1]) > 0.2  # the fall is seen
+
+    class Wordless(improve_toy.Stranger):
+        """One that ends its episodes without a word, and knows no stages."""
+
+        oracle = property()
+
+        def step(self, action: np.ndarray) -> Any:
+            *rest, _ = super().step(action)
+            return *rest, {}
+
+    monkeypatch.setattr(improve_toy, "Wordless", Wordless, raising=False)
+    wordless = ["env={_target_: improve_toy.Wordless}", *world[1:], "aside_high=[-1.9,2.0]"]
+    with pytest.raises(DataError, match="gets beyond stage 0 after a step aside"):
+        misses(tmp_path / "wordless", *wordless)  # an end of which nothing is said may be success
+    monkeypatch.setitem(improve_toy.Stranger.metadata, "render_fps", 5)
+    with pytest.raises(ConfigError, match=r"dot_000 has an action every 0.100 s, .* every 0.200 s: .*step_s"):
+        misses(tmp_path / "slow", *world)
+    told = misses(tmp_path / "told", *world, "aside_high=[-1.9,2.0]", "step_s=0.1")
+    assert [reader.info.length for reader in told] == [3, 3, 3]
+    with pytest.raises(ConfigError, match=r"no camera 'top', which dot_000 has: .*images.top uint8\(3, 32"):
+        misses(tmp_path / "blind", *world, "+env_args.layout=chw", "step_s=0.1")
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [

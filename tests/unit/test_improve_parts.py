@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from robo_reward.improve.savings import PromisingStarts, abort_rule
 from robo_reward.improve.sources import DetectedSuccess, LearnedProgress, PersonSuccess, SimulatorSuccess
 from robo_reward.improve.summary import Cell, area_under, paired, reached_at, t_interval
 from robo_reward.improve.trust import Scaled, outcome_trust
+from robo_reward.pace import check_same_pace, step_ns
 from robo_reward.schema import ProgressEstimate
 from robo_reward.shaping import AbsoluteProgress, Faded, NaiveDifference, PotentialBased, Standard
 
@@ -285,6 +287,29 @@ def test_what_has_not_varied_gets_the_scale_of_its_part() -> None:
     torch.testing.assert_close(std, torch.tensor([first, 1.0, 100 / math.sqrt(2)]))
 
 
+# --- the pace of an environment ---
+
+
+def test_a_step_takes_what_is_said_of_it_first() -> None:
+    def world(**facts: Any) -> Any:
+        return SimpleNamespace(metadata={"render_fps": 20}, unwrapped=SimpleNamespace(**facts))
+
+    assert step_ns(world(decision_ns=62_500_000), 0.03) == 30_000_000
+    assert step_ns(world(decision_ns=62_500_000)) == 62_500_000
+    assert step_ns(world()) == 50_000_000
+    silent = SimpleNamespace(metadata={}, unwrapped=SimpleNamespace())
+    with pytest.raises(ConfigError, match=r"no decision_ns, and no render_fps .*: give step_s="):
+        step_ns(silent)
+    for wrong in (0.0, -0.1, NAN, float("inf")):
+        with pytest.raises(ConfigError, match="a step takes time"):
+            step_ns(world(), wrong)
+    check_same_pace("it", 1.09e8, "the env", 100_000_000, "way out")
+    check_same_pace("it", NAN, "the env", 100_000_000, "way out")  # two frames are needed to tell
+    for period in (1.11e8, 0.89e8):
+        with pytest.raises(ConfigError, match=r"it has an action every 0.\d+ s, the env every 0.100 s: way"):
+            check_same_pace("it", period, "the env", 100_000_000, "way out")
+
+
 # --- who says success ---
 
 
@@ -303,6 +328,7 @@ def test_the_detector_waits_for_its_debounce_and_invalid_is_no_success() -> None
         for said in (estimate(0.9), estimate(0.9, valid=False), estimate(0.9), estimate(0.9))
     ]
     assert found == [False, False, False, True]
+    assert not source.judge({}, estimate(0.0), True, True).failed  # it says when, never that it has failed
     with pytest.raises(ConfigError, match="model=RUN"):
         source.begin(None)
 
@@ -313,8 +339,14 @@ def test_the_simulator_has_to_say_so() -> None:
     assert not source.judge({"success": True}, None, False, False).ends
     assert source.judge({"success": True}, None, False, True).ends  # cut off as it is done: counted, so paid
     assert not source.judge({"success": False}, None, False, True).ends
-    with pytest.raises(ConfigError, match="no 'success'"):
-        source.judge({}, None, False, False)
+    assert source.judge({"success": False}, None, True, True).failed  # the environment knows: a fall
+    assert not source.judge({"success": False}, None, False, True).failed  # cut off
+    with pytest.raises(ConfigError, match=r"no 'success', only fell: .*\+success.key=KEY"):
+        source.judge({"fell": True}, None, False, False)
+    other = SimulatorSuccess(key="is_success")
+    assert other.judge({"is_success": np.True_}, None, True, True).success
+    with pytest.raises(ConfigError, match="no 'is_success', only nothing"):
+        other.judge({}, None, False, False)
 
 
 def test_a_person_ends_an_episode_or_is_asked_at_its_end() -> None:
@@ -326,6 +358,8 @@ def test_a_person_ends_an_episode_or_is_asked_at_its_end() -> None:
     answers = iter(["", "y\n"])
     source = PersonSuccess(lambda _: next(answers))
     assert source.judge({}, None, False, True).success
+    answers = iter(["", "n\n"])
+    assert PersonSuccess(lambda _: next(answers)).judge({}, None, True, True).failed
 
 
 # --- trust, savings ---

@@ -361,3 +361,16 @@ def test_images_without_a_camera_are_refused_in_words() -> None:
         stream.set_goal(rgb)
     with pytest.raises(ConfigError, match="stream 1 are of type list"):
         BatchStream(CHECKPOINT, [TASK, TASK]).push([{}, [rgb]], [0, 0])
+
+
+def test_an_episode_is_to_the_bit_what_it_would_be_as_the_first() -> None:
+    """Wherever the one before it ended in the ring cache: a run that is taken up again goes on as it was."""
+    shown = list(moments(toy_episode(3, length=2 * MODEL.config.window)))
+    fresh, used = Stream(CHECKPOINT, TASK), Stream(CHECKPOINT, TASK)
+    for images, stamp in list(moments(toy_episode(4, length=9)))[: MODEL.config.window - 1]:
+        used.push(images, stamp)
+    used.reset()
+    for images, stamp in shown:
+        first, again = fresh.push(images, stamp), used.push(images, stamp)
+        np.testing.assert_array_equal(numbers([first]), numbers([again]))
+        np.testing.assert_array_equal(fresh.state, used.state)
