@@ -223,9 +223,7 @@ def test_what_cannot_be_watched_is_refused(model: RewardModel) -> None:
         robo_reward.ShapedRewardEnv(Bar(), model, cameras=["top"])
     blind = Bar(nested=False)
     blind.render_mode = ""
-    with pytest.raises(
-        ConfigError, match=r"has no image \(h, w, 3\) of uint8; make the env with"
-    ):
+    with pytest.raises(ConfigError, match=r"has no image \(h, w, 3\) of uint8; make the env with"):
         robo_reward.ShapedRewardEnv(blind, model)
     # Stacked images are none that it can watch; what render() shows is no camera of this model's.
     stacked = gymnasium.wrappers.FrameStackObservation(Bar(), 3)
