@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from robo_reward.checkpoint import check_device
 from robo_reward.errors import ConfigError
 from robo_reward.imports import import_object
 from robo_reward.improve.learner import LearnerConfig
@@ -82,6 +83,7 @@ class ImproveConfig:
     reader: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
     threads: int = 1
+    device: str = "cpu"
     resume: bool = True
 
 
@@ -101,6 +103,12 @@ def check_config(config: ImproveConfig) -> None:
             raise ConfigError(f"{key}={getattr(config, key)}: must be 0 or more")
     if config.seed < 0:
         raise ConfigError(f"seed={config.seed}: must be 0 or more")
+    check_device(config.device)
+    if config.refresh_every and config.device != "cpu":
+        raise ConfigError(
+            f"refresh_every={config.refresh_every} with device={config.device}: a reward model is refreshed "
+            "on the CPU alone; choose device=cpu, or refresh_every=0"
+        )
     if "privileged" in config.observe:
         raise ConfigError("observe has 'privileged': the simulator's state needs privileged=true instead")
     if config.privileged and not (config.privileged_state and config.privileged_demos):

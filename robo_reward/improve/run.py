@@ -537,7 +537,7 @@ def _claim(config: ImproveConfig, readers: Sequence[EpisodeReader]) -> dict[str,
     A path says nothing of what lies there: the reward model goes in by its version, and demonstrations by
     their annotations too. Not by the store's fingerprint: every episode that is added changes it.
     """
-    ignored = {"out", "resume", "threads", "demos", "workers"}
+    ignored = {"out", "resume", "threads", "device", "demos", "workers"}
     claim = {
         "config": {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored},
         "demonstrations": [reader.info.uid for reader in readers],

@@ -188,7 +188,9 @@ class Worker:
         uses_model = self._progress.needs_model or self._success.needs_model or helped or bool(seen)
         if uses_model and config.model is None:
             raise ConfigError("this arm or observation reads the reward model: give model=RUN")
-        self.model: RewardModel | None = load(config.model) if uses_model and config.model else None
+        self.model: RewardModel | None = (
+            load(config.model, config.device) if uses_model and config.model else None
+        )
         self.env = (
             blind_environment(config)
             if self.model is None

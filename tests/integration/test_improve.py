@@ -878,6 +878,10 @@ def test_a_model_that_cannot_be_refreshed_is_refused_before_any_rollout(
 ) -> None:
     with pytest.raises(ConfigError, match="refresh_every needs a reward model: this run reads none"):
         go(tmp_path / "none", *FAST, *BLIND, "refresh_every=2")
+    with pytest.raises(ConfigError, match=r"refresh_every=2 with device=meta: .* on the CPU alone"):
+        go(tmp_path / "none", *FAST, f"model={reward_model}", "refresh_every=2", "device=meta")
+    with pytest.raises(ConfigError, match="no_device"):
+        go(tmp_path / "none", *FAST, f"model={reward_model}", "device=no_device")
     assert not (tmp_path / "none").exists()
 
 
