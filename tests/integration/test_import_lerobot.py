@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from robo_reward.cli.main import main
 from robo_reward.errors import DataError
 from robo_reward.schema import Outcome
 from robo_reward_data.importers.base import Options
-from robo_reward_data.importers.lerobot import LeRobot, keep_uids
+from robo_reward_data.importers.lerobot import LeRobot, keep_facts
 from robo_reward_data.importers.run import import_recordings
 from robo_reward_data.store import EpisodeStore
 
@@ -112,7 +113,7 @@ def test_everything_is_what_lerobot_reads(originals: Path, tmp_path: Path, mode:
         loaded = episode.load()
         for camera in ("front", "wrist"):
             np.testing.assert_array_equal(loaded.frames[camera], truth[camera][rows])
-        assert loaded.info.proprio_names == ("a", "b", "c")
+        assert (loaded.info.proprio_names, loaded.info.action_names) == (("a", "b", "c"), ("x", "y"))
         np.testing.assert_array_equal(loaded.proprio, truth["state"][rows])
         np.testing.assert_array_equal(loaded.actions, truth["action"][rows])
         info = loaded.info
@@ -166,9 +167,17 @@ def test_recordings_that_became_a_dataset_keep_their_uids_while_they_are_the_sam
     originals: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """A copy of a model's own training data counted as data that it had not seen."""
-    hashed = [episode.uid for episode in run(originals / "video", tmp_path / "hashed")]
-    keep_uids(dataset, {0: "first", 1: "second"})
-    assert [episode.uid for episode in run(dataset, tmp_path / "kept", fps=5.0)] == ["first", "second"]
+    recorded = run(originals / "video", tmp_path / "hashed")
+    hashed = [episode.uid for episode in recorded]
+    names = zip(recorded, ("first", "second"), strict=True)
+    keep_facts(
+        dataset, [dataclasses.replace(episode.info, uid=uid, kind=f"{uid}_kind") for episode, uid in names]
+    )
+    kept = run(dataset, tmp_path / "kept", fps=5.0)
+    assert [(e.uid, e.info.kind) for e in kept] == [("first", "first_kind"), ("second", "second_kind")]
+    facts = dataset / "meta/robo_reward_uids.json"  # as it was written when it had the uids alone
+    facts.write_text(json.dumps({key: fact["uid"] for key, fact in json.loads(facts.read_text()).items()}))
+    assert [episode.uid for episode in run(dataset, tmp_path / "before")] == ["first", "second"]
     annotate(dataset, "sparse", [("reach", 0, 24)], [])
     assert [episode.uid for episode in run(dataset, tmp_path / "annotated")] == ["first", "second"]
     path = dataset / "data/chunk-000/file-000.parquet"

@@ -146,6 +146,7 @@ def test_joints_have_one_order_whatever_order_a_session_publishes_them_in(tmp_pa
     write_bag(tmp_path / "bags" / "second", [(at + 1, *rest) for at, *rest in turned])
     episodes = load(tmp_path / "bags", tmp_path / "store")
     assert [episode.info.proprio_names for episode in episodes] == [("j0", "j1")] * 2
+    assert [episode.info.action_names for episode in episodes] == [("j0",)] * 2
     first, second = (episode.read_proprio() for episode in episodes)
     np.testing.assert_array_equal(first, second)
     assert len(np.unique(first)) > 2

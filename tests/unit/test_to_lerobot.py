@@ -51,14 +51,17 @@ def test_numbers_keep_their_names_where_every_episode_has_the_same() -> None:
     config, episodes = ToLeRobotConfig(data="", out=""), [toy_episode(index, length=5) for index in range(2)]
     width = episodes[0].proprio.shape[1]
 
-    def names(*given: tuple[str, ...]) -> object:
-        infos = [dataclasses.replace(e.info, proprio_names=n) for e, n in zip(episodes, given, strict=True)]
+    def names(*given: tuple[str, ...], of: str = "proprio", column: str = "observation.state") -> object:
+        named = zip(episodes, given, strict=True)
+        infos = [dataclasses.replace(e.info, **{f"{of}_names": n}) for e, n in named]
         readers = [MemoryReader(dataclasses.replace(e, info=i)) for e, i in zip(episodes, infos, strict=True)]
-        return _features(readers, config)["observation.state"]["names"]
+        return _features(readers, config)[column]["names"]
 
     joints = tuple(f"j{index}" for index in range(width))
     assert names(joints, joints) == list(joints)
     assert names(joints, joints[::-1]) is names((), ()) is None
+    moved = tuple(f"m{index}" for index in range(episodes[0].actions.shape[1]))
+    assert names(moved, moved, of="action", column="action") == list(moved)
 
 
 def test_what_does_not_fit_one_dataset_is_refused_by_name(
