@@ -321,6 +321,10 @@ def _unknown_key(error: BaseException, command: str, overrides: Sequence[str]) -
     typed = [override.partition("=")[0].lstrip("+") for override in overrides]
     if found[1] in keys and typed.count(found[1]) > 1:  # a mapping that was given takes no other names
         return f"'{found[1]}' is given twice: write {found[1]}='{{NAME: VALUE, OTHER: VALUE}}' once"
+    inner = re.search(r"full_key: (\S+)", str(error.__cause__ or ""))
+    if inner is not None and inner[1].startswith(f"{found[1]}."):  # a mapping is merged with what is there
+        name = inner[1].removeprefix(f"{found[1]}.")
+        return f"'{found[1]}' has no '{name}': to add it to what is there, write +{inner[1]}=VALUE"
     close = [other] if other in keys else get_close_matches(found[1], keys, n=1)
     if close and found[1].startswith(f"{close[0]}."):  # the mapping that it would be in: nothing resembles it
         return f"no key '{found[1]}': to add it to '{close[0]}', write +{found[1]}=VALUE"

@@ -362,3 +362,12 @@ class Importer:
     command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("own_module")) == (0, 0), done.stderr
+
+
+def test_a_mapping_that_is_there_says_how_a_name_is_added_to_it() -> None:
+    """It said that there was no such key."""
+    asked = ["+experiment=one_demo", "out=runs/x", "record.mix={expert: 1}"]
+    with pytest.raises(
+        cli.UsageError, match=r"'record.mix' has no 'expert': .* write \+record.mix.expert=VALUE"
+    ):
+        cli.load_config("improve", asked)
