@@ -11,7 +11,6 @@ false, and where nothing is moved, there is nothing to put back between two epis
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,19 +23,19 @@ from rich.console import Console
 from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
-from robo_reward.improve.observer import found_in, usable_cameras
+from robo_reward.improve.observer import check_proprio, found_in, usable_cameras
 from robo_reward.improve.worker import broken_off, open_environment
 from robo_reward.pace import check_same_pace, step_ns, typical_step
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome
 from robo_reward.sources import open_sources
 from robo_reward_data._files import lock
+from robo_reward_data.rollout import Tape
 from robo_reward_data.store import EpisodeStore
 
-__all__ = ["MissesConfig", "check_pace", "run"]
+__all__ = ["MissesConfig", "run"]
 
 _RECIPE = 2  # raise it where the same options begin to give other misses
 _ATTEMPTS = 20  # of a door, which the hand catches easily, about half are thrown away
-_AS_RECORDED = "give env_args={...} as it was recorded"
 _LEAST = 0.6  # of the longest step aside that the options allow
 
 
@@ -137,18 +136,9 @@ def _miss(config: MissesConfig, env: gymnasium.Env[Any, Any], demo: EpisodeReade
     )
 
 
-@dataclass
-class _Tape:
-    """What an episode has shown; one moment more than actions."""
-
-    observations: list[Mapping[str, Any]]
-    stamps: list[int]
-    actions: list[np.ndarray]
-
-
 def _play(
     env: gymnasium.Env[Any, Any], plan: Float32[np.ndarray, "t a"], seed: int, reached: int, taken_ns: int
-) -> _Tape | None:
+) -> Tape | None:
     """The plan carried out as far as it goes, or None where the task gets beyond the stage `reached` by it.
 
     A step takes `taken_ns`, where the environment has no clock of its own.
@@ -158,7 +148,7 @@ def _play(
     """
     why: str | None = None
     observation, info = env.reset(seed=seed)
-    tape = _Tape([observation], [int(info.get("elapsed_ns", 0))], [])
+    tape = Tape(observation, info, taken_ns)
     for action in plan:
         observation, _, terminated, truncated, info = env.step(action)
         stage = _true_stage(env)
@@ -168,9 +158,7 @@ def _play(
             return None
         if (why := broken_off(env, bool(terminated), info)) is not None:
             break
-        tape.observations.append(observation)
-        tape.stamps.append(int(info.get("elapsed_ns", tape.stamps[-1] + taken_ns)))
-        tape.actions.append(np.asarray(info.get("applied_action", action), np.float32))
+        tape.add(action, observation, info)
         if terminated or truncated:
             break
     if not tape.actions:
@@ -188,30 +176,19 @@ def _true_stage(env: gymnasium.Env[Any, Any]) -> int | None:
     return getattr(base.oracle(), "stage", None) if hasattr(base, "oracle") else None
 
 
-def _episode(tape: _Tape, demo: EpisodeInfo, reached: int, name: str, source: Mapping[str, Any]) -> Episode:
-    seen = tape.observations
-    frames = {camera: np.stack([moment["images"][camera] for moment in seen]) for camera in demo.cameras}
-    proprio = np.stack([np.asarray(moment["proprio"], np.float32) for moment in seen])
-    actions = np.stack([*tape.actions, np.zeros_like(tape.actions[0])])
-    digest = hashlib.sha256()
-    for values in (proprio, actions, *frames.values()):
-        digest.update(values.tobytes())
-    info = EpisodeInfo(
+def _episode(tape: Tape, demo: EpisodeInfo, reached: int, name: str, source: Mapping[str, Any]) -> Episode:
+    return tape.episode(
+        demo.cameras,
         name=name,
-        uid=digest.hexdigest()[:32],
-        cameras=demo.cameras,
-        image_sizes={camera: (images.shape[1], images.shape[2]) for camera, images in frames.items()},
-        stamp_ns=np.array(tape.stamps, np.int64),
         instruction=demo.instruction,
         paraphrases=demo.paraphrases,
         stage_names=_stages(demo),
-        success=np.zeros(len(seen), np.bool_),
+        success=np.zeros(len(tape.actions) + 1, np.bool_),
         outcome=Outcome.FAILURE,
         reached=reached,
         kind="miss",
         source=dict(source),
     )
-    return Episode(info, frames, proprio, actions)
 
 
 def _stages(demo: EpisodeInfo) -> tuple[str, ...]:
@@ -269,11 +246,7 @@ def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequen
     shape = env.action_space.shape or (0,)
     seen = env.observation_space
     cameras = usable_cameras(seen)
-    if not isinstance(seen, Mapping) or seen.get("proprio") is None:
-        raise ConfigError(
-            f"{config.env} gives no observation['proprio'], f32(p,): it gives {found_in(seen)}; wrap it so "
-            "that it does"
-        )
+    check_proprio(str(config.env), seen)
     for demo in demos:
         count = _actions(demo).shape[1:]
         if shape != count:
@@ -291,17 +264,8 @@ def _check_fit(config: MissesConfig, env: gymnasium.Env[Any, Any], demos: Sequen
             typical_step(demo.info.stamp_ns),
             str(config.env),
             step_ns(env, config.step_s),
-            f"{_AS_RECORDED}, or, where it is wrong about itself, say what its step takes (step_s=SECONDS)",
+            "give env_args={...} as it was recorded, or, where it is wrong about itself, say what its step "
+            "takes (step_s=SECONDS)",
         )
     if len(config.aside_low) > shape[0]:
         raise ConfigError(f"aside_low has {len(config.aside_low)} axes, an action of {config.env} {shape[0]}")
-
-
-def check_pace(who: str, period_ns: float, name: str, env: gymnasium.Env[Any, Any]) -> None:
-    """Refuse an environment, called `name`, whose actions follow each other faster or slower than `who` has.
-
-    Raises:
-        ConfigError: its decisions take more than 10 % more or less; one that does not say how long is taken.
-    """
-    if decision_ns := int(getattr(env.unwrapped, "decision_ns", 0)):
-        check_same_pace(who, float(period_ns), str(name), decision_ns, _AS_RECORDED)

@@ -23,21 +23,21 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.imports import import_object
+from robo_reward.improve.observer import check_proprio, found_in, usable_cameras
 from robo_reward.improve.policy import POLICY_FILE, load_policy
 from robo_reward.improve.report import wilson
 from robo_reward.improve.worker import open_environment
 from robo_reward.intake import resize_frames
 from robo_reward.metrics import Metric
+from robo_reward.pace import check_same_pace, step_ns
 from robo_reward.schema import Episode, Outcome
 from robo_reward_data._files import encode_json, lock, replace_file
-from robo_reward_data.misses import check_pace
 from robo_reward_data.rollout import rollout
 from robo_reward_data.store import EpisodeStore
 
@@ -67,6 +67,7 @@ class RunPolicyConfig:
     plugins: tuple[str, ...] = ("robo_reward_sim",)
     policy_plugins: tuple[str, ...] = ("robo_reward_data.lerobot_plugin",)
     env_args: dict[str, Any] | None = None
+    step_s: float | None = None
     rollout: str | None = None
     overwrite: bool = False
 
@@ -245,6 +246,7 @@ def run(config: RunPolicyConfig) -> None:
         raise ConfigError("model is for policies of robo-reward improve: leave it out")
     keys = ("env", "seed", "instruction", "action_steps", "env_args", "rollout")
     identity = {"policy_version": policy_version(folder), **{key: getattr(config, key) for key in keys}}
+    identity |= {} if config.step_s is None else {"step_s": config.step_s}
     out, seeds = Path(config.out), [config.seed + index for index in range(config.episodes)]
     out.mkdir(parents=True, exist_ok=True)
     with lock(out / ".lock"):
@@ -392,7 +394,8 @@ def _runner(config: RunPolicyConfig, env: _Watched, told: str) -> Callable[..., 
     ours = sys.modules.get("robo_reward_sim.envs")  # an environment of a package that is not imported is none
     if ours is not None and isinstance(env.unwrapped, ours.ManipulationEnv):
         return import_object(_WITH_TRUTH)
-    return partial(rollout, instruction=told)
+    cameras = usable_cameras(env.observation_space)
+    return partial(rollout, cameras=cameras, instruction=told, taken_ns=step_ns(env, config.step_s))
 
 
 def _result(episode: Episode, seed: int) -> RolloutResult:
@@ -449,18 +452,16 @@ def _environment(config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy
 def _check_fit(
     config: RunPolicyConfig, policy: ImprovedPolicy | LeRobotPolicy, env: gymnasium.Env[Any, Any]
 ) -> None:
-    space = env.observation_space
-    has = space.spaces if isinstance(space, spaces.Dict) else {}
-    images = has.get("images")
-    shown = tuple(images.spaces) if isinstance(images, spaces.Dict) else ()
-    if "proprio" not in has or not shown:
+    space = cast("Any", env.observation_space)
+    check_proprio(str(config.env), space)
+    shown = usable_cameras(space)
+    lacking = next((camera for camera in policy.cameras if camera not in shown), None if shown else "any")
+    if lacking is not None:
         raise ConfigError(
-            f"observations of {config.env} are {', '.join(has) or type(space).__name__}: policies see "
-            "'images' by camera and 'proprio', so wrap the environment"
+            f"{config.env} shows no camera '{lacking}', observation['images'][camera], uint8(h, w, 3), which "
+            f"the policy or a rollout's record needs: it gives {found_in(space)}"
         )
-    if missing := [camera for camera in policy.cameras if camera not in shown]:
-        raise ConfigError(f"the policy sees camera '{missing[0]}', {config.env} has {', '.join(shown)}")
-    actions, proprio = env.action_space.shape, has["proprio"].shape
+    actions, proprio = env.action_space.shape, space["proprio"].shape
     if actions != (policy.action_size,):
         raise ConfigError(
             f"the policy has actions of {policy.action_size} numbers, the environment {actions}"
@@ -470,7 +471,13 @@ def _check_fit(
             f"the policy sees a state of {policy.state_size} numbers, the environment has {proprio}"
         )
     if isinstance(policy, ImprovedPolicy):  # LeRobot's do not say
-        check_pace("the policy", policy.decision_ns, config.env, env)
+        check_same_pace(
+            "the policy",
+            float(policy.decision_ns),
+            str(config.env),
+            step_ns(env, config.step_s),
+            "give env_args={...} as it was trained, or, where it is wrong about itself, step_s=SECONDS",
+        )
 
 
 # --- what is there already -----------------------------------------------------------------------------

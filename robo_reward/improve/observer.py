@@ -18,7 +18,17 @@ from robo_reward.errors import ConfigError
 from robo_reward.schema import ProgressEstimate
 from robo_reward.stream import Stream
 
-__all__ = ["FROM_MODEL", "MAP", "PARTS", "Moment", "Observer", "found_in", "joined", "usable_cameras"]
+__all__ = [
+    "FROM_MODEL",
+    "MAP",
+    "PARTS",
+    "Moment",
+    "Observer",
+    "check_proprio",
+    "found_in",
+    "joined",
+    "usable_cameras",
+]
 
 MAP = "map"
 """The part that a policy reads by a layer of its own: thousands of numbers, f16."""
@@ -56,6 +66,20 @@ def found_in(observation: Any, path: str = "") -> str:
     kind = getattr(observation, "dtype", None)
     what = type(observation).__name__ if kind is None else f"{kind}{tuple(observation.shape)}"
     return f"{path} {what}".lstrip()
+
+
+def check_proprio(who: str, seen: Any) -> None:
+    """Refuse an environment by an observation of it, or by the space of them, without proprioception.
+
+    Raises:
+        ConfigError: so, with what there is.
+    """
+    # A space of observations is a mapping too, but "in" asks it something else.
+    if not isinstance(seen, Mapping) or seen.get("proprio") is None:
+        raise ConfigError(
+            f"{who} gives no observation['proprio'], f32(p,): it gives {found_in(seen)}; wrap it so that it "
+            "does"
+        )
 
 
 @dataclass(frozen=True)

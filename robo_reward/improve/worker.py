@@ -27,6 +27,7 @@ from robo_reward.improve.observer import (
     MAP,
     Moment,
     Observer,
+    check_proprio,
     found_in,
     joined,
     usable_cameras,
@@ -236,12 +237,7 @@ class Worker:
                 its maps are observed, none of its cameras.
         """
         where = f"env={self._config.env}"
-        # A space of observations is a mapping too, but "in" asks it something else.
-        if not isinstance(seen, Mapping) or seen.get("proprio") is None:
-            raise ConfigError(
-                f"{where} gives no observation['proprio'], f32(p,): it gives {found_in(seen)}; wrap it so "
-                "that it does"
-            )
+        check_proprio(where, seen)
         if self.model is None:
             return
         known, usable = self.model.cameras, usable_cameras(seen)

@@ -90,6 +90,19 @@ class Fixed(Dot):
         super().__init__(limit=limit)
 
 
+class Held(Fixed):
+    """A robot with a clock of its own and somebody in between, which is stopped after three decisions."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "one_robot": True}
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.time == 3:
+            return self._seen(), 0.0, False, True, {"success": False, "reason": "the stop is held"}
+        applied = np.array([0.5, 0.0])
+        *seen, info = super().step(applied)
+        return *seen, {**info, "applied_action": applied, "elapsed_ns": self.time * 11 * 10**7}
+
+
 class Silent(Fixed):
     """It does not say what succeeds, under the name that is asked for."""
 

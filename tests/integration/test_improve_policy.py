@@ -183,3 +183,13 @@ def test_a_policy_is_run_in_an_environment_of_ones_own(
     capsys.readouterr()
     assert main([*command, "env={_target_: improve_toy.Silent}", "overwrite=true", "store=null"]) == 1
     assert "info of a step has no 'success'" in capsys.readouterr().err
+
+
+def test_what_a_robot_breaks_off_is_no_moment_of_the_rollout(run: Path, tmp_path: Path) -> None:
+    """And what was carried out in place of an action is what is kept."""
+    asked = [f"policy={run}", "env={_target_: improve_toy.Held}", f"out={tmp_path / 'out'}", "episodes=1"]
+    assert main(["run_policy", *asked, f"store={tmp_path / 'store'}"]) == 0
+    (episode,) = EpisodeStore.open(tmp_path / "store").episodes
+    assert (episode.info.length, episode.info.source["cut"]) == (4, "the stop is held")
+    np.testing.assert_array_equal(episode.read_actions(), np.float32([[0.5, 0]] * 3 + [[0, 0]]))
+    np.testing.assert_allclose(np.diff(episode.info.stamp_ns), 11 * 10**7)
