@@ -41,10 +41,11 @@ from std_msgs.msg import Bool, Header, String
 from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError
-from robo_reward_data.bags import marked_episodes, open_bag
+from robo_reward_data.bags import open_bag
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.rosbag import RosBags
 from robo_reward_data.importers.run import import_recordings
+from robo_reward_data.markers import marked_episodes
 from robo_reward_data.store import EpisodeStore
 
 SIZE = (48, 64)
@@ -510,8 +511,8 @@ def test_what_a_step_returns_was_seen_after_its_command(
     listener.call("reset")  # what was under way is shown by its answer
 
     def all_there() -> bool:
-        env._drain()
-        return env._cameras["front"].stamps[-1] == env._joints.stamps[-1] == robot.now_ns
+        env._link.drain()
+        return env._observer._cameras["front"].stamps[-1] == env._observer._joints.stamps[-1] == robot.now_ns
 
     wait_for(all_there)
     before = robot.now_ns
@@ -562,7 +563,7 @@ def test_a_learner_that_thinks_comes_back_to_the_newest_messages(
         *_, truncated, info = env.step(np.zeros(2, np.float32))
         assert not truncated
         assert env.stamp_ns == before + 100_000_000
-        assert [message.header.frame_id for message in env._applied] == ["policy"]
+        assert [message.header.frame_id for message in env._safety.applied] == ["policy"]
         assert info["applied_action"].tolist() == [0.25, 0.25]
         assert info["success"]
         fast.reset()
@@ -577,7 +578,7 @@ def test_a_flood_of_messages_holds_nothing_up(listener: Listener, robot_env: Cal
     HandRobot(listener)
     env = robot_env(**HAND_ROBOT)
     env.reset()
-    more = env._node.create_publisher(JointState, "joint_states", 50)
+    more = env._link.node.create_publisher(JointState, "joint_states", 50)
     taken: list[JointState] = []
 
     def flood(message: JointState) -> None:
@@ -585,10 +586,10 @@ def test_a_flood_of_messages_holds_nothing_up(listener: Listener, robot_env: Cal
         for _ in range(5):
             more.publish(message)
 
-    env._subscribe(JointState, "joint_states", flood, 50)
-    wait_for(lambda: len(taken) > 100, env._drain)
-    env._drain()
-    assert env._callbacks > 100
+    env._link.subscribe(JointState, "joint_states", flood, 50)
+    wait_for(lambda: len(taken) > 100, env._link.drain)
+    env._link.drain()
+    assert env._link._callbacks > 100
 
 
 def test_a_first_command_that_was_lost_is_sent_again(
@@ -729,7 +730,7 @@ def test_a_wrong_topic_of_the_safety_node_is_told_before_the_robot_is_reset(
     listener.node.create_publisher(JointState, "robot_command", 5)
     env = robot_env(**HAND_ROBOT | {"applied_topic": "robot_command", "reset_timeout_s": 1.0} | changes)
     if "status_topic" in changes:  # both are found, whenever
-        wait_for(lambda: not env._lacking())
+        wait_for(lambda: not env._safety.lacking())
     with pytest.raises(RobotError, match=why):
         env.reset()
     assert not robot.resets
@@ -857,8 +858,8 @@ def test_what_is_wrong_with_stamps_is_said_with_the_time_that_was_waited(
     env = robot_env(**options, observation_timeout_s=1.0)
 
     def both_come() -> bool:
-        env._drain()
-        return bool(env._cameras["front"].stamps and env._joints.stamps)
+        env._link.drain()
+        return bool(env._observer._cameras["front"].stamps and env._observer._joints.stamps)
 
     wait_for(both_come)
     with pytest.raises(RobotError, match=f"after the reset, no observation within 3 s: .*{why}"):

@@ -25,17 +25,17 @@ from jaxtyping import Float32, Int64, UInt8
 from robo_reward.errors import DataError
 from robo_reward.labels import label_from_boundaries
 from robo_reward.schema import EpisodeInfo, Outcome
-from robo_reward_data.bags import Bag, MarkedEpisode, Message, find_bags, marked_episodes, open_bag, tell
+from robo_reward_data.bags import Bag, Message, find_bags, open_bag, tell
 from robo_reward_data.importers.base import FrameStream, Options, Prepared, outcome_of
+from robo_reward_data.importers.clocks import LATEST_NS, Clock, Heard, of_episode, soonest_clock
 from robo_reward_data.importers.resample import select_frames
+from robo_reward_data.markers import MarkedEpisode, marked_episodes
 from robo_reward_data.ros_images import image_to_rgb
 
 __all__ = ["RosBags"]
 
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _VECTORS = ("sensor_msgs/msg/JointState", "std_msgs/msg/Float64MultiArray", "std_msgs/msg/Float32MultiArray")
-_ALIKE_NS = 10_000_000  # topics whose lateness differs by less are alike: that is jitter
-_LATEST_NS = 2 * 10**9  # what seems later than this has stamps of another clock
 
 
 class RosBags:
@@ -45,7 +45,7 @@ class RosBags:
         cameras: Topic of each camera by its name; None for every image topic, named after the topic.
         proprio: Topic of the proprioception, None for none.
         actions: Topic of the commands, None for none.
-        markers: Topic of the episode markers, see `robo_reward_data.bags`.
+        markers: Topic of the episode markers, see `robo_reward_data.markers`.
         instruction: Of episodes whose start marker has none.
         slop_s: How far apart in time two topics may be at one moment, in seconds.
     """
@@ -89,51 +89,6 @@ class RosBags:
         if not found:
             raise DataError(f"no episodes in {path}: all were discarded")
         return found
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """Stamps (0: none) and times of receipt of a topic, from an episode's start to a while after its end.
-
-    within  how many of its messages were received before the end
-    """
-
-    topic: str
-    stamps: Int64[np.ndarray, " n"]
-    received: Int64[np.ndarray, " n"]
-    within: int
-
-    @classmethod
-    def of(cls, topic: str, times: Sequence[tuple[int, int]], end_ns: int) -> _Heard:
-        """From (stamp, time of receipt) of each message."""
-        stamps, received = np.array(times, np.int64).reshape(-1, 2).T
-        return cls(topic, stamps, received, int(np.searchsorted(received, end_ns)))
-
-    @property
-    def stamped(self) -> bool:
-        """Whether it has messages before the end, all with stamps."""
-        return self.within > 0 and bool((self.stamps[: self.within] > 0).all())
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """Times of receipt on the clock of the stamps, as one topic relates the two."""
-
-    stamps: Int64[np.ndarray, " n"]
-    received: Int64[np.ndarray, " n"]
-
-    def at(self, received_ns: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-        """The stamps that this topic would have had, had it been received then."""
-        late = self.received - self.stamps
-        # Float64 holds no nanoseconds since 1970: from the first message on it does.
-        first, least = self.received[0], late[0]
-        more = np.interp(received_ns - first, self.received - first, late - least)
-        return received_ns - least - np.rint(more).astype(np.int64)
-
-    def late_ns(self, heard: _Heard) -> float:
-        """How much later than this clock's topic another one is received: its median."""
-        within = slice(heard.within)
-        return float(np.median(self.at(heard.received[within]) - heard.stamps[within]))
 
 
 @dataclass(frozen=True)
@@ -197,7 +152,7 @@ class BagEpisode:
             commands = self._vectors(bag, self.importer.actions, "actions")
             # Not the commands: one may be stamped with when it is to be carried out.
             others = [*heard.values(), *self._left_out(bag, cameras), *([body[0]] if body else [])]
-            clock = self._clock(self._own_clock(first, heard[first]), heard[first], others)
+            clock = soonest_clock(self._own_clock(first, heard[first]), heard[first], others)
             span = self._span(bag, clock)
             reference = self._reference(first, heard[first], clock, span)
             tracks = {name: self._track(each, clock, span) for name, each in heard.items()}
@@ -278,20 +233,20 @@ class BagEpisode:
 
     def _messages(self, bag: Bag, topic: str) -> Generator[Message]:
         """Those of a topic that may be of this episode."""
-        yield from bag.messages(topic, self.marked.start_ns, self.marked.end_ns + _LATEST_NS)
+        yield from bag.messages(topic, self.marked.start_ns, self.marked.end_ns + LATEST_NS)
 
-    def _heard(self, bag: Bag, topic: str) -> _Heard:
+    def _heard(self, bag: Bag, topic: str) -> Heard:
         times = [(message.stamp_ns, message.received_ns) for message in self._messages(bag, topic)]
-        return _Heard.of(topic, times, self.marked.end_ns)
+        return Heard.of(topic, times, self.marked.end_ns)
 
-    def _left_out(self, bag: Bag, cameras: Mapping[str, str]) -> list[_Heard]:
+    def _left_out(self, bag: Bag, cameras: Mapping[str, str]) -> list[Heard]:
         """Cameras that are not imported: the moments of markers must not depend on which ones are."""
         chosen = set(cameras.values())
         topics = (self.importer.cameras or {}).values() if self.importer.cameras else bag.topics
         images = sorted(topic for topic in topics if bag.topics.get(topic) in _IMAGES)
         return [self._heard(bag, topic) for topic in images if topic not in chosen]
 
-    def _own_clock(self, name: str, heard: _Heard) -> _Clock:
+    def _own_clock(self, name: str, heard: Heard) -> Clock:
         """The clock of the first camera."""
         if not heard.within:
             raise DataError(f"{self.place}: camera '{name}' has no images on '{heard.topic}' in this episode")
@@ -305,23 +260,9 @@ class BagEpisode:
                 "with markers"
             )
         new = np.append(True, np.diff(stamps) > 0)
-        return _Clock(stamps[new], received[new])
+        return Clock(stamps[new], received[new])
 
-    def _clock(self, own: _Clock, first: _Heard, others: Sequence[_Heard]) -> _Clock:
-        """That of the topic that is received soonest; the first camera's, where that one is not later."""
-        if not first.stamped:
-            return own
-        late_ns = {each.topic: own.late_ns(each) for each in others if each.stamped}
-        soonest = min(
-            (each for each in others if -_LATEST_NS < late_ns.get(each.topic, 0) < -_ALIKE_NS),
-            key=lambda each: late_ns[each.topic],
-            default=None,
-        )
-        if soonest is None:
-            return own
-        return _Clock(soonest.stamps[: soonest.within], soonest.received[: soonest.within])
-
-    def _span(self, bag: Bag, clock: _Clock) -> tuple[int, int]:
+    def _span(self, bag: Bag, clock: Clock) -> tuple[int, int]:
         """From which stamp to which the markers say that the episode is; all there are, without markers."""
         begin, end = clock.at(np.array([self.marked.start_ns, self.marked.end_ns], np.int64)).tolist()
         bounds = np.iinfo(np.int64)
@@ -331,25 +272,25 @@ class BagEpisode:
         )
 
     def _reference(
-        self, name: str, heard: _Heard, clock: _Clock, span: tuple[int, int]
+        self, name: str, heard: Heard, clock: Clock, span: tuple[int, int]
     ) -> Int64[np.ndarray, " n"]:
         """Stamps of the first camera, each once."""
-        chosen = _chosen(heard, clock, span)
+        chosen = of_episode(heard, clock, span)
         stamps = np.where(heard.stamps[chosen] > 0, heard.stamps[chosen], heard.received[chosen])
         if not stamps.size:
             raise DataError(f"{self.place}: camera '{name}' has no images on '{heard.topic}' in this episode")
         return np.unique(stamps)
 
-    def _track(self, heard: _Heard, clock: _Clock, span: tuple[int, int]) -> _Track:
+    def _track(self, heard: Heard, clock: Clock, span: tuple[int, int]) -> _Track:
         """One topic's times: its stamps, or when it was received, on their clock."""
-        chosen = _chosen(heard, clock, span)
+        chosen = of_episode(heard, clock, span)
         times = np.where(heard.stamps > 0, heard.stamps, clock.at(heard.received))[chosen]
         if not times.size:
             raise DataError(f"{self.place}: nothing on '{heard.topic}' in this episode")
         order = np.argsort(times, kind="stable")
         return _Track(heard.topic, times[order], chosen.start + order.astype(np.int64))
 
-    def _check_order(self, track: _Track, heard: _Heard) -> None:
+    def _check_order(self, track: _Track, heard: Heard) -> None:
         """Pictures are read once, in the order of receipt."""
         if (late := np.flatnonzero(np.diff(track.places) < 0)).size:
             place = int(track.places[late[0]])
@@ -358,20 +299,20 @@ class BagEpisode:
                 f"{heard.stamps[place]} ns: record it in order, or leave the camera out with source.cameras"
             )
 
-    def _vectors(self, bag: Bag, topic: str | None, what: str) -> tuple[_Heard, list[Message]] | None:
+    def _vectors(self, bag: Bag, topic: str | None, what: str) -> tuple[Heard, list[Message]] | None:
         """A topic of vectors, where one is asked for."""
         if topic is None:
             return None
         bag.check(topic, _VECTORS, what)
         messages = list(self._messages(bag, topic))
         times = [(message.stamp_ns, message.received_ns) for message in messages]
-        heard = _Heard.of(topic, times, self.marked.end_ns)
+        heard = Heard.of(topic, times, self.marked.end_ns)
         if not heard.within:
             raise DataError(f"{self.place}: no {what} on '{topic}' in this episode")
         return heard, messages
 
     def _table(
-        self, found: tuple[_Heard, list[Message]] | None, what: str, clock: _Clock, span: tuple[int, int]
+        self, found: tuple[Heard, list[Message]] | None, what: str, clock: Clock, span: tuple[int, int]
     ) -> tuple[_Track | None, Any]:
         """Its times with their places in f32[n, d]."""
         if found is None:
@@ -488,7 +429,7 @@ class BagEpisode:
                     yield image
                     target = next(wanted, None)
 
-    def _stages(self, stamp_ns: Int64[np.ndarray, " t"], clock: _Clock) -> tuple[tuple[str, ...], Any]:
+    def _stages(self, stamp_ns: Int64[np.ndarray, " t"], clock: Clock) -> tuple[tuple[str, ...], Any]:
         stages = self.marked.stages
         if not stages:
             return (), None
@@ -498,19 +439,6 @@ class BagEpisode:
             if begin == end:
                 raise DataError(f"{self.place}: no frame of stage '{name}' is left: import with a larger fps")
         return tuple(name for name, _ in stages), boundaries
-
-
-def _chosen(heard: _Heard, clock: _Clock, span: tuple[int, int]) -> slice:
-    """Which messages are of the episode: by their stamps where they come late, else by their receipt."""
-    start, stop = 0, heard.within
-    if heard.stamped and _ALIKE_NS < clock.late_ns(heard) < _LATEST_NS:
-        stamps, (begin_ns, end_ns) = heard.stamps, span
-        # Where stamps go back the clock jumped: a simulator began its next episode.
-        while stop < len(stamps) and stamps[stop - 1] <= stamps[stop] < end_ns:
-            stop += 1
-        while start < stop and stamps[start] < begin_ns:
-            start += 1
-    return slice(start, stop)
 
 
 def _vector(content: Any) -> Float32[np.ndarray, " d"]:

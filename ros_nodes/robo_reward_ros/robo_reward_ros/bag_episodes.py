@@ -12,7 +12,7 @@ from rclpy.node import Node
 
 from robo_reward.errors import RoboRewardError
 from robo_reward.schema import Outcome
-from robo_reward_data.bags import MarkedEpisode
+from robo_reward_data.markers import MarkedEpisode
 from robo_reward_msgs.srv import EndEpisode, StartEpisode
 
 __all__ = ["BagEpisodes", "EpisodeCallError"]

@@ -24,7 +24,8 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMsg
 
 from robo_reward.errors import ConfigError
-from robo_reward_data.bags import Bag, marked_episodes, open_bag
+from robo_reward_data.bags import Bag, open_bag
+from robo_reward_data.markers import marked_episodes
 from robo_reward_ros.exits import FinishedError
 from robo_reward_ros.given import refuse_unknown
 from robo_reward_ros.running import run_node

@@ -1,7 +1,7 @@
 """The recorder: topics into a bag (MCAP or sqlite3) that `robo-reward import source=rosbag` reads.
 
 Works where `ros2 bag` is not installed. Messages are written as they come, undecoded. Episode markers are
-ordinary messages on a topic of the list (see `robo_reward_data.bags` for what they say); one that was
+ordinary messages on a topic of the list (see `robo_reward_data.markers` for what they say); one that was
 published before the recorder began, and kept for it, is left out: it would be written as if it were new.
 
 What came is given to the disk every second: it is read even where the recorder is killed or the disk full.

@@ -144,7 +144,7 @@ def replay_plan(
         params: parameter file with the cameras; None for that of robo_reward_bringup.
         rate: how many times faster than it was recorded.
         namespace: of the nodes.
-        markers: topic of the episode markers, see `robo_reward_data.bags`; a bag without is one episode.
+        markers: topic of the episode markers, see `robo_reward_data.markers`; a bag without is one episode.
         topics: what to play of the bag; with none, what the reward node reads (by `params`) and the markers.
 
     Raises:
