@@ -70,6 +70,7 @@ class AdaptConfig:
     batch_size: int = 12
     precision: str = "auto"
     accelerator: str = "auto"
+    devices: Any = 1
     threads: int | None = None
     cache_gb: float = 4.0
     loaders: int = 1
@@ -284,7 +285,7 @@ def _train_config(base: Checkpoint, config: AdaptConfig, *, few: bool) -> TrainC
         "optimizer": dataclasses.replace(OptimizerConfig(**saved["optimizer"]), lr=config.lr),
     }
     options |= {f.name: getattr(config, f.name) for f in fields(AdaptConfig) if f.name in known}
-    options |= {"data": config.demos, "practice": None, "devices": 1}
+    options |= {"data": config.demos, "practice": None}
     if few:
         options["pixels"] = {**options["pixels"], **_FEW}
     return TrainConfig(**options)

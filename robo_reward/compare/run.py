@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from robo_reward.checkpoint import check_device, write_atomic
+from robo_reward.checkpoint import write_atomic
 from robo_reward.compare.cost import Cost, measure_cost
 from robo_reward.compare.judge import Judged, judge, load_judged, save_judged
 from robo_reward.compare.method import Budget, CheckedMethod, Method, TrainingData
@@ -39,7 +39,7 @@ from robo_reward.metrics import Metric
 from robo_reward.model.config import TaskConfig
 from robo_reward.schema import EpisodeReader
 from robo_reward.sources import command_line, open_sources, spell_sources
-from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig
+from robo_reward.train.config import HoldoutConfig, OptimizerConfig, TrainConfig, WindowConfig, device_options
 from robo_reward.train.vocabulary import make_tasks
 
 __all__ = ["CompareConfig", "run"]
@@ -216,11 +216,6 @@ def _options(config: CompareConfig) -> TrainConfig:
     Raises:
         ConfigError: a device that is none.
     """
-    import torch
-
-    check_device(config.device)
-    device = torch.device(config.device)
-    which = device.type == "cuda" and ":" in config.device
     return TrainConfig(
         data=config.train,
         out=config.out,
@@ -240,8 +235,7 @@ def _options(config: CompareConfig) -> TrainConfig:
         cameras=config.cameras,
         batch_size=config.batch_size,
         precision=config.precision,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index] if which else 1,
+        **device_options(config.device),
         threads=config.threads,
         cache_gb=config.cache_gb,
     )

@@ -26,6 +26,7 @@ from robo_reward.improve.config import ImproveConfig, ShapingConfig, check_confi
 from robo_reward.improve.demonstrations import choose_demonstrations
 from robo_reward.improve.run import improve
 from robo_reward.improve.summary import Cell, area_under, cell_of, paired, reached_at, t_interval
+from robo_reward.train.config import device_options
 from robo_reward.workers import worker_pool
 
 __all__ = ["ExperimentConfig", "run", "summarize"]
@@ -190,6 +191,7 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
             older=config.older,
             older_reader=dict(config.reader),
             misses=misses,
+            **(device_options(config.device) if config.device != "cpu" else {}),
         )
     )
     return str(out)

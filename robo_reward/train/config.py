@@ -7,7 +7,14 @@ from typing import Any
 
 from robo_reward.errors import ConfigError
 
-__all__ = ["HoldoutConfig", "OptimizerConfig", "ReorderConfig", "TrainConfig", "WindowConfig"]
+__all__ = [
+    "HoldoutConfig",
+    "OptimizerConfig",
+    "ReorderConfig",
+    "TrainConfig",
+    "WindowConfig",
+    "device_options",
+]
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,23 @@ class TrainConfig:
         encoder = self.network.get("encoder") or {}
         published = encoder.get("pretrained", True) or encoder.get("weights")
         return bool(published) and not encoder.get("frozen", True)
+
+
+def device_options(device: str) -> dict[str, Any]:
+    """`accelerator` and `devices` of a training on one device: cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: a name of no device.
+    """
+    import torch
+
+    from robo_reward.checkpoint import check_device
+
+    check_device(device)
+    which = torch.device(device)
+    if which.type != "cuda":
+        return {"accelerator": "cpu", "devices": 1}
+    return {"accelerator": "gpu", "devices": (which.index,) if ":" in device else 1}
 
 
 def _read_devices(given: Any) -> int | tuple[int, ...]:
