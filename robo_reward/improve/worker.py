@@ -359,10 +359,17 @@ class Worker:
             tape.decide(action, intervened, verdict.success, paid=verdict.ends)
             aborted = not (terminated or ended) and self._hopeless(order, tape)
         rollout = tape.rollout(terminated=terminated, aborted=aborted, cut=cut)
+        self._say_it_ended(rollout, failed=terminated and not rollout.succeeded)
         if order.learned_from and order.start is None and self._wants_looks(rollout):
             images = [moment.images for moment in tape.moments]
             rollout = self.looks.added(rollout, images, self.observer, rng)
         return RolloutResult(rollout, tuple(tape.states), first.images if order.keep_states else {})
+
+    def _say_it_ended(self, rollout: Rollout, *, failed: bool) -> None:
+        """Tell a robot that wants to know: whoever records it would go on until the next reset."""
+        end = getattr(self.env.unwrapped, "end_episode", None)
+        if end is not None:
+            end(True if rollout.succeeded else False if failed else None)
 
     def _wants_looks(self, rollout: Rollout) -> bool:
         """What is imitated does; with values all do, since a look must not tell how an episode ended."""

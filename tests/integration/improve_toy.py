@@ -103,6 +103,15 @@ class Held(Fixed):
         return *seen, {**info, "applied_action": applied, "elapsed_ns": self.time * 11 * 10**7}
 
 
+class Recorded(Endless):
+    """A robot that wants to know when an episode is over, and how."""
+
+    told: ClassVar[list[bool | None]] = []
+
+    def end_episode(self, success: bool | None) -> None:
+        self.told.append(success)
+
+
 class Silent(Fixed):
     """It does not say what succeeds, under the name that is asked for."""
 

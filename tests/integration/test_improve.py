@@ -453,6 +453,22 @@ def one_rollout(out: Path, policy: torch.nn.Module, *overrides: str) -> Rollout:
     return worker.run(Order(index=0, seed=3, noise=0.0)).rollout
 
 
+def test_a_robot_that_wants_to_know_is_told_how_an_episode_ended(tmp_path: Path) -> None:
+    import improve_toy
+
+    class Still(torch.nn.Module):
+        """Gets nowhere."""
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(observation), 2)
+
+    improve_toy.Recorded.told.clear()
+    world = ["env={_target_: improve_toy.Recorded}", "env_args.limit=15", "arm=sparse"]
+    assert one_rollout(tmp_path, Straight(), *world).succeeded
+    assert not one_rollout(tmp_path, Still(), *world).succeeded  # nobody says that it failed
+    assert improve_toy.Recorded.told == [True, None]
+
+
 def test_a_word_for_how_an_episode_ended_is_no_robot_that_fell_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

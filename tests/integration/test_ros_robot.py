@@ -830,9 +830,18 @@ def test_an_episode_that_the_learner_ends_is_marked_and_wants_no_help(
     assert told[4] == start
     env.ask_for_help(True)
     wait_for(lambda: len(told) == 6)
-    env.close()
+    env.end_episode(True)  # as a learner does whose detector says so
     wait_for(lambda: len(told) == 8)
-    assert sorted(told[6:]) == [end, "help: False"]
+    assert sorted(told[6:]) == ["end: success", "help: False"]
+    env.end_episode(False)  # it is over already
+    env.reset()
+    wait_for(lambda: len(told) == 9)
+    assert told[8] == start
+    env.ask_for_help(True)
+    wait_for(lambda: len(told) == 10)
+    env.close()
+    wait_for(lambda: len(told) == 12)
+    assert sorted(told[10:]) == [end, "help: False"]
 
 
 @pytest.mark.parametrize(

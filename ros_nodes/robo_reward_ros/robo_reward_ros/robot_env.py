@@ -290,6 +290,16 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             self._end("truncated")
         return self._copy(), float(terminated), terminated, truncated, info
 
+    def end_episode(self, success: bool | None = None) -> None:
+        """Say that an episode is over where the caller decides that: recorders hear of it now.
+
+        What `step` has ended already, or nothing began, is left as it is.
+
+        Args:
+            success: whether the task was done; None where nobody knows.
+        """
+        self._end({True: "success", False: "failure", None: "truncated"}[success])
+
     def ask_for_help(self, asked: bool) -> None:
         """Tell whoever listens whether a person should take over now.
 
