@@ -60,8 +60,20 @@ _ALL: dict[str, _Parameter] = {
     "rate_hz": _Parameter(
         10.0, "decisions a second, by the stamps; 0: every set of images", 0, 1000, live=True
     ),
-    "tolerance_s": _Parameter(0.025, "stamps of one set differ by no more than this", 0.0005, 1.0, live=True),
-    "wait_s": _Parameter(0.015, "how long a set waits for a camera that is late", 0.0, 0.5, live=True),
+    "tolerance_s": _Parameter(
+        0.025,
+        "stamps of one set differ by no more than this; at least half the slowest camera's period",
+        0.0005,
+        1.0,
+        live=True,
+    ),
+    "wait_s": _Parameter(
+        0.015,
+        "how long a set waits for a camera that is late; more than the latest one comes after the first",
+        0.0,
+        0.5,
+        live=True,
+    ),
     "camera_timeout_s": _Parameter(0.3, "a camera silent for this long is dead", 0.02, 60.0, live=True),
     "jump_s": _Parameter(
         1.0, "stamps off by more than this have jumped: the stream is reset", 0.01, 1e6, live=True
