@@ -27,7 +27,7 @@ from robo_reward.compare.split import check_disjoint, hold_out
 from robo_reward.compare.summary import (
     comparison_json,
     loss_notes,
-    terminal_table,
+    terminal_tables,
     validity_notes,
     write_predictions,
 )
@@ -182,7 +182,8 @@ def run(config: CompareConfig) -> None:
     )
     body = comparison_json(comparison, facts, notes, seconds)
     write_atomic(folder / "metrics.json", json.dumps(body, indent=1).encode())
-    console.print(terminal_table(comparison))
+    for table in terminal_tables(comparison, console.width):
+        console.print(table)
     for note in notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from robo_reward.compare.table import Comparison, is_behind
 from robo_reward.evaluate.page import glossary
 from robo_reward.metrics import Metric
 
-__all__ = ["comparison_json", "loss_notes", "terminal_table", "validity_notes", "write_predictions"]
+__all__ = ["comparison_json", "loss_notes", "terminal_tables", "validity_notes", "write_predictions"]
 
 _CHIEF = ("progress_mae", "retry_voc", "tau_a")
 # The terminal is narrow: the columns that matter most, by names that fit.
@@ -121,8 +122,22 @@ def write_predictions(path: Path, comparison: Comparison) -> None:
     temporary.replace(path)
 
 
-def terminal_table(comparison: Comparison) -> Table:
-    """The terminal table: values; a star where the difference to the reference leaves out 0."""
+def terminal_tables(comparison: Comparison, width: int) -> list[Table]:
+    """The values, in as many tables as it takes: cut to the columns of a log, numbers would be others.
+
+    A star says that the difference to the reference leaves out 0.
+    """
+    metrics, wide = list(_SHOWN), Console(width=10_000)
+    tables: list[Table] = []
+    for parts in range(1, len(metrics) + 1):
+        size = math.ceil(len(metrics) / parts)
+        tables = [_table(comparison, metrics[at : at + size]) for at in range(0, len(metrics), size)]
+        if all(wide.measure(table).maximum <= width for table in tables):
+            break
+    return tables
+
+
+def _table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     table = Table(
         title=f"* the difference to {comparison.reference} is beyond doubt",
         title_justify="left",
@@ -130,11 +145,11 @@ def terminal_table(comparison: Comparison) -> Table:
     )
     table.add_column("method", no_wrap=True)
     words = glossary()
-    for label in _SHOWN.values():
-        table.add_column(label, justify="right", no_wrap=True)
+    for metric in metrics:
+        table.add_column(_SHOWN[metric], justify="right", no_wrap=True)
     for name, row in comparison.rows.items():
         cells: list[str] = []
-        for metric in _SHOWN:
+        for metric in metrics:
             value = row.metrics.get(metric, Metric.undefined()).value
             gap = row.differences.get(metric)
             star = "*" if gap is not None and is_behind(metric, gap) is not None else ""

@@ -30,12 +30,12 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def outcome_curve(success: Sequence[bool], window: int = _WINDOW) -> Float64[np.ndarray, " n"]:
-    """Success rate of the last `window` rollouts, after each of them; NaN until there are so many."""
+    """Success rate of the last `window` rollouts, or of all there are so far, after each of them."""
     done = np.asarray(success, np.float64)
-    total = np.cumsum(np.concatenate([[0.0], done]))
-    rate = np.full(len(done), np.nan)
-    rate[window - 1 :] = (total[window:] - total[:-window]) / window
-    return rate
+    total = np.concatenate([[0.0], np.cumsum(done)])
+    after = np.arange(1, len(done) + 1)
+    before = np.maximum(after - window, 0)
+    return (total[after] - total[before]) / (after - before)
 
 
 def write_improve_report(folder: Path, path: Path) -> None:
@@ -159,6 +159,7 @@ def _wrong(rollouts: Sequence[Rollout]) -> TextTable:
         measured = float(np.nanmean(error)) if np.isfinite(error).any() else None
         row = (
             f"rollout {rollout.source.get('index', 0):04d}",
+            "below" if rollout.images else "no images kept",
             "success" if rollout.succeeded else "aborted" if rollout.aborted else "failure",
             f"{best:.2f}",
             f"{float(np.nanmax(rollout.truth)):.2f}" if np.isfinite(rollout.truth).any() else "unknown",
@@ -170,7 +171,7 @@ def _wrong(rollouts: Sequence[Rollout]) -> TextTable:
         "Where the reward was wrong",
         "The ten rollouts whose estimated progress is furthest from the truth (from the outcome, where no "
         "truth is known). Progress is the highest before the last moment.",
-        ("rollout", "outcome", "highest estimate", "highest truth", "mean error"),
+        ("rollout", "to be seen", "outcome", "highest estimate", "highest truth", "mean error"),
         tuple(row for _, row in rows[:10]),
     )
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def train_from(config: TrainConfig, start: Start) -> None:
     infos = [reader.info for reader in readers]
     older = [reader for group in start.beside for reader in group.readers]
     practised = [*readers, *older]
-    _check_apart([reader.info for reader in practised])
+    _check_apart(infos, start.beside)
     proprio = [reader.read_proprio() if config.proprio else None for reader in practised]
     model_config = start.configure(config, [reader.info for reader in practised], proprio)
     split = learned_before(make_split(infos, config.holdout, config.seed), infos, start.seen)
@@ -202,11 +201,21 @@ def _seeing(readers: Sequence[EpisodeReader], cameras: Sequence[str]) -> list[Ep
     return kept
 
 
-def _check_apart(infos: Sequence[EpisodeInfo]) -> None:
-    """Refuse an episode that is among the new ones and beside them: its held-out part would be trained on."""
-    counts = Counter(info.uid for info in infos)
-    if both := [info.name for info in infos if counts[info.uid] > 1]:
-        raise DataError(f"{', '.join(dict.fromkeys(both[:3]))} comes twice: leave it out of one")
+def _check_apart(infos: Sequence[EpisodeInfo], beside: Sequence[Beside]) -> None:
+    """Refuse an episode that is among the new ones and beside them: its held-out part would be trained on.
+
+    Raises:
+        DataError: naming some, and what they are practised as.
+    """
+    known = dict.fromkeys((info.uid for info in infos), "in the data")
+    for group in beside:
+        if both := [reader.info for reader in group.readers if reader.info.uid in known]:
+            names = ", ".join(info.name for info in both[:3])
+            raise DataError(
+                f"{names}{' ...' if len(both) > 3 else ''}: {group.what}, and {known[both[0].uid]}, too: "
+                "leave them out of one"
+            )
+        known |= dict.fromkeys((reader.info.uid for reader in group.readers), group.what)
 
 
 def seconds_to_train(budget: float, spent: float, calibration: float) -> float:

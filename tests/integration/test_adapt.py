@@ -143,7 +143,7 @@ def test_older_episodes_that_cannot_be_practised_are_refused(stores: dict[str, P
             stores["old"],
             "no labelled frame in the new episodes",
         ),
-        (stores["demo"], stores["demo"], "comes twice"),
+        (stores["demo"], stores["demo"], "episodes of older tasks, and in the data, too"),
     ):
         with pytest.raises(DataError, match=problem):
             adapt({**stores, "demo": demos}, tmp_path / "out", "steps=2", f"older={older}")

@@ -141,7 +141,8 @@ def test_half_the_rate_one_camera(originals: Path, tmp_path: Path) -> None:
         run(originals / "video", tmp_path / "other", cameras=("side",))
 
 
-def test_an_unusual_dataset_is_read(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["info", "video_info"])
+def test_an_unusual_dataset_is_read(dataset: Path, tmp_path: Path, place: str) -> None:
     """More columns of tasks, no tasks of episodes, and depth flagged as older datasets do."""
     path = dataset / "meta/tasks.parquet"
     tasks = pq.read_table(path)
@@ -149,7 +150,7 @@ def test_an_unusual_dataset_is_read(dataset: Path, tmp_path: Path) -> None:
     for path in (dataset / "meta/episodes").glob("*/*.parquet"):
         pq.write_table(pq.read_table(path).drop_columns(["tasks"]), path)
     info = json.loads((dataset / "meta/info.json").read_text())
-    info["features"]["observation.images.wrist"]["info"]["video.is_depth_map"] = True
+    info["features"]["observation.images.wrist"].setdefault(place, {})["video.is_depth_map"] = True
     (dataset / "meta/info.json").write_text(json.dumps(info))
     episode = run(dataset, tmp_path / "store", fps=None).episodes[0]
     assert episode.info.cameras == ("front",)
@@ -266,19 +267,30 @@ def test_refusals(dataset: Path, tmp_path: Path, case: str) -> None:
         run(dataset, tmp_path / "store")
 
 
-def test_a_damaged_image_is_told(originals: Path, tmp_path: Path) -> None:
+def _png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "why"),
+    [
+        (b"no image", "cannot be decoded"),
+        # Distances came in as pictures that were white all over.
+        (_png(np.full((64, 96), 1200, np.uint16)), r"is of uint16, .* is it depth\? .* with cameras=\["),
+    ],
+    ids=["damaged", "depth"],
+)
+def test_what_is_no_picture_is_told(originals: Path, tmp_path: Path, encoded: bytes, why: str) -> None:
     root = tmp_path / "image"
     shutil.copytree(originals / "image", root)
     path = root / "data/chunk-000/file-000.parquet"
     table = pq.ParquetFile(path).read()
     rows = table["observation.images.front"].to_pylist()
-    rows[5] = {"bytes": b"no image", "path": ""}
+    rows[5] = {"bytes": encoded, "path": ""}
     index = table.column_names.index("observation.images.front")
     table = table.set_column(index, "observation.images.front", pa.array(rows))
     pq.write_table(table, path)
-    with pytest.raises(
-        DataError, match=r"episode 0 of .*, camera 'front': the image of frame 5 cannot be decoded"
-    ):
+    with pytest.raises(DataError, match=rf"episode 0 of .*, camera 'front': the image of frame 5 {why}"):
         run(root, tmp_path / "store")
 
 

@@ -377,6 +377,8 @@ def test_other_labels_are_not_overwritten(
     before = path.read_bytes()
     assert label(labelled_sources, dataset) == 0
     assert "already labelled" in capsys.readouterr().out
+    assert label(labelled_sources, dataset, "cameras={front: frnt}") == 1  # which no overwriting helps
+    assert "cameras: 'frnt' is not in" in capsys.readouterr().err
     moved = copy_of(labelled_sources / "run", tmp_path / "other")  # a path says nothing of what lies there
     assert main(["label", f"model={moved}", f"dataset={dataset}", f"rabc.chunk={CHUNK}"]) == 0
     assert "already labelled" in capsys.readouterr().out

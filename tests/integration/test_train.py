@@ -363,7 +363,7 @@ def test_what_is_practised_is_trained_on_and_neither_calibrated_on_nor_judged(
     assert all(split[uid] == {"train": [[0, 18]], "calibration": [], "test": []} for uid in extra)
     with pytest.raises(CheckpointError, match="other data"):
         train(toy_store, tmp_path / "run", *options[:2])
-    with pytest.raises(DataError, match="comes twice"):
+    with pytest.raises(DataError, match="for practice, and in the data, too: leave them out"):
         train(toy_store, tmp_path / "twice", "steps=4", f"practice={toy_store}")
     with pytest.raises(ConfigError, match=r"practice_share=1.0: must be a share"):
         train(toy_store, tmp_path / "all", *options, "practice_share=1.0")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from io import StringIO
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rich.console import Console
 
 from robo_reward import metrics
 from robo_reward.calibration import LEVELS, Calibration
@@ -16,7 +19,7 @@ from robo_reward.compare.hop import read_out
 from robo_reward.compare.judge import Judged
 from robo_reward.compare.method import MethodPrediction
 from robo_reward.compare.results import episode_results, fit_calibration
-from robo_reward.compare.summary import loss_notes
+from robo_reward.compare.summary import loss_notes, terminal_tables
 from robo_reward.compare.table import Comparison, Row, compare_methods, is_behind
 from robo_reward.compare.views import backwards, blinded
 from robo_reward.evaluate.predict import Truth
@@ -114,6 +117,21 @@ def test_a_small_difference_on_every_episode_is_seen_through_how_episodes_differ
     assert gap.low > 0
     assert is_behind("progress_mae", gap) is True
     assert is_behind("progress_mae", dataclasses.replace(gap, low=-gap.high, high=-gap.low)) is False
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 200])
+def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
+    comparison = Comparison("ours", compared({"ours": np.full(12, 0.125), "hops": np.full(12, 0.25)}).rows)
+    narrow = Console(width=width, file=StringIO(), record=True)
+    for table in terminal_tables(comparison, width):
+        narrow.print(table)
+    said = narrow.export_text()
+    assert "…" not in said
+    whole = Console(width=500, file=StringIO(), record=True)
+    (table,) = terminal_tables(comparison, 500)
+    whole.print(table)
+    numbers = re.findall(r"[-\d.]+\*?", whole.export_text())
+    assert sorted(re.findall(r"[-\d.]+\*?", said)) == sorted(numbers)
 
 
 def test_bands_count_every_calibration_episode_once_however_long() -> None:

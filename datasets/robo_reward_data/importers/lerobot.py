@@ -437,7 +437,7 @@ def _open_dataset(root: Path) -> _Dataset:
             "python -m lerobot.scripts.convert_dataset_v21_to_v30"
         )
     keys = [key for key, kind in info["features"].items() if kind["dtype"] in ("video", "image")]
-    depth = [key for key in keys if _is_depth(info["features"][key].get("info") or {})]
+    depth = [key for key in keys if _is_depth(info["features"][key])]
     cameras = {
         key.removeprefix("observation.").removeprefix("images."): key for key in keys if key not in depth
     }
@@ -457,8 +457,9 @@ def _open_dataset(root: Path) -> _Dataset:
     return _Dataset(root, info, tasks, sorted(rows, key=lambda row: row["episode_index"]), cameras)
 
 
-def _is_depth(said: Mapping[str, Any]) -> bool:
-    """Whether a feature is no picture but distances; `video.is_depth_map` is how older datasets say it."""
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether it is no picture but distances; older datasets say so by other names."""
+    said = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     return bool(said.get("is_depth_map") or said.get("video.is_depth_map"))
 
 
@@ -506,9 +507,15 @@ def _read_images(
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     for index in kept.tolist():
         encoded = column[index].as_py()["bytes"]
-        image = cv2.imdecode(np.frombuffer(encoded or b"\0", np.uint8), cv2.IMREAD_COLOR)
+        deep = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # else 16 bits become 8, and distances white
+        image = cv2.imdecode(np.frombuffer(encoded or b"\0", np.uint8), deep)
         if image is None:
             raise DataError(f"{where}: the image of frame {index} cannot be decoded")
+        if image.dtype != np.uint8:
+            raise DataError(
+                f"{where}: the image of frame {index} is of {image.dtype}, not of 8 bits: is it depth? "
+                "Name the cameras to import, without this one, with cameras=[...]"
+            )
         yield cast("UInt8[np.ndarray, 'h w 3']", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
 

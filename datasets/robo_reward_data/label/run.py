@@ -171,6 +171,10 @@ def _cameras(checkpoint: Checkpoint, episode: LeRobotEpisode, config: LabelConfi
     Those asked for, or else those that the model was trained on, as in `evaluate`; all where it knows none.
     """
     there = tuple(episode.dataset.cameras)
+    if missing := [name for name in config.cameras.values() if name not in there]:
+        raise DataError(
+            f"cameras: '{missing[0]}' is not in {episode.dataset.root}: choose from {', '.join(there)}"
+        )
     trained = checkpoint.model.config.trained(there)
     return dict(config.cameras) or ({} if trained == there else {name: name for name in trained})
 

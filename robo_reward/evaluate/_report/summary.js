@@ -126,10 +126,12 @@ function calibrationPlot({ nominal, empirical }) {
 function drawSummary() {
   byId("facts").append(...report.facts.map(([name, value]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-  byId("metrics").append(report.metrics.length ? metricTable() : el("p", { class: "muted" }, "No metrics."));
+  if (report.metrics.length) byId("metrics").append(metricTable());
+  else byId("summary-title").textContent = "Notes";
   if (report.calibration) byId("aside").append(calibrationPlot(report.calibration));
   if (report.notes.length) {
-    byId("aside").append(el("h3", {}, "Notes"), el("ul", { class: "notes" }, report.notes.map((note) => el("li", {}, note))));
+    if (report.metrics.length) byId("aside").append(el("h3", {}, "Notes"));
+    byId("aside").append(el("ul", { class: "notes" }, report.notes.map((note) => el("li", {}, note))));
   }
   if (report.by_kind.length) {
     byId("groups").append(groupTable("By kind of episode", "Where the model is good, and where it is not.",
