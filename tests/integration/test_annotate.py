@@ -30,10 +30,12 @@ from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import Episode, EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
 from robo_reward.stages import boundary_matches
-from robo_reward_data.annotate.auto import FoundStages
+from robo_reward.testing import MemoryReader
+from robo_reward_data.annotate.auto import FoundStages, StageSettings, long_enough
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
 from robo_reward_data.annotate.server import AnnotationServer
 from robo_reward_data.annotate.session import ConflictError, Session
+from robo_reward_data.annotate.spread import note_spread
 from robo_reward_data.store import EpisodeStore
 
 STAGES = ("reach", "grasp", "carry")
@@ -69,6 +71,13 @@ def demonstration(index: int, lengths: tuple[int, int, int], truth: bool = False
     )
     proprio = (path + rng.normal(0, 0.01, path.shape)).astype(np.float32)
     return Episode(info, {"front": frames}, proprio)
+
+
+def cut(episode: Episode, length: int) -> Episode:
+    """Its first frames: a recording that was stopped at once."""
+    info = dataclasses.replace(episode.info, stamp_ns=episode.info.stamp_ns[:length])
+    assert episode.proprio is not None
+    return Episode(info, {"front": episode.frames["front"][:length]}, episode.proprio[:length])
 
 
 def make_store(path: Path, count: int = 6, truth: bool = False) -> EpisodeStore:
@@ -116,6 +125,62 @@ def test_stages_are_found_written_and_not_overwritten_unasked(
     store.annotate("episode_00", STAGES, bounds + np.array([0, 1, 1, 0]))
     assert main([*command, "mode=read", f"files={tmp_path / 'files'}"]) == 1
     assert "1 episodes (episode_00, ...) have other boundaries already" in capsys.readouterr().err
+
+
+def test_a_recording_that_was_stopped_at_once_changes_nothing_for_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one of two frames, every episode silently got a single stage."""
+    alone, beside = (make_store(tmp_path / name) for name in ("alone", "beside"))
+    beside.write(cut(demonstration(6, (20, 12, 20)), 2))
+    given = ["lead=0", "resamples=2"]
+    for keys in (given, [*given, "stages=3", "overwrite=true"]):
+        run_command("annotate", [f"data={alone.path}", *keys])
+        capsys.readouterr()
+        run_command("annotate", [f"data={beside.path}", *keys])
+        said = capsys.readouterr().out
+        assert "'carry it': 3 stages in 6 episodes" in said
+        assert "left out, too short: episode_06 (2 frames)\n6 episodes annotated" in said
+        for one, other in zip(alone.episodes, beside.episodes, strict=False):
+            assert one.info.boundaries.tolist() == other.info.boundaries.tolist()
+        assert beside["episode_06"].info.boundaries is None
+    # Nothing is left to do; replacing stages takes those away that it was given before.
+    run_command("annotate", [f"data={beside.path}", *given])
+    assert "left as it is, 6 of 6 demonstrations" in capsys.readouterr().out
+    beside.annotate("episode_06", ("stage_1",), np.array([0, 2]))
+    run_command("annotate", [f"data={beside.path}", *given, "overwrite=true"])
+    assert beside["episode_06"].info.boundaries is None
+    with pytest.raises(
+        DataError, match=r"none long enough of 'carry it' \(too short: .*ask for fewer stages"
+    ):
+        run_command("annotate", [f"data={beside.path}", "stages=40", "overwrite=true"])
+
+
+def test_short_recordings_are_only_left_out_beside_longer_ones() -> None:
+    readers = [MemoryReader(cut(demonstration(i, (20, 12, 20)), n)) for i, n in enumerate((9, 8, 11, 4, 3))]
+    assert long_enough(readers, StageSettings()) == [True, True, True, True, False]
+    assert long_enough(readers, StageSettings(stages=3)) == [True, True, True, False, False]
+    assert long_enough(readers, StageSettings(stages=5)) == [False, False, True, False, False]
+
+
+def test_a_task_of_one_demonstration_keeps_no_other_from_its_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, copy = make_store(tmp_path / "store", 3, truth=True), tmp_path / "copy"
+    push = demonstration(8, (20, 12, 20), truth=True)
+    store.write(dataclasses.replace(push, info=dataclasses.replace(push.info, instruction="push")))
+    command = ["annotate", f"data={store.path}", f"out={copy}", "resamples=1"]
+    assert main([*command, "stages=40"]) == 1
+    assert main([*command, "stages=3", "names=[a,b]"]) == 1
+    assert main([*command, "mode=spread"]) == 1
+    assert not copy.exists(), "where nothing is found, nothing is copied"
+    capsys.readouterr()
+    assert main([*command, "stages=3"]) == 0
+    assert "left out: stages are what demonstrations share, and there is one alone of 'push'" in (
+        capsys.readouterr().out
+    )
+    found = [episode.info.boundaries for episode in EpisodeStore.open(copy).episodes]
+    assert [None if bounds is None else len(bounds) for bounds in found] == [4, 4, 4, None]
 
 
 def give_task(store: EpisodeStore, index: int, task: str, marks: Sequence[int] | None) -> None:
@@ -235,6 +300,23 @@ def test_a_few_marked_demonstrations_give_the_others_their_stages(
     assert main([*command, "names=[a,b,c]"]) == 0
     assert store["episode_00"].info.stage_names == ("a", "b", "c")
     store.annotate("episode_00", STAGES, store["episode_00"].info.boundaries)
+    # One that is too short for so many stages keeps no other from them, and is named; it loses those that
+    # it got where they were fewer.
+    store.write(cut(demonstration(8, (20, 12, 20)), 2))
+    note_spread(store, {"episode_08": Marks(("whole",), (0, 2))})
+    store.annotate("episode_08", ("whole",), np.array([0, 2]))
+    store.annotate("episode_00", (), None)
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "7 marked, 1 follow" in said
+    assert "left out, too short: episode_08 (2 frames)\n1 episodes annotated" in said
+    assert store["episode_00"].info.boundaries is not None
+    assert store["episode_08"].info.boundaries is None
+    store.annotate("episode_00", STAGES, store["episode_00"].info.boundaries)
+    assert main(command) == 1
+    assert "not marked is too short for the stages of those that are: episode_08 (2 frames)" in (
+        capsys.readouterr().err
+    )
     # Marks that disagree about the stages are refused before anything is written.
     store.annotate("episode_02", (), None)
     store.annotate("episode_03", ("a", "b"), np.array([0, 9, 30]))
@@ -252,10 +334,14 @@ def test_stages_end_where_those_of_other_tasks_do(tmp_path: Path, capsys: pytest
         marks = np.array(episode.info.source["boundaries"])[[0, 1, 3]] + [0, 2, 0]
         named = {"instruction": "put it there", "stage_names": ("reach", "take"), "boundaries": marks}
         other.write(dataclasses.replace(episode, info=dataclasses.replace(episode.info, **named)))
+    store.write(cut(demonstration(5, (20, 12, 20)), 2))
     command = ["annotate", f"data={store.path}", f"like=[{other.path}]"]
     assert main([*command, "stages=2", "names=[reach,take]"]) == 0
-    assert "'carry it': 2 stages in 5 episodes" in capsys.readouterr().out
-    for episode in store.episodes:
+    said = capsys.readouterr().out
+    assert "'carry it': 2 stages in 5 episodes" in said
+    assert "left out, too short: episode_05 (2 frames)" in said
+    assert store["episode_05"].info.boundaries is None
+    for episode in store.episodes[:5]:
         wanted = episode.info.source["boundaries"][1] + 2
         assert abs(episode.info.boundaries[1] - wanted) <= 2
         assert episode.info.boundaries[2] == episode.info.length
@@ -501,6 +587,8 @@ def test_marks_are_in_the_store_as_soon_as_they_are_an_annotation(tmp_path: Path
     for marks in (Marks(("a",), (9, 9)), Marks(("a",), (0, 999)), Marks((), (0, 9)), Marks((" ",), (0, 9))):
         with pytest.raises(DataError, match="episode_00"):
             session.save("episode_00", 2, marks)
+    with pytest.raises(DataError, match=r"each stage needs a name of its own, got \['a', 'a '\]: rename one"):
+        session.save("episode_00", 2, Marks(("a", "a "), (7, 20, 30)))
     with pytest.raises(DataError, match="another process"):
         Session(store)
     session.close()
@@ -509,22 +597,69 @@ def test_marks_are_in_the_store_as_soon_as_they_are_an_annotation(tmp_path: Path
     again.close()
 
 
+def test_names_that_a_file_repeats_can_be_mended_one_after_the_other(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", 1)
+    store.annotate("episode_00", ("a", "a", "a"), np.array([0, 9, 20, 30]))
+    session = Session(store)
+    session.save("episode_00", 0, Marks(("a", "a", "a"), (0, 9, 21, 30)))
+    session.save("episode_00", 1, Marks(("b", "a", "a"), (0, 9, 21, 30)))
+    session.save("episode_00", 2, Marks(("b", "c", "a"), (0, 9, 21, 30)))
+    with pytest.raises(DataError, match="a name of its own"):
+        session.save("episode_00", 3, Marks(("b", "a", "a"), (0, 9, 21, 30)))
+    session.close()
+
+
+def test_what_another_process_wrote_is_seen_before_anything_is_put_over_it(tmp_path: Path) -> None:
+    """A page that was open while mode=spread ran put its old marks over those that it gave."""
+    store = make_store(tmp_path / "store", 5)
+    session = Session(EpisodeStore.open(store.path))
+    session.overview()
+    own = session.save("episode_00", 0, Marks(("a",), (0, 9)))
+    session.save("episode_01", 0, Marks((), (7,)))
+    assert [state["revision"] for state in session.overview()["episodes"]] == [1, 1, 0, 0, 0]
+    for name in ("episode_00", "episode_01", "episode_02"):
+        store.annotate(name, STAGES, np.array([0, 10, 20, 30]))
+    for name in ("episode_00", "episode_01", "episode_02"):
+        with pytest.raises(ConflictError) as caught:
+            session.save(name, own["revision"] if name == "episode_00" else 0, Marks(("b",), (1, 9)))
+        assert caught.value.state["boundaries"] == (0, 10, 20, 30)
+    states = session.overview()["episodes"]
+    assert [state["revision"] for state in states] == [2, 2, 1, 0, 0]
+    assert [state["revision"] for state in session.overview()["episodes"]] == [2, 2, 1, 0, 0]
+    # What follows goes by what is there by now, and goes over nothing.
+    store.annotate("episode_03", STAGES, np.array([0, 11, 21, 31]))
+    assert [state["name"] for state in session.spread("episode_00")["episodes"]] == ["episode_04"]
+    assert store["episode_03"].info.boundaries.tolist() == [0, 11, 21, 31]
+    # Nor does a later session take the mark that was replaced for one that was lost.
+    store.annotate("episode_00", (), None)
+    assert session.state("episode_00")["boundaries"] == ()
+    session.close()
+    again = Session(store)
+    assert again.recovered == []
+    assert again.state("episode_00")["boundaries"] == ()
+    again.close()
+
+
 def test_a_session_suggests_marks_for_what_nobody_has_marked(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", 6)
+    store.write(cut(demonstration(6, (20, 12, 20)), 2))
     true = {e.name: np.array(e.info.source["boundaries"]) for e in store.episodes}
     session = Session(store)
-    with pytest.raises(DataError, match="0 marked and 6 unmarked"):
+    with pytest.raises(DataError, match="0 marked and 7 unmarked"):
         session.spread("episode_03")
     for name in ("episode_00", "episode_02"):
         session.save(name, 0, Marks(STAGES, tuple(true[name].tolist())))
     session.save("episode_01", 0, Marks((), (7,)))  # begun by hand: left alone
     said = session.spread("episode_03")
     assert said["agreement"] == 1.0
+    assert said["left_out"] == ["episode_06 (2 frames)"]
     assert [state["name"] for state in said["episodes"]] == ["episode_03", "episode_04", "episode_05"]
     for state in said["episodes"]:
         assert state["names"] == STAGES
         assert np.abs(np.array(state["boundaries"]) - true[state["name"]]).max() <= 2
     assert session.state("episode_01")["boundaries"] == (7,)
+    with pytest.raises(DataError, match=r"too short for its stages: episode_06 \(2 frames\)"):
+        session.spread("episode_03")
     session.close()
     again = Session(EpisodeStore.open(store.path))
     assert again.state("episode_04")["boundaries"] == said["episodes"][1]["boundaries"]

@@ -285,6 +285,41 @@ def test_marks_are_suggested_for_the_rest_and_can_be_undone(
     assert store["episode_2"].info.boundaries.tolist() == rest[1]
 
 
+LEFT_OUT = """
+  for (const frame of [10, 20, 30]) {
+    go(frame);
+    press("m");
+  }
+  const field = document.querySelector("#stages input");
+  field.focus();
+  field.value = "pull ";
+  field.dispatchEvent(new Event("change"));
+  field.blur();
+  check("renamed", [marks().names, field.value, byId("alert").textContent]);
+  press("s");
+  await until(() => byId("saved").textContent.includes("look them through"));
+  check("said", [byId("saved").textContent, byId("alert").hidden, byId("alert").textContent]);
+  press("s");
+  await until(() => byId("alert").textContent.includes("Nothing was suggested"));
+  check("again", byId("alert").textContent);
+"""
+
+
+def test_names_differ_and_what_is_too_short_is_left_out_and_named(
+    server: AnnotationServer, store: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = run_probe(server, LEFT_OUT, tmp_path, monkeypatch)
+    names, field, alert = seen["renamed"]
+    assert (len(names), len(set(names)), names.count("pull"), field) == (4, 4, 1, names[0])
+    assert "Another stage is named “pull” already" in alert
+    done, hidden, left_out = seen["said"]
+    assert done.startswith("✓ 2 episodes marked")
+    assert not hidden
+    assert left_out == "left out, too short: episode_3 (3 frames)"
+    assert "too short for its stages: episode_3 (3 frames)" in seen["again"]
+    assert store["episode_3"].info.boundaries is None
+
+
 FOUND = """
   check("offered", !byId("spread").disabled);
   press("s");

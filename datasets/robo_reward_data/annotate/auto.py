@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,12 @@ from robo_reward.stages import (
     paying_stages,
     segment,
 )
-from robo_reward_data.annotate.features import Moments, stage_features
+from robo_reward_data.annotate.features import Moments, looked_at, stage_features, told_length
 
-__all__ = ["FoundStages", "StageSettings", "check_cameras", "find_stages"]
+__all__ = ["FoundStages", "StageSettings", "aligned", "check_cameras", "find_stages", "long_enough"]
+
+_SHORTEST = 2  # frames in a stage, as in robo_reward.stages
+_ROOM = 3  # frames for each stage that is looked for: fewer leave no choice of where it ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +48,38 @@ class StageSettings:
 class FoundStages:
     """The stages of one task.
 
-    boundaries  i64[k+1] for each episode, from 0 to its length
+    boundaries  i64[k+1] for each episode, from 0 to its length; None for one that is too short
     stability   f64[k-1], in [0, 1]: how often each inner boundary comes out again from other demonstrations
     considered  by number of stages, the least stability of their boundaries
     """
 
-    boundaries: tuple[Int64[np.ndarray, " n"], ...]
+    boundaries: tuple[Int64[np.ndarray, " n"] | None, ...]
     stability: Float64[np.ndarray, " n"]
     considered: dict[int, float]
 
 
+def long_enough(readers: Sequence[EpisodeReader], settings: StageSettings, least: int = 1) -> list[bool]:
+    """Which demonstrations of one task are long enough to find stages in.
+
+    Too short are those that cannot hold the stages asked for (`least`, where the number is chosen), and those
+    that would narrow the choice for all: of less than half the median length, without room for as many stages
+    as are looked for. Recordings that were stopped at once are such.
+    """
+    counts = [looked_at(reader.info, settings.most_frames) for reader in readers]
+    room = min(_ROOM * (settings.stages or settings.most_stages), float(np.median(counts or [0])) / 2)
+    return [count >= max(_SHORTEST * (settings.stages or least), room) for count in counts]
+
+
+def aligned[T](held: Sequence[bool], values: Iterable[T]) -> tuple[T | None, ...]:
+    """The values, one for each True of `held`, in its order, with None for each False."""
+    left = iter(values)
+    return tuple(next(left) if is_held else None for is_held in held)
+
+
 def find_stages(readers: Sequence[EpisodeReader], settings: StageSettings, model: Any = None) -> FoundStages:
     """The stages that demonstrations of one task share.
+
+    Those that are too short (see `long_enough`) are left out: the others get the stages they have alone.
 
     Args:
         readers: The demonstrations, of the same cameras; two or more, from start to success.
@@ -63,17 +87,20 @@ def find_stages(readers: Sequence[EpisodeReader], settings: StageSettings, model
         model: A loaded reward model whose embedding is looked at too, or None.
 
     Raises:
-        DataError: too few demonstrations, different cameras, or episodes too short for the stages asked for.
+        DataError: fewer than two demonstrations that are long enough, or different cameras.
     """
-    _check(readers)
+    long = long_enough(readers, settings)
+    _check(readers, long)
+    demonstrations = list(itertools.compress(readers, long))
     rng = np.random.default_rng(settings.seed)
-    moments = stage_features(readers, settings.most_frames, model, settings.proprio)
+    moments = stage_features(demonstrations, settings.most_frames, model, settings.proprio)
     sequences = [moment.features for moment in moments]
     some = np.unique(
         np.linspace(0, len(sequences) - 1, min(len(sequences), settings.fit_episodes)).astype(int)
     )
     fitted = [sequences[i] for i in some]
-    most = min(settings.most_stages, max(min(len(x) for x in fitted) // 3, 1))
+    # Of all, not only of those that are fitted: the stages are found in every one.
+    most = min(settings.most_stages, max(min(len(x) for x in sequences) // _ROOM, 1))
     fits = fit_stages(fitted, most if settings.stages is None else settings.stages)
     considered = (
         fits[-1:] if settings.stages is not None else fits[: paying_stages(fits, settings.least_gain)]
@@ -83,19 +110,21 @@ def find_stages(readers: Sequence[EpisodeReader], settings: StageSettings, model
     kept = max((i for i, score in enumerate(least) if score >= settings.least_stability), default=0)
     boundaries = [
         _in_frames(segment(considered[kept].model, m.features)[0], m, r, settings.lead)
-        for m, r in zip(moments, readers, strict=True)
+        for m, r in zip(moments, demonstrations, strict=True)
     ]
     by_count = {fit.model.stages: score for fit, score in zip(considered, least, strict=True)}
-    return FoundStages(tuple(boundaries), scores[kept], by_count)
+    return FoundStages(aligned(long, boundaries), scores[kept], by_count)
 
 
-def _check(readers: Sequence[EpisodeReader]) -> None:
-    if len(readers) < 2:
+def _check(readers: Sequence[EpisodeReader], long: Sequence[bool]) -> None:
+    if sum(long) < 2:
+        short = [told_length(r.info) for r, is_long in zip(readers, long, strict=True) if not is_long]
+        told = f" that are long enough (too short: {', '.join(short)})" if short else ""
         raise DataError(
-            f"stages are what demonstrations share, and there are {len(readers)}: give two or more that "
+            f"stages are what demonstrations share, and there are {sum(long)}{told}: give two or more that "
             "succeed, or mark them by hand with mode=web"
         )
-    check_cameras(readers)
+    check_cameras(list(itertools.compress(readers, long)))
 
 
 def check_cameras(readers: Sequence[EpisodeReader]) -> None:

@@ -27,7 +27,7 @@ from robo_reward.errors import DataError
 from robo_reward.labels import work_end
 from robo_reward.schema import EpisodeInfo, EpisodeReader
 
-__all__ = ["Moments", "motion_features", "stage_features"]
+__all__ = ["Moments", "looked_at", "motion_features", "stage_features", "told_length"]
 
 _SIDE = 16  # pixels: small enough that noise and texture average out, large enough to see an object move
 _FASTEST = 0.98  # quantile of a column's speed that counts as 1: the very fastest moments are collisions
@@ -112,6 +112,18 @@ def motion_features(
             parts += [v / pace for v in (up, *speeds)]
         found.append(Moments(at, np.concatenate(parts, axis=1)))
     return found
+
+
+def looked_at(info: EpisodeInfo, most_frames: int = 120) -> int:
+    """How many frames of an episode are looked at."""
+    return len(_thinned(_worked(info), most_frames))
+
+
+def told_length(info: EpisodeInfo) -> str:
+    """An episode and how long it is, for whoever is told that it is too short."""
+    worked = _worked(info)
+    done = "" if worked == info.length else f" of {info.length}, until it is done"
+    return f"{info.name} ({worked} frames{done})"
 
 
 def _worked(info: EpisodeInfo) -> int:

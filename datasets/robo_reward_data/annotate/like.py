@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +12,12 @@ from robo_reward.boundaries import StageEnds
 from robo_reward.errors import DataError
 from robo_reward.labels import work_end
 from robo_reward.schema import EpisodeReader, Outcome
-from robo_reward_data.annotate.auto import FoundStages, StageSettings
-from robo_reward_data.annotate.features import Moments, motion_features
+from robo_reward_data.annotate.auto import FoundStages, StageSettings, aligned, long_enough
+from robo_reward_data.annotate.features import Moments, motion_features, told_length
 
-__all__ = ["find_stages_like", "marked_demonstrations"]
+__all__ = ["FEWEST_STAGES", "find_stages_like", "marked_demonstrations"]
 
+FEWEST_STAGES = 2  # where the number is chosen: who marks other tasks by steps looks for no task of one
 _TOLERANCE = 0.05  # share of an episode within which two boundaries are the same
 
 
@@ -32,6 +34,8 @@ def find_stages_like(
 ) -> FoundStages:
     """The stages that demonstrations of one task share, bounded as those of other tasks are.
 
+    Those that are too short (see `long_enough`) are left out: the others get the stages they have alone.
+
     Args:
         readers: The demonstrations, from start to success.
         others: Demonstrations of other tasks, with boundaries; the same columns of proprioception.
@@ -43,24 +47,29 @@ def find_stages_like(
         of where all of them together do; and by number of stages, how likely the least likely boundary is.
 
     Raises:
-        DataError: nothing marked, other proprioception, or episodes too short for the stages asked for.
+        DataError: nothing marked, other proprioception, or every episode too short.
     """
     if not others:
         raise DataError(
             "like has no successful episode with stage boundaries: there is nothing to learn from"
         )
-    moments = motion_features([*others, *readers], hand, settings.most_frames)
+    long = long_enough(readers, settings, FEWEST_STAGES)
+    demonstrations = list(itertools.compress(readers, long))
+    if not demonstrations:
+        told = ", ".join(told_length(reader.info) for reader in readers)
+        raise DataError(f"every demonstration is too short for its stages: {told}. Record longer ones")
+    moments = motion_features([*others, *demonstrations], hand, settings.most_frames)
     known, own = moments[: len(others)], moments[len(others) :]
     marks = [_places(reader, m) for reader, m in zip(others, known, strict=True)]
     ends = StageEnds.learn([m.features for m in known], marks, settings.seed)
     sequences = [m.features for m in own]
-    # Two at least: who marks other tasks by steps does not look for a task of one.
-    counts = [settings.stages] if settings.stages else range(2, max(settings.most_stages, 2) + 1)
+    most = max(settings.most_stages, FEWEST_STAGES)
+    counts = [settings.stages] if settings.stages else range(FEWEST_STAGES, most + 1)
     shortest = min(len(x) for x in sequences)
     found = {c: ends.find(sequences, c) for c in counts if c == counts[0] or shortest >= 3 * c}
     chances = {count: _least_chance(ends, sequences, places) for count, places in found.items()}
     count = max((c for c in found if chances[c] >= settings.least_chance), default=min(found))
-    ends_at = [work_end(reader.info.length, reader.info.success) for reader in readers]
+    ends_at = [work_end(reader.info.length, reader.info.success) for reader in demonstrations]
     boundaries = [
         np.concatenate([[0], m.frames[places], [end]]).astype(np.int64)
         for m, places, end in zip(own, found[count], ends_at, strict=True)
@@ -69,7 +78,7 @@ def find_stages_like(
     same = [
         np.abs(a - b) <= _TOLERANCE * len(x) for a, b, x in zip(alone, found[count], sequences, strict=True)
     ]
-    return FoundStages(tuple(boundaries), np.mean(same, axis=0), chances)
+    return FoundStages(aligned(long, boundaries), np.mean(same, axis=0), chances)
 
 
 def _places(reader: EpisodeReader, moments: Moments) -> Int64[np.ndarray, " k"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,22 +12,20 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from rich.console import Console
-from rich.progress import track
 
 from robo_reward.errors import ConfigError, DataError
 from robo_reward.schema import EpisodeReader, Outcome
-from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages
+from robo_reward_data.annotate.auto import FoundStages, StageSettings, find_stages, long_enough
+from robo_reward_data.annotate.copies import copy_so_far, copy_without_truth
 from robo_reward_data.annotate.exports import read_keyframes, write_keyframes, write_lerobot
+from robo_reward_data.annotate.features import told_length
 from robo_reward_data.annotate.journal import Marks
-from robo_reward_data.annotate.like import find_stages_like, marked_demonstrations
+from robo_reward_data.annotate.like import FEWEST_STAGES, find_stages_like, marked_demonstrations
 from robo_reward_data.annotate.session import Finder, Session, check_marks, default_names
 from robo_reward_data.annotate.spread import note_spread, spread_before, spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
 
-__all__ = ["AnnotateConfig", "copy_without_truth", "run"]
-
-_CHUNK = 64  # frames of a camera in memory while an episode is copied
+__all__ = ["AnnotateConfig", "run"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class AnnotateConfig:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The stages of one episode: k names, or () for none, and i64[k+1] boundaries."""
+    """The stages of one episode: k names, or () for none, and i64[k+1] boundaries; None takes them away."""
 
     names: tuple[str, ...]
-    boundaries: Int64[np.ndarray, " n"]
+    boundaries: Int64[np.ndarray, " n"] | None
 
 
 def run(config: AnnotateConfig) -> None:
@@ -85,42 +84,6 @@ def run(config: AnnotateConfig) -> None:
         raise ConfigError(f"mode={config.mode}: choose one of {', '.join(modes)}")
     _check(config)
     modes[config.mode](config)
-
-
-def copy_without_truth(source: EpisodeStore, out: Path) -> EpisodeStore:
-    """A copy of a store whose episodes have no truth but what is annotated; goes on where it was stopped.
-
-    Episodes that have a simulator's truth also lose the boundaries, which come from it. Everything else stays
-    as it is, the uids included: training on one and evaluating on the other is seen.
-
-    Raises:
-        DataError: `out` is something else than such a copy.
-    """
-    # Not the attributes themselves: recording or importing more into the copy would bring truths back.
-    origin = {"store": source.path.name, "attrs": dict(source.attrs)}
-    target = EpisodeStore.create(out, {"annotated_copy_of": origin}, exist_ok=True)
-    if target.attrs.get("annotated_copy_of", {}).get("store") != source.path.name:
-        raise DataError(f"{out} is not an annotated copy of {source.path}: choose another out")
-    # Stores of the same name hold episodes of the same names.
-    for episode in source.episodes:
-        if episode.name in target and target[episode.name].uid != episode.uid:
-            raise DataError(
-                f"{out} is a copy of another store than {source.path}: its {episode.name} is another "
-                "recording. Choose another out"
-            )
-    missing = [episode for episode in source.episodes if episode.name not in target]
-    for episode in track(missing, "copying", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-        info = episode.info
-        if info.truth is not None:
-            info = dataclasses.replace(info, truth=None, boundaries=None, stage_names=())
-        with target.draft(info.name) as draft:
-            for camera in info.cameras:
-                writer = draft.camera(camera, info.length, info.image_sizes[camera])
-                for start in range(0, info.length, _CHUNK):
-                    frames = np.arange(start, min(start + _CHUNK, info.length))
-                    writer.extend(episode.read_frames(camera, frames))
-            draft.commit(info, episode.read_proprio(), episode.read_actions())
-    return target
 
 
 def _check(config: AnnotateConfig) -> None:
@@ -163,10 +126,25 @@ def _open(config: AnnotateConfig) -> EpisodeStore:
     return source if config.out is None else copy_without_truth(source, Path(config.out))
 
 
-def _demonstrations(source: EpisodeStore) -> dict[str, list[StoredEpisode]]:
+def _to_be(config: AnnotateConfig) -> tuple[list[StoredEpisode], EpisodeStore | None]:
+    """The episodes as they are to be annotated, and the store that has them so far.
+
+    With `out`, those that are in the copy already, the others as they are in `data`: the copy itself is made
+    when there is something to write into it. The store is then the copy, None where it is not begun.
+    """
+    source = _source(config)
+    if config.out is None:
+        return list(source.episodes), source
+    target = copy_so_far(source, Path(config.out))
+    episodes = {episode.name: episode for episode in source.episodes}
+    episodes |= {} if target is None else {episode.name: episode for episode in target.episodes}
+    return [episodes[name] for name in sorted(episodes)], target
+
+
+def _demonstrations(episodes: Sequence[StoredEpisode]) -> dict[str, list[StoredEpisode]]:
     """By instruction, the episodes that did not fail."""
     tasks: dict[str, list[StoredEpisode]] = {}
-    for episode in source.episodes:
+    for episode in episodes:
         if episode.info.outcome is not Outcome.FAILURE:
             tasks.setdefault(episode.info.instruction, []).append(episode)
     return tasks
@@ -178,8 +156,8 @@ def _is_marked(episode: StoredEpisode) -> bool:
 
 
 def _find(config: AnnotateConfig) -> None:
-    model, store = _model(config), _open(config)
-    tasks = _demonstrations(store)
+    model, (episodes, _) = _model(config), _to_be(config)
+    tasks = _demonstrations(episodes)
     if not tasks:
         raise DataError(f"{config.data} has no successful episodes: stages are found in those")
     if config.out is None:
@@ -189,37 +167,83 @@ def _find(config: AnnotateConfig) -> None:
     for instruction, readers in _without_stages(config, tasks).items():
         found = find(readers)
         names = _names(config.names, len(found.stability) + 1)
-        stages |= {r.name: Stages(names, b) for r, b in zip(readers, found.boundaries, strict=True)}
+        stages |= _by_name(names, readers, found.boundaries)
         _report(instruction, readers, found)
+        _tell_short(readers, stages)
+        # Old stages beside new ones would be of another number: replacing them takes these away.
+        old = [r.name for r in readers if config.overwrite and r.name not in stages and _is_marked(r)]
+        stages |= dict.fromkeys(old, Stages((), None))
     _write(config, stages)
+
+
+def _by_name(
+    names: tuple[str, ...],
+    readers: Sequence[EpisodeReader],
+    boundaries: Sequence[Int64[np.ndarray, " n"] | None],
+) -> dict[str, Stages]:
+    """The stages of those episodes that got boundaries."""
+    pairs = zip(readers, boundaries, strict=True)
+    return {r.info.name: Stages(names, bounds) for r, bounds in pairs if bounds is not None}
+
+
+def _tell_short(readers: Sequence[EpisodeReader], stages: Mapping[str, Stages]) -> None:
+    """Name those that got no stages."""
+    short = [told_length(reader.info) for reader in readers if reader.info.name not in stages]
+    if short:
+        sys.stdout.write(f"left out, too short: {', '.join(short)}\n")
 
 
 def _without_stages(
     config: AnnotateConfig, tasks: Mapping[str, list[StoredEpisode]]
 ) -> dict[str, list[StoredEpisode]]:
-    """The tasks to find stages of: those of which nothing is marked, or with `overwrite` all that can be."""
+    """The tasks to find stages of: those of which nothing is marked, or with `overwrite` all that can be.
+
+    Raises:
+        DataError: some of a task is marked, or nothing can be done of what is left to do.
+    """
     todo: dict[str, list[StoredEpisode]] = {}
+    lone: list[str] = []
     for task, episodes in tasks.items():
-        marked = sum(map(_is_marked, episodes))
-        alone = len(episodes) < 2 and not config.like
-        if marked == len(episodes) and (alone or not config.overwrite):
+        # What is too short never gets stages: without them the others are all there is.
+        kept = list(itertools.compress(episodes, _long_enough(config, episodes)))
+        marked = sum(map(_is_marked, kept))
+        alone = len(kept) < (1 if config.like else 2)
+        if kept and marked == len(kept) and (alone or not config.overwrite):
             told = "" if alone else ": overwrite=true finds their stages anew and replaces these"
             sys.stdout.write(
                 f"'{task}': left as it is, {marked} of {marked} demonstrations have stages already{told}\n"
             )
         elif alone:
-            raise DataError(
-                f"stages are what demonstrations share, and there is one alone of '{task}': record another "
-                "one, or mark it by hand with mode=web"
-            )
+            lone.append(_why_lone(config, task, episodes, kept))
         elif marked and not config.overwrite:
             raise DataError(
-                f"{marked} of {len(episodes)} demonstrations of '{task}' have stages already: mode=spread "
+                f"{marked} of {len(kept)} demonstrations of '{task}' have stages already: mode=spread "
                 "gives the others the same (overwrite=true would replace those that are there)"
             )
         else:
             todo[task] = episodes
+    if lone and not todo:
+        raise DataError(lone[0])
+    for why in lone:
+        sys.stdout.write(f"left out: {why}\n")
     return todo
+
+
+def _long_enough(config: AnnotateConfig, episodes: Sequence[StoredEpisode]) -> list[bool]:
+    return long_enough(episodes, _settings(config), FEWEST_STAGES if config.like else 1)
+
+
+def _why_lone(
+    config: AnnotateConfig, task: str, episodes: Sequence[StoredEpisode], kept: Sequence[StoredEpisode]
+) -> str:
+    short = [told_length(episode.info) for episode in episodes if episode not in kept]
+    besides = f" (too short: {', '.join(short)})" if short else ""
+    count = "one alone" if kept else "none long enough"
+    fewer = ", ask for fewer stages" if short and config.stages else ""
+    return (
+        f"stages are what demonstrations share, and there is {count} of '{task}'{besides}: record another "
+        f"one{fewer}, or mark it by hand with mode=web"
+    )
 
 
 def _settings(config: AnnotateConfig) -> StageSettings:
@@ -236,10 +260,11 @@ def _finder(config: AnnotateConfig) -> Finder | None:
 
 
 def _spread(config: AnnotateConfig) -> None:
-    model, store = _model(config), _open(config)
-    before = spread_before(store)
+    model, (everything, store) = _model(config), _to_be(config)
+    before: set[str] = set() if store is None else spread_before(store)
     stages: dict[str, Stages] = {}
-    for instruction, episodes in _demonstrations(store).items():
+    short: list[str] = []
+    for instruction, episodes in _demonstrations(everything).items():
         marked = [e for e in episodes if _is_marked(e) and e.name not in before]
         others = [e for e in episodes if not _is_marked(e) or e.name in before]
         if not marked or not others:
@@ -247,14 +272,23 @@ def _spread(config: AnnotateConfig) -> None:
         if config.out is None:
             _refuse_truth(others)
         found = spread_marks(marked, others, model=model, proprio=config.proprio)
-        names = _spread_names(config.names, marked)
-        stages |= {e.name: Stages(names, b) for e, b in zip(others, found.boundaries, strict=True)}
+        follow = _by_name(_spread_names(config.names, marked), others, found.boundaries)
+        stages |= follow
+        left = [e for e in others if e.name not in follow]
+        stages |= {e.name: Stages((), None) for e in left if e.name in before}  # of fewer stages than by now
+        short += [told_length(episode.info) for episode in left]
         told = "mark a second one to learn how well that goes"
         if np.isfinite(found.agreement):
             told = (
                 f"told from each other, {found.agreement:.0%} of the marked boundaries are found within 5 %"
             )
-        sys.stdout.write(f"'{instruction}': {len(marked)} marked, {len(others)} follow; {told}\n")
+        sys.stdout.write(f"'{instruction}': {len(marked)} marked, {len(follow)} follow; {told}\n")
+        _tell_short(others, follow)
+    if not stages and short:
+        raise DataError(
+            f"{config.data}: every demonstration that is not marked is too short for the stages of those "
+            f"that are: {', '.join(short)}. There is nothing to mark"
+        )
     if not stages:
         raise DataError(
             f"{config.data}: no task has both marked demonstrations and others: mark one or more of each "
@@ -289,11 +323,13 @@ def _names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def _report(instruction: str, readers: Sequence[EpisodeReader], found: FoundStages) -> None:
-    shares = np.mean([b / r.info.length for b, r in zip(found.boundaries, readers, strict=True)], axis=0)
+    pairs = zip(found.boundaries, readers, strict=True)
+    each = [bounds / reader.info.length for bounds, reader in pairs if bounds is not None]
+    shares = np.mean(each, axis=0)
     scores = ", ".join(f"{score:.2f}" for score in found.stability.tolist()) or "none to judge"
     tried = ", ".join(f"{count}: {least:.2f}" for count, least in found.considered.items())
     sys.stdout.write(
-        f"'{instruction}': {len(found.stability) + 1} stages in {len(readers)} episodes, from "
+        f"'{instruction}': {len(found.stability) + 1} stages in {len(each)} episodes, from "
         f"{', '.join(f'{share:.0%}' for share in shares.tolist()[:-1])} of the episode on; "
         f"stability of the boundaries: {scores} (the least, by number of stages: {tried})\n"
     )
@@ -342,7 +378,10 @@ def _write(
     Where they are `spread`, that is noted; it names the episodes that were so before, and may be so again.
     """
     store = _open(config)
-    marks = {name: Marks(said.names, tuple(said.boundaries.tolist())) for name, said in stages.items()}
+    marks = {
+        name: Marks() if said.boundaries is None else Marks(said.names, tuple(said.boundaries.tolist()))
+        for name, said in stages.items()
+    }
     differing = [
         name for name, said in stages.items() if name not in (spread or ()) and _differs(store[name], said)
     ]
@@ -357,7 +396,8 @@ def _write(
         note_spread(store, marks)
     unknown = {name for name in stages if store[name].info.outcome is Outcome.UNKNOWN}
     done = [store.annotate(name, said.names, said.boundaries) for name, said in stages.items()]
-    sys.stdout.write(f"{len(stages)} episodes annotated: {store.path}\n")
+    count = sum(said.boundaries is not None for said in stages.values())
+    sys.stdout.write(f"{count} episodes annotated: {store.path}\n")
     if assumed := sum(
         episode.name in unknown and episode.info.outcome is Outcome.SUCCESS for episode in done
     ):
@@ -373,7 +413,8 @@ def _differs(episode: StoredEpisode, said: Stages) -> bool:
     there = episode.info.boundaries
     if there is None:
         return False
-    return episode.info.stage_names != said.names or there.tolist() != said.boundaries.tolist()
+    same = said.boundaries is not None and there.tolist() == said.boundaries.tolist()
+    return not same or episode.info.stage_names != said.names
 
 
 def _write_elsewhere(config: AnnotateConfig, store: EpisodeStore) -> None:

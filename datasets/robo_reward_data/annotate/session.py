@@ -17,6 +17,7 @@ from robo_reward.errors import DataError, RoboRewardError
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
 from robo_reward_data._validate import check_info
 from robo_reward_data.annotate.auto import FoundStages
+from robo_reward_data.annotate.features import told_length
 from robo_reward_data.annotate.journal import Entry, Journal, Marks
 from robo_reward_data.annotate.spread import spread_marks
 from robo_reward_data.store import EpisodeStore, StoredEpisode
@@ -74,12 +75,13 @@ class Session:
     def overview(self) -> dict[str, Any]:
         """Everything but images: the store and every episode's state."""
         with self._lock:
+            self._look_again()
             return {
                 "store": self._store.path.name,
                 "model": self._model is not None,
                 "names": list(self._names),
                 "finds": self._finder is not None,
-                "episodes": [self.state(name) for name in self._readers],
+                "episodes": [self._state(name) for name in sorted(self._readers)],
             }
 
     def state(self, name: str) -> dict[str, Any]:
@@ -89,8 +91,13 @@ class Session:
             DataError: there is no such episode.
         """
         with self._lock:
+            self._look_again(name)
+            return self._state(name)
+
+    def _state(self, name: str) -> dict[str, Any]:
+        with self._lock:
             info = self._reader(name).info
-            marks = self._drafts.get(name) or _stored(info)
+            marks = self._marks(name)
             step = strip_frames(max(size[0] for size in info.image_sizes.values()))
             seconds = (info.stamp_ns - info.stamp_ns[0]) / 1e9
             return {
@@ -115,16 +122,17 @@ class Session:
             DataError: no such episode, one that knows its truth, or marks that do not fit it.
         """
         with self._lock:
+            self._look_again(name)
             info = self._reader(name).info
             if info.truth is not None:
                 raise DataError(f"episode '{name}' knows its stage at every frame: annotate a copy (out=...)")
-            _check(info, marks)
             if revision != self._revisions[name]:
-                raise ConflictError(self.state(name))
+                raise ConflictError(self._state(name))
+            _check(info, marks, self._marks(name))
             check_marks(info, marks)
             self._journal.append(Entry(name, marks, _stored(info)))
             self._apply(name, marks)
-            return self.state(name)
+            return self._state(name)
 
     def spread(self, name: str) -> dict[str, Any]:
         """Mark what is unmarked of the task of `name` from what is marked; see `spread_marks`.
@@ -133,14 +141,15 @@ class Session:
         failed, know their truth or have a mark of their own stay as they are.
 
         Returns:
-            `episodes`, new states of those that were marked, and `agreement` as of `SpreadMarks`, None where
-            it is unknown.
+            `episodes`, new states of those that were marked, `agreement` as of `SpreadMarks`, None where it
+            is unknown, and `left_out`, those that are too short for so many stages, with their lengths.
 
         Raises:
-            DataError: nothing of that task is marked and there is no finder, or all of it is, or the marks do
-                not fit together.
+            DataError: nothing of that task is marked and there is no finder, or all of it is, or what is not
+                is too short, or the marks do not fit together.
         """
         with self._lock:
+            self._look_again()
             instruction = self._reader(name).info.instruction
             same = [
                 reader
@@ -150,37 +159,51 @@ class Session:
                 and reader.info.outcome is not Outcome.FAILURE
             ]
             marked = [reader for reader in same if reader.info.boundaries is not None]
-            others = [reader for reader in same if not self.state(reader.name)["boundaries"]]
+            others = [reader for reader in same if not self._marks(reader.name).boundaries]
             revisions = dict(self._revisions)
         if not others or not (marked or self._finder):
             raise DataError(
                 f"'{instruction}' has {len(marked)} marked and {len(others)} unmarked demonstrations: "
                 "one or more of each are needed"
             )
-        agreement = float("nan")
+        found, agreement = self._suggested(marked, others)
+        short = [told_length(reader.info) for reader in others if reader.name not in found]
+        if not found:
+            raise DataError(
+                f"every demonstration of '{instruction}' that is not marked is too short for its stages: "
+                f"{', '.join(short)}"
+            )
+        with self._lock:
+            self._look_again()
+            # Whoever has marked one in the meantime knew better.
+            fresh = [other for other in found if self._revisions[other] == revisions[other]]
+            for other in fresh:
+                self._journal.append(Entry(other, found[other], _stored(self._reader(other).info)))
+                self._apply(other, found[other])
+            return {
+                "episodes": [self._state(other) for other in fresh],
+                "agreement": round(agreement, 3) if np.isfinite(agreement) else None,
+                "left_out": short,
+            }
+
+    def _suggested(
+        self, marked: Sequence[StoredEpisode], others: Sequence[StoredEpisode]
+    ) -> tuple[dict[str, Marks], float]:
+        """Marks of those of `others` that can hold them, by name, and the agreement as of `SpreadMarks`."""
         if marked:
-            found = spread_marks(marked, others, model=self._model)
-            names, boundaries, agreement = _stored(marked[0].info).names, found.boundaries, found.agreement
+            told = spread_marks(marked, others, model=self._model)
+            names, boundaries, agreement = _stored(marked[0].info).names, told.boundaries, told.agreement
         else:
             assert self._finder is not None
-            boundaries = self._finder(others).boundaries
-            names = default_names(len(boundaries[0]) - 1, self._names)
+            boundaries, agreement = self._finder(others).boundaries, float("nan")
+            count = next((len(bounds) - 1 for bounds in boundaries if bounds is not None), 0)
+            names = default_names(count, self._names)
+        found: dict[str, Marks] = {}
         for reader, bounds in zip(others, boundaries, strict=True):
-            check_marks(reader.info, Marks(names, tuple(bounds.tolist())))
-        with self._lock:
-            # Whoever has marked one in the meantime knew better.
-            fresh = [
-                (reader.name, Marks(names, tuple(bounds.tolist())))
-                for reader, bounds in zip(others, boundaries, strict=True)
-                if self._revisions[reader.name] == revisions[reader.name]
-            ]
-            for other, marks in fresh:
-                self._journal.append(Entry(other, marks, _stored(self._reader(other).info)))
-                self._apply(other, marks)
-            return {
-                "episodes": [self.state(other) for other, _ in fresh],
-                "agreement": round(agreement, 3) if np.isfinite(agreement) else None,
-            }
+            if bounds is not None:
+                found[reader.name] = Marks(names, tuple(bounds.tolist()))
+                check_marks(reader.info, found[reader.name])
+        return found, agreement
 
     def strip(self, name: str, camera: str, start: int) -> bytes:
         """A JPEG of consecutive frames below each other, from `start` on.
@@ -216,6 +239,35 @@ class Session:
         if name not in self._readers:
             raise DataError(f"no episode '{name}' in {self._store.path}")
         return self._readers[name]
+
+    def _marks(self, name: str) -> Marks:
+        """What an episode is marked with, be it the beginning of an annotation only."""
+        return self._drafts.get(name) or _stored(self._reader(name).info)
+
+    def _look_again(self, name: str | None = None) -> None:
+        """Take every episode again (or the one named) that another process changed, as a later revision.
+
+        `mode=spread`, `auto` and `read` write into the store while a page is open: what they wrote must be
+        seen before anything is put over it.
+        """
+        now = {episode.name: episode for episode in self._store.episodes}
+        for gone in self._readers.keys() - now.keys():
+            del self._readers[gone]
+            self._drafts.pop(gone, None)
+        for other in now if name is None else now.keys() & {name}:
+            old, new = self._readers.get(other), now[other]
+            if new is old:
+                continue
+            stored = _stored(new.info)
+            overtaken = old is not None and stored != _whole(self._marks(other))
+            if old is None or overtaken or old.attributes != new.attributes:
+                self._revisions[other] = self._revisions.get(other, -1) + 1
+            if overtaken:
+                self._drafts.pop(other, None)
+                if other in self._journal.last:
+                    # Else a later session would take the mark in the journal for one that was lost.
+                    self._journal.append(Entry(other, stored, stored))
+            self._readers[other] = new
 
     def _apply(self, name: str, marks: Marks) -> None:
         """Put marks into the store; fewer than two boundaries are none to it."""
@@ -289,7 +341,7 @@ def _stored(info: EpisodeInfo) -> Marks:
     return Marks(info.stage_names or default_names(len(bounds) - 1), bounds)
 
 
-def _check(info: EpisodeInfo, marks: Marks) -> None:
+def _check(info: EpisodeInfo, marks: Marks, before: Marks) -> None:
     who, bounds = f"episode '{info.name}'", marks.boundaries
     if any(after <= before for before, after in itertools.pairwise(bounds)):
         raise DataError(f"{who}: boundaries must increase, got {list(bounds)}")
@@ -299,6 +351,14 @@ def _check(info: EpisodeInfo, marks: Marks) -> None:
         raise DataError(
             f"{who}: {len(bounds)} boundaries need a name for each stage, got {list(marks.names)}"
         )
+    # Keyframe files may repeat a name: such an episode can still be worked on, one name after the other.
+    if _repeated(marks) > _repeated(before):
+        raise DataError(f"{who}: each stage needs a name of its own, got {list(marks.names)}: rename one")
+
+
+def _repeated(marks: Marks) -> int:
+    """How many stages have the name of one before them."""
+    return len(marks.names) - len({name.strip() for name in marks.names})
 
 
 def _curve(model: Any, reader: StoredEpisode) -> dict[str, Any]:

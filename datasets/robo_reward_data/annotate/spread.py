@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +17,8 @@ from robo_reward.landmarks import Landmarks
 from robo_reward.schema import EpisodeReader
 from robo_reward.stages import boundary_matches
 from robo_reward_data._files import read_json, replace_file
-from robo_reward_data.annotate.auto import check_cameras
-from robo_reward_data.annotate.features import Moments, stage_features
+from robo_reward_data.annotate.auto import aligned, check_cameras
+from robo_reward_data.annotate.features import Moments, looked_at, stage_features
 from robo_reward_data.annotate.journal import Marks
 from robo_reward_data.store import EpisodeStore
 
@@ -28,12 +29,12 @@ __all__ = ["SpreadMarks", "note_spread", "spread_before", "spread_marks"]
 class SpreadMarks:
     """Boundaries of demonstrations that had none.
 
-    boundaries  i64[k+1] for each of them
+    boundaries  i64[k+1] for each of them; None for one that is too short for so many
     agreement   share of the marked boundaries that the other marked demonstrations put within 5 % of the
                 episode of where they are; NaN where only one is marked, or nothing had to be found
     """
 
-    boundaries: tuple[Int64[np.ndarray, " n"], ...]
+    boundaries: tuple[Int64[np.ndarray, " n"] | None, ...]
     agreement: float
 
 
@@ -57,10 +58,8 @@ def spread_marks(
         proprio: Whether to look at proprioception where every episode has it.
 
     Raises:
-        DataError: marks of different numbers, other cameras, or an episode too short for its boundaries.
+        DataError: marks of different numbers, or other cameras.
     """
-    readers = [*marked, *others]
-    check_cameras(readers)
     known = [_marks(reader) for reader in marked]
     counts = {len(marks): r.info.name for r, marks in zip(marked, known, strict=True)}
     if len(counts) > 1:
@@ -69,11 +68,26 @@ def spread_marks(
             f"'{first}' has {few - 1} stages, '{second}' {many - 1}: mark them alike, or give them different "
             "instructions"
         )
-    moments = stage_features(readers, most_frames, model, proprio)
     ends = np.array([[0, reader.info.length] for reader in marked])
     table = np.array(known)
     starts, stops = (table == ends[:, :1]).all(axis=0), (table == ends[:, 1:]).all(axis=0)
     looked = ~(starts | stops)
+
+    def holds(reader: EpisodeReader) -> bool:
+        """Whether each boundary can have a frame of its own there, and each stage one."""
+        return (
+            looked_at(reader.info, most_frames) >= looked.sum() and reader.info.length >= table.shape[1] - 1
+        )
+
+    # A recording that was stopped at once keeps no other one from being marked.
+    held = [holds(reader) for reader in others]
+    followers = list(itertools.compress(others, held))
+    readers = [*marked, *followers]
+    check_cameras(readers)
+    if not looked.any():
+        plain = [np.where(stops, reader.info.length, 0).astype(np.int64) for reader in followers]
+        return SpreadMarks(aligned(held, plain), float("nan"))
+    moments = stage_features(readers, most_frames, model, proprio)
     own = [_thinned(marks[looked], m) for marks, m in zip(known, moments[: len(marked)], strict=True)]
     features = [m.features for m in moments]
 
@@ -83,13 +97,12 @@ def spread_marks(
         boundaries[looked] = moments[index].frames[landmarks.find(features[index])]
         return _in_order(boundaries, length)
 
-    if not looked.any():
-        plain = [np.where(stops, reader.info.length, 0).astype(np.int64) for reader in others]
-        return SpreadMarks(tuple(plain), float("nan"))
     everything = Landmarks.of(features[: len(marked)], own)
-    boundaries = tuple(found(everything, index) for index in range(len(marked), len(readers)))
+    boundaries = aligned(held, [found(everything, index) for index in range(len(marked), len(readers))])
     hits = total = 0
     for index in range(len(marked) if len(marked) > 1 else 0):
+        if not holds(readers[index]):
+            continue  # marked beyond where its work ends: nothing can be told of it
         rest = [i for i in range(len(marked)) if i != index]
         told = found(Landmarks.of([features[i] for i in rest], [own[i] for i in rest]), index)
         length = readers[index].info.length

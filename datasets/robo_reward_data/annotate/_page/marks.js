@@ -9,7 +9,7 @@ function addMark(marks, frame, length) {
   if (marks.boundaries.includes(frame)) return marks;
   if (!marks.boundaries.length) {
     const boundaries = [...new Set([0, frame, length])];
-    return { boundaries, names: boundaries.slice(1).map((_, i) => stageName(i)) };
+    return { boundaries, names: boundaries.slice(1).reduce((names, _, i) => [...names, freshName(names, i)], []) };
   }
   const boundaries = [...marks.boundaries, frame].sort((a, b) => a - b);
   const at = boundaries.indexOf(frame);
@@ -33,6 +33,9 @@ function moveMark(marks, index, frame, length) {
   boundaries[index] = Math.max(low, Math.min(high, frame));
   return { ...marks, boundaries };
 }
+
+/** Whether another stage has that name: stages are told apart by theirs. */
+const isTaken = (marks, index, name) => marks.names.some((other, i) => i !== index && other.trim() === name);
 
 const renameStage = (marks, index, name) =>
   ({ ...marks, names: marks.names.map((old, i) => (i === index ? name : old)) });

@@ -73,7 +73,7 @@ async function send() {
       state.dirty.delete(name);
       history_(episode).undo.push(marksOf(episode));
       adopt(episode, said);
-      alertUser(`${name} was changed in another tab: its version is shown, yours is one undo away.`);
+      alertUser(`${name} was changed in another tab or by another program: that version is shown, yours is one undo away.`);
     } else if (answer.status === 403) {
       throw new Error("the server was started anew: open the address that it printed");
     } else {
@@ -130,7 +130,7 @@ addEventListener("beforeunload", (event) => {
   if (state.dirty.size) event.preventDefault();
 });
 
-/** Other tabs change episodes too: look whether they did, while nothing of ours is on its way. */
+/** Other tabs and programs change episodes too: look whether they did, while nothing of ours is on its way. */
 async function refresh() {
   if (document.hidden || sending || state.dirty.size || state.drag) return;
   try {
@@ -256,7 +256,7 @@ async function suggest() {
     const sure = unmarked ? "their stages end as those of other tasks do"
       : said.agreement === null ? "mark a second one by hand to learn how well that goes"
       : `told from each other, ${Math.round(100 * said.agreement)} % of the marked boundaries come out within 5 %`;
-    alertUser("");
+    alertUser(said.left_out.length ? `left out, too short: ${said.left_out.join(", ")}` : "");
     show("saved", `✓ ${said.episodes.length} episodes marked: look them through (${sure})`);
   } catch (error) {
     alertUser(`Nothing was suggested: ${error instanceof TypeError ? "the server does not answer" : error.message}`);
@@ -480,7 +480,9 @@ function drawStages() {
 
 function rename(index, input) {
   const name = input.value.trim();
-  if (!name) {
+  const taken = isTaken(marksOf(current()), index, name);
+  if (taken) alertUser(`Another stage is named “${name}” already: give each a name of its own.`);
+  if (!name || taken) {
     input.value = current().names[index];
     return;
   }
