@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -32,6 +34,7 @@ __all__ = [
     "write_atomic",
 ]
 
+_BEING_WRITTEN_S = 60.0
 SCHEMA_VERSION = 2
 
 
@@ -51,11 +54,35 @@ class Checkpoint:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a killed process leaves the old one or the new one, never a half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _is_left_over(other):  # it may be what fills the disk
+            other.unlink(missing_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _is_left_over(temporary: Path) -> bool:
+    """Whether a process that was killed left this half of a file: none of its number runs here.
+
+    On a shared disk it may be another machine's, which writes to it now.
+    """
+    process = temporary.suffixes[-2][1:]
+    try:
+        if time.time() - temporary.stat().st_mtime < _BEING_WRITTEN_S:
+            return False
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError, ValueError):
+        return False
+    return False
 
 
 def save_checkpoint(

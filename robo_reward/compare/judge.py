@@ -72,17 +72,23 @@ def judge(method: Method, name: str, reader: EpisodeReader, wrong: str | None, w
     )
 
 
-def check_prediction(found: MethodPrediction, count: int, who: str) -> None:
+def check_prediction(found: object, count: int, who: str) -> None:
     """Refuse what is not a prediction of `count` frames.
 
     Raises:
         ConfigError: naming the method and what is wrong.
     """
+    if not isinstance(found, MethodPrediction):
+        raise ConfigError(
+            f"{who}: predict gave {type(found).__name__}, not a robo_reward.compare.method.MethodPrediction"
+        )
     said = ("reason", "may_pass")
     columns: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in said}
     for name, values in columns.items():
-        if values is None:
+        if values is None and name != "progress":
             continue
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+            raise ConfigError(f"{who}: {name} is {type(values).__name__}, not an array of numbers")
         if values.shape != (count,):
             raise ConfigError(f"{who}: {name} has shape {values.shape}, the episode has {count} frames")
         if name in ("progress", "success_prob"):

@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,9 @@ def run(config: CompareConfig) -> None:
     for place, (name, method) in enumerate(methods.items(), 1):
         workdir = workdirs[name]
         errors.print(f"[bold]{place}/{len(methods)} {name}[/bold]: fit")
-        seconds[name] = _fit(method, episodes, budget, config.seed, workdir)
-        kept = _judge_all(name, method, episodes, paths[name], config.seed, errors)
+        with _named(name):
+            seconds[name] = _fit(method, episodes, budget, config.seed, workdir)
+            kept = _judge_all(name, method, episodes, paths[name], config.seed, errors)
         calibrations[name] = fit_calibration(kept[0], episodes.data.calibration, calibration_truth)
         judged[name] = kept[1]
         results[name] = episode_results(kept[1], episodes.test, test_truth, calibrations[name])
@@ -330,6 +332,27 @@ def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: 
 
 def _plain(value: Any) -> Any:
     return vars(value)
+
+
+@contextmanager
+def _named(name: str) -> Generator[None]:
+    """Whatever goes wrong in here is said of the method.
+
+    Raises:
+        RoboRewardError: a method that refuses, or fails as nobody expected.
+    """
+    way_out = "what was done for the others is kept; without it go on by leaving it out of method="
+    try:
+        yield
+    except RoboRewardError as error:
+        who = f"method '{name}'"
+        said = str(error) if str(error).startswith(who) else f"{who}: {error}"
+        raise type(error)(f"{said} ({way_out})") from error
+    except OSError:  # a full disk, say, which has a message of its own
+        raise
+    except Exception as error:
+        what = f"unexpected {type(error).__name__}: {error}"
+        raise RoboRewardError(f"method '{name}': {what} ({way_out}; --debug shows where)") from error
 
 
 def _fit(method: Method, episodes: _Episodes, budget: Budget, seed: int, workdir: Path) -> float:

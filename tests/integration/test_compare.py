@@ -19,7 +19,7 @@ import torch
 from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.cli.main import main, run_command
 from robo_reward.compare.split import hold_out
-from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
 from robo_reward.model.encoders import Backbone
 from robo_reward.schema import Episode
 from robo_reward.testing import toy_episode
@@ -318,6 +318,50 @@ def test_methods_that_would_fail_are_refused_together_before_any_is_trained(
             "+methods.other._target_=pathlib.Path",
         )
     assert not out.exists()
+
+
+MINE = """
+import numpy as np
+from robo_reward.compare.floors import Majority
+from robo_reward.errors import DataError
+
+class Mine(Majority):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def fit(self, *given):
+        if self.how == "refuses":
+            raise DataError("cannot learn from this")
+        if self.how == "crashes":
+            np.zeros(3) + np.zeros(4)
+        super().fit(*given)
+
+    def predict(self, *given):
+        found = super().predict(*given)
+        object.__setattr__(found, "progress", found.progress.tolist())
+        return None if self.how == "silent" else found
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("refuses", "cannot learn from this"),
+        ("crashes", r"unexpected ValueError: .*--debug"),
+        ("silent", "predict gave NoneType, not a robo_reward.compare.method.MethodPrediction"),
+        ("listed", "progress is list, not an array of numbers"),
+    ],
+)
+def test_a_method_that_fails_is_named_and_the_others_are_kept(
+    stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    (tmp_path / "ours_fails.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = ["+methods.mine._target_=ours_fails.Mine", f"+methods.mine.how={how}"]
+    with pytest.raises(RoboRewardError, match=rf"^method 'mine'(, toy_\d+)?: {why}"):
+        compare(stores, tmp_path / "out", "method=majority", *mine)
+    assert list((tmp_path / "out/predictions").glob("majority-test-*"))
 
 
 @pytest.mark.slow

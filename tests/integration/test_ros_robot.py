@@ -573,6 +573,34 @@ def test_a_learner_that_thinks_comes_back_to_the_newest_messages(
         assert env.stamp_ns > before
 
 
+@pytest.mark.parametrize("names", [["grip"], ["a", "b"]])
+def test_a_gripper_beside_the_arm_is_no_clock_that_goes_back(
+    listener: Listener, robot_env: Callable[..., Any], names: list[str]
+) -> None:
+    """On the arm's topic, with stamps a little older: each message forgot all that was there."""
+    robot = HandRobot(listener)
+    robot.names = ["a", "b"]
+    gripper = listener.node.create_publisher(JointState, "joint_states", 5)
+
+    def follow(message: JointState) -> None:
+        if message.name == ["a", "b"] and message.velocity != [1.0]:
+            stamp = Time(nanoseconds=robot.now_ns - 4_000_000).to_msg()
+            other = JointState(header=Header(stamp=stamp), name=names, position=[0.5, 0.0][: len(names)])
+            other.velocity = [1.0]
+            gripper.publish(other)
+
+    listener.node.create_subscription(JointState, "joint_states", follow, 10)
+    env = robot_env(**HAND_ROBOT, joint_names=["a", "b"])
+    wait_for(lambda: env._command.get_subscription_count() == 1)
+    env.reset()
+    for _ in range(5):
+        observation, *_, truncated, info = env.step(np.zeros(2, np.float32))
+        assert not truncated, info
+        assert observation["proprio"].tolist() == [0.5, 0.0]
+    assert env._observer._joints.restarts == 0
+    assert len(env._observer._joints.stamps) > 10
+
+
 def test_a_flood_of_messages_holds_nothing_up(listener: Listener, robot_env: Callable[..., Any]) -> None:
     """Each message that is taken in brings several new ones."""
     HandRobot(listener)

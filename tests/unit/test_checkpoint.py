@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import robo_reward
 from robo_reward.calibration import Calibration, SuccessDetector
-from robo_reward.checkpoint import checkpoint_version, foreign_parts, load_checkpoint, save_checkpoint
+from robo_reward.checkpoint import (
+    checkpoint_version,
+    foreign_parts,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomic,
+)
 from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
@@ -37,6 +48,25 @@ def folder(tmp_path: Path) -> Path:
     )
     save_checkpoint(tmp_path / "run", ProgressModel(config), CALIBRATION, {"seed": 3})
     return tmp_path / "run"
+
+
+def test_half_of_a_file_is_not_left_lying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk every try left another one, which held the space."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    killed, young = (tmp_path / f".a[1].{number}.tmp" for number in (ended.pid, ended.pid + 10**8))
+    alive = tmp_path / f".a[1].{os.getppid()}.tmp"
+    for path in (killed, young, alive):
+        path.write_bytes(b"half")
+    for path in (killed, alive):
+        os.utime(path, (1, 1))
+    write_atomic(tmp_path / "a[1]", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", alive.name, young.name}
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_atomic(tmp_path / "a[1]", b"other")
+    assert (tmp_path / "a[1]").read_bytes() == b"whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", alive.name, young.name}
 
 
 def test_round_trip(folder: Path) -> None:

@@ -131,6 +131,8 @@ def test_a_replay_plays_what_the_reward_node_reads_and_no_command(tmp_path: Path
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no parameter file"):
         reward_plan("package.Model", params=tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="namespace '1arm': '1arm' is no name"):
+        reward_plan("package.Model", namespace="1arm")
     with pytest.raises(ConfigError, match="no bag"):
         replay_plan(tmp_path / "missing", "run")
     with pytest.raises(ConfigError, match="rate is 0"):

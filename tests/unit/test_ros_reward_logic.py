@@ -20,6 +20,7 @@ from robo_reward.schema import ProgressEstimate
 from robo_reward.shaping import Shaper
 from robo_reward_ros.command import RewardCommand, node_arguments
 from robo_reward_ros.episode import Ending, EpisodeError, EpisodeJudge, Pacer, TaskRewards, shaper_factory
+from robo_reward_ros.health import Doubts
 from robo_reward_ros.worker import LatestWins
 
 RGB = np.zeros((2, 2, 3), np.uint8)
@@ -236,5 +237,31 @@ def test_the_command_becomes_the_nodes_arguments(tmp_path: Path) -> None:
     nested = RewardCommand(model="m", parameters={"camera": {"cam": {"model_name": "left"}}, "kappa": 1.0})
     told = node_arguments(nested, ["cam"])
     assert told[-4:] == ["-p", 'camera.cam.model_name:="left"', "-p", "kappa:=1.0"]
+    with pytest.raises(ConfigError, match="camera 'cam-1': ROS takes letters, digits and _"):
+        node_arguments(RewardCommand(model="m"), ["cam-1"])
+    with pytest.raises(ConfigError, match="namespace '/left/1arm': '1arm' is no name in ROS"):
+        node_arguments(RewardCommand(model="m", namespace="/left/1arm"), ["front"])
     with pytest.raises(ConfigError, match="no parameter file"):
         node_arguments(RewardCommand(model="m", params_file=str(tmp_path / "none")), ["front"])
+
+
+def test_what_the_model_doubts_is_told_where_it_is_often_and_an_error_where_nothing_else_comes() -> None:
+    doubts = Doubts()
+    assert (doubts.error, doubts.warning, doubts.of("a")) == ("", "", "")
+    bent, strange = "camera 'a' changed its aspect", "the scene is unlike what calibration saw (novelty 2.0)"
+    doubts.add(True, strange)
+    assert doubts.warning == "", "it may be over"
+    doubts.add(True, f"{bent}; {strange}")
+    assert doubts.but_for_cameras == strange
+    doubts.add(True, f"{bent}; {strange}")
+    assert (doubts.warning, doubts.of("a"), doubts.of("b")) == (f"{bent}; {strange}", bent, "")
+    for _ in range(2):
+        doubts.add(False, bent)
+    assert doubts.error == ""
+    doubts.add(False, bent)
+    assert doubts.error == f"no decision is valid: {bent}"
+    for _ in range(18):
+        doubts.add(True, "")
+    assert (doubts.error, doubts.warning) == ("", bent), "two of the last twenty"
+    doubts.add(True, "")
+    assert (doubts.warning, doubts.of("a")) == ("", "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robo_reward.errors import ConfigError
+from robo_reward_ros.names import check_cameras, namespace_of
 
 __all__ = ["RewardCommand", "run"]
 
@@ -71,8 +72,9 @@ def node_arguments(config: RewardCommand, cameras: Sequence[str]) -> list[str]:
     """The node's command line.
 
     Raises:
-        ConfigError: a camera that is not named, or a file that is not there.
+        ConfigError: a camera that is not named, names that ROS does not take, or a file that is not there.
     """
+    check_cameras(cameras)
     if strangers := sorted(set(config.topics) - set(cameras)):
         raise ConfigError(f"topics names {', '.join(strangers)}: the cameras are {', '.join(cameras)}")
     values: dict[str, Any] = {
@@ -87,8 +89,8 @@ def node_arguments(config: RewardCommand, cameras: Sequence[str]) -> list[str]:
         **_flat(config.parameters),
     }
     arguments = ["--ros-args"]
-    if config.namespace:
-        arguments += ["-r", f"__ns:=/{config.namespace.strip('/')}"]
+    if namespace := namespace_of(config.namespace):
+        arguments += ["-r", f"__ns:={namespace}"]
     # JSON is YAML, which is how ROS reads a value: text stays text, whatever is in it.
     arguments += [word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
     if config.params_file is not None:

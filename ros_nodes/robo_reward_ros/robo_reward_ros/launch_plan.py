@@ -16,6 +16,7 @@ from typing import Any
 
 from robo_reward.errors import ConfigError
 from robo_reward_ros.exits import CRASHED
+from robo_reward_ros.names import namespace_of
 from robo_reward_ros.reward_topics import topics_read
 from robo_reward_ros.transports import FASTDDS_PROFILES, profile_variable
 
@@ -61,7 +62,7 @@ class Process:
             return line
         line += ["--ros-args", "-r", f"__node:={self.name}"]
         if namespace:
-            line += ["-r", f"__ns:=/{namespace.strip('/')}"]
+            line += ["-r", f"__ns:={namespace_of(namespace)}"]
         for path in self.params_files:
             line += ["--params-file", str(path)]
         for key, value in self.parameters.items():
@@ -82,6 +83,14 @@ class Plan:
     processes: tuple[Process, ...]
     namespace: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a namespace that is none.
+
+        Raises:
+            ConfigError: naming it.
+        """
+        namespace_of(self.namespace)
 
 
 def params_file(name: str) -> Path:

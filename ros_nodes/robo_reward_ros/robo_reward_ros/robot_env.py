@@ -105,7 +105,7 @@ class RosRobotEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 may have others too; without, they are taken in the order in which they come.
             action_names: of the action's components, for the command; None for `joint_names` where there are
                 as many. Give [] where the action is not one of these joints.
-            joint_topic: sensor_msgs/JointState.
+            joint_topic: sensor_msgs/JointState; what lacks one of `joint_names` is of others, and left out.
             command_topic: sensor_msgs/JointState, the action in `position`, stamped like the observation.
             applied_topic: what the safety node lets through, "" where there is none. With the command's own
                 topic there is none either: what is heard there are the commands themselves.

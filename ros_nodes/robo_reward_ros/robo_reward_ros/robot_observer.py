@@ -16,6 +16,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from robo_reward.errors import DataError
+from robo_reward.named import columns
 from robo_reward_data.ros_images import image_to_rgb
 from robo_reward_ros.robot_link import DEPTH, RobotLink
 from robo_reward_ros.safety import in_order
@@ -31,10 +32,12 @@ class _Stream:
     name: str  # in errors
     topic: str
     keep: int
+    overtaken_ns: int  # a message so much older than the last was overtaken by it, on one clock
     stamps: deque[int] = field(init=False)
     messages: deque[Any] = field(init=False)
     restarts: int = field(default=0, init=False)  # how often its clock went back
     heard_at: float = field(default=0.0, init=False)  # when the last came, by the steady clock in seconds
+    kept_at: float = field(default=0.0, init=False)  # when the last came that was kept
     refused: str = field(default="", init=False)  # why, where one was since an observation is waited for
 
     def __post_init__(self) -> None:
@@ -47,12 +50,20 @@ class _Stream:
         if self.stamps and at_ns == self.stamps[-1]:
             return
         if self.stamps and at_ns < self.stamps[-1]:
+            if self.stamps[-1] - at_ns <= self.overtaken_ns:
+                return  # two publishers on one topic, say: newer ones are there
             self.restarts += 1
             self.stamps.clear()
             self.messages.clear()
         self.stamps.append(at_ns)
         self.messages.append(message)
+        self.heard_at = self.kept_at = time.monotonic()
+
+    def leave_out(self, why: str) -> None:
+        """A message of something else, as of a gripper beside the arm; alone it is refused."""
         self.heard_at = time.monotonic()
+        if self.heard_at - self.kept_at > _ALONE_S:
+            self.refused = why
 
     def refuse(self, message: Any, why: str) -> None:
         """Forget a message that cannot be used; the same one may come again."""
@@ -68,6 +79,9 @@ class _Stream:
         around = [index for index in (after - 1, after) if 0 <= index < len(self.stamps)]
         best = min(around, key=lambda index: abs(self.stamps[index] - stamp_ns))
         return self.messages[best] if abs(self.stamps[best] - stamp_ns) <= slop_ns else None
+
+
+_ALONE_S = 0.5
 
 
 class RobotObserver:
@@ -89,15 +103,18 @@ class RobotObserver:
         self._node = link.node
         self._size, self._names, self._proprio = image_size, tuple(joint_names), proprio
         self._period_ns, self._slop_ns = period_ns, slop_ns
-        self._cameras = {name: _Stream(f"camera '{name}'", topic, 30) for name, topic in cameras.items()}
-        self._joints = _Stream("the joint states", joint_topic, 500)
+        overtaken_ns = period_ns // 2
+        self._cameras = {
+            name: _Stream(f"camera '{name}'", topic, 30, overtaken_ns) for name, topic in cameras.items()
+        }
+        self._joints = _Stream("the joint states", joint_topic, 500, overtaken_ns)
         self._streams = [*self._cameras.values(), self._joints]
         self._reference = self._streams[0]
         for stream in self._cameras.values():
             kind = CompressedImage if stream.topic.endswith("/compressed") else Image
             link.subscribe(kind, stream.topic, stream.push, QoSProfile(depth=5, reliability=reliability))
         link.subscribe(
-            JointState, joint_topic, self._joints.push, QoSProfile(depth=DEPTH, reliability=reliability)
+            JointState, joint_topic, self._on_joints, QoSProfile(depth=DEPTH, reliability=reliability)
         )
 
     @property
@@ -153,6 +170,14 @@ class RobotObserver:
         return "; ".join(lacking) or (
             f"no stamps within {self._slop_ns / 1e9:g} s of each other: raise slop_s"
         )
+
+    def _on_joints(self, message: JointState) -> None:
+        try:
+            columns(list(message.name), self._names)
+        except DataError as error:
+            self._joints.leave_out(f"a message of '{self._joints.topic}' was refused: {error}")
+        else:
+            self._joints.push(message)
 
     def _complete(self, target_ns: int) -> tuple[int, dict[str, Any], JointState] | None:
         for at_ns in reversed(self._reference.stamps):

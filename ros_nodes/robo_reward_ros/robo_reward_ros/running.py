@@ -11,6 +11,7 @@ import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -39,10 +40,14 @@ def run_node[NodeT: Node](
         nobody expected.
     """
     # rclpy's own handlers close the context at once: nothing could be published any more.
-    rclpy.init(
-        args=None if arguments is None else list(arguments),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
+    try:
+        rclpy.init(
+            args=None if arguments is None else list(arguments),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+    except rclpy_implementation.RCLError as error:  # a name that is none, a parameter file that is no YAML
+        sys.stderr.write(f"ROS refuses its arguments: {' '.join(str(error).split())}\n")
+        return 1
     # A process started in the background of a shell script ignores SIGINT, unless it says otherwise.
     heard = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
