@@ -5,8 +5,8 @@ NumPy and OpenCV only. The answers are those of the table of `robo_reward.live`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -53,6 +53,7 @@ class Given:
 
     seen    every image of a right kind;  views  those that are used
     sizes   (h, w) as they came;  reason  why nothing can be said, or "";  note  what was left out, or ""
+    taken   when an image was taken, where that is known (a `Frame`)
     """
 
     seen: dict[str, np.ndarray]
@@ -60,6 +61,7 @@ class Given:
     sizes: dict[str, tuple[int, int]]
     reason: str
     note: str = ""
+    taken: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class Repeats:
@@ -68,6 +70,9 @@ class Repeats:
     A camera that does so STUCK_AFTER times is stuck. Views without a sensor's noise, as a simulator's, stand
     still when nothing in them moves: where recordings show that, it takes twice what they show at the most,
     and no more than four times STUCK_AFTER: one that was frozen in a recording is found out all the same.
+
+    One image that is given at several moments, because its camera is slower than these come, is no repeat:
+    live that is told by the stamp of a `Frame`. Arrays and stored episodes have none for each camera.
     """
 
     def __init__(self, still: Mapping[str, int] | None = None) -> None:
@@ -75,10 +80,17 @@ class Repeats:
         self.counts: dict[str, int] = {}
         self._still = dict(still or {})
 
-    def push(self, moved: Mapping[str, bool | None]) -> set[str]:
-        """Which of one moment's cameras are stuck, by whether their images moved (see `has_moved`)."""
+    def push(self, moved: Mapping[str, bool | None], again: Collection[str] = ()) -> set[str]:
+        """Which of one moment's cameras are stuck.
+
+        Args:
+            moved: whether their images moved (see `has_moved`).
+            again: cameras of which this is the very image of the moment before: they have said nothing new.
+        """
         for name, change in moved.items():
-            if change or change is None:
+            if name in again:
+                self.counts.setdefault(name, 0)
+            elif change or change is None:
                 self.counts[name] = 0
             elif any(other for its, other in moved.items() if its != name):
                 self.counts[name] = self.counts.get(name, 0) + 1
@@ -100,6 +112,8 @@ class Watchdog:
         self._image: dict[str, np.ndarray] = {}
         self._repeats = Repeats(still)
         self._aspect: dict[str, float] = {}
+        self._taken: dict[str, int] = {}  # stamps of the images that were used last
+        self._looked_at: dict[str, int] = {}  # and of those that `stuck` has just seen
 
     def bent(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
         """Why cameras with images (h, w) of these sizes are left out; first sizes are kept."""
@@ -110,10 +124,19 @@ class Watchdog:
                 notes[name] = f"camera '{name}' changed its aspect from {first:.2f} to {width / height:.2f}"
         return notes
 
-    def stuck(self, views: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Why some of a moment's cameras are left out, given their images at one size."""
+    def stuck(
+        self, views: Mapping[str, np.ndarray], taken: Mapping[str, int] | None = None
+    ) -> dict[str, str]:
+        """Why some of a moment's cameras are left out, given their images at one size.
+
+        Args:
+            views: the images.
+            taken: when they were taken, of those where that is known.
+        """
+        self._looked_at = dict(taken or {})
         stuck = self._repeats.push(
-            {name: has_moved(self._image.get(name), image) for name, image in views.items()}
+            {name: has_moved(self._image.get(name), image) for name, image in views.items()},
+            [name for name, stamp in self._looked_at.items() if self._taken.get(name) == stamp],
         )
         return {
             name: f"camera '{name}' is stuck: {self._repeats.counts[name]} times the same image"
@@ -125,6 +148,10 @@ class Watchdog:
         """Remember a moment that was used."""
         for name, image in views.items():
             self._image[name] = image
+            if name in self._looked_at:
+                self._taken[name] = self._looked_at[name]
+            else:
+                self._taken.pop(name, None)
             height, width = sizes[name]
             self._aspect.setdefault(name, width / height)
 
@@ -144,6 +171,8 @@ def sort_images(given: Images, size: tuple[int, int], watchdog: Watchdog | None)
         resized = resize_frames(rgb[None], size)[0]
         found.seen[name] = resized.copy() if resized.base is not None else resized
         found.sizes[name] = (rgb.shape[0], rgb.shape[1])
+        if isinstance(item, Frame):
+            found.taken[name] = item.stamp_ns
     if problems or not found.seen:
         found.reason = "; ".join(problems) or "no camera frame"
         return found
@@ -151,7 +180,7 @@ def sort_images(given: Images, size: tuple[int, int], watchdog: Watchdog | None)
     if watchdog is not None:
         left_out = watchdog.bent(found.sizes)
         straight = {n: image for n, image in found.seen.items() if n not in left_out}
-        left_out |= watchdog.stuck(straight)
+        left_out |= watchdog.stuck(straight, found.taken)
         found.seen = straight
     found.views = {name: image for name, image in found.seen.items() if name not in left_out}
     found.note = "; ".join(left_out.values())

@@ -41,8 +41,11 @@ from robo_reward.schema import Outcome
 from robo_reward_data.importers.base import Options
 from robo_reward_data.importers.rosbag import RosBags
 from robo_reward_data.importers.run import import_recordings
+from robo_reward_data.markers import MarkedEpisode
 from robo_reward_data.store import EpisodeStore
 from robo_reward_msgs.msg import ProgressEstimate, ShapedReward
+from robo_reward_msgs.srv import EndEpisode, StartEpisode
+from robo_reward_ros.bag_episodes import BagEpisodes
 
 FRAMES, EVERY = 10, 3
 # Between frames: two episodes, with a frame before, between and none after them.
@@ -262,6 +265,39 @@ class _Heard:
 
     estimates: dict[int, ProgressEstimate] = field(default_factory=dict)
     rewards: list[ShapedReward] = field(default_factory=list)
+
+
+def test_a_replay_waits_while_a_killed_reward_node_is_counted_beside_the_one_there(
+    ros_domain: int,
+) -> None:
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    node, player = (Node(name, context=context) for name in ("reward", "player"))
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    asked: list[str] = []
+
+    def start(request: StartEpisode.Request, answer: StartEpisode.Response) -> StartEpisode.Response:
+        asked.append(request.instruction)
+        answer.success = len(asked) == 2
+        return answer
+
+    node.create_service(StartEpisode, "start_episode", start)
+    node.create_service(EndEpisode, "end_episode", lambda _, answer: answer)
+    killed = Node("killed", context=context)  # never spun: it is counted, and does not answer
+    killed.create_service(StartEpisode, "start_episode", lambda _, answer: answer)
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    episodes = BagEpisodes(player, [MarkedEpisode(0, 10, "clean the table")], lambda: None)
+    try:
+        episodes.wait_for_node(30.0)
+        assert episodes.pass_by(5) >= 1.0
+        assert asked == ["clean the table"] * 2
+    finally:
+        episodes.close()
+        executor.shutdown()
+        thread.join()
+        context.try_shutdown()
 
 
 def _listen(start: Callable[[], subprocess.Popen[bytes]]) -> _Heard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 # A checkout without the ROS extra has the package on no path.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "ros_nodes" / "robo_reward_ros"))
 
-from robo_reward_ros.alignment import AlignedSet, Aligner, AlignerSettings
+from robo_reward_ros.alignment import AlignedSet, Aligner, AlignerSettings, cure
 
 MS = 1_000_000
 SETTINGS = AlignerSettings(tolerance_ns=25 * MS, wait_ns=15 * MS, timeout_ns=300 * MS)
@@ -155,6 +156,21 @@ def test_a_jump_of_the_references_clock_begins_a_new_generation() -> None:
     assert all("camera 'a' jumped back by 4.297 s" in found.reset for _, found in made[10:])
 
 
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_bag_that_begins_anew_loses_no_image(order: str) -> None:
+    """What came before the first image of the first camera was thrown away with what was there of old."""
+    stamps = [*range(5000, 5330, 33), *range(1000, 1330, 33)]
+    events = [
+        ((9000 + 33 * i) * MS + late, name, t * MS)
+        for i, t in enumerate(stamps)
+        for late, name in enumerate(order)
+    ]
+    made = [found for _, found in run(events, ("a", "b"))]
+    assert [found.stamp_ns // MS for found in made] == stamps
+    assert [found.missing for found in made] == [()] * 20
+    assert [found.generation for found in made] == [0] * 10 + [1] * 10
+
+
 def test_stamps_that_do_not_advance_are_counted_and_left_out() -> None:
     aligner: Aligner[int] = Aligner(["a"], SETTINGS)
     made = [len(aligner.add("a", stamp, 0, now)) for now, stamp in enumerate((100, 100, 90, 101))]
@@ -245,6 +261,36 @@ def test_the_share_of_sets_without_a_slow_camera_is_known(tolerance: int, share:
     assert shares[15] == 0.0, "before it is known"
     assert shares[-1] == pytest.approx(share, abs=0.02)
     assert aligner.cameras["front"].missing_share == 0.0
+
+
+@pytest.mark.parametrize(("hz", "late", "ways"), [(5, 20, 2), (4, 4, 2), (2, 40, 2), (1, 40, 0)])
+def test_what_is_advised_for_a_slow_camera_keeps_it_in_every_set(hz: int, late: int, ways: int) -> None:
+    """It was to raise the tolerance alone, to half a period, which waits for nothing.
+
+    One that is slower than the timeout was never told of: each image was taken for a return from the dead.
+    """
+    events = sorted([*at_rate("front", 30, 5, seconds=12), *at_rate("slow", hz, 5 + late, seconds=12)])
+    aligner: Aligner[int] = Aligner(("front", "slow"), replace(SETTINGS, tolerance_ns=600 * MS // hz))
+    for at, name, stamp in events:
+        aligner.add(name, stamp, 0, at)
+        aligner.tick(at + SETTINGS.wait_ns)
+    slow = aligner.cameras["slow"]
+    assert slow.missing_share > 0.1
+    advice = cure(slow, aligner.cameras["front"], aligner.settings)
+    assert ("slower than camera_timeout_s (0.3 s)" in advice) == (hz < 4)
+    assert advice.count(" to ") == ways
+    if not ways:
+        assert advice.endswith("too slow or too late for any settings")
+        return
+    wait, alone = (round(1e9 * float(number)) for number in re.findall(r" to (\d\.\d+) s", advice))
+    timeout = max(SETTINGS.timeout_ns, 1100 * MS // hz)
+    for settings in (
+        replace(aligner.settings, wait_ns=wait, timeout_ns=timeout),
+        replace(aligner.settings, tolerance_ns=alone),
+    ):
+        made = [found for _, found in run(events, ("front", "slow"), settings)][30:-30]
+        assert len(made) >= 290
+        assert all(found.missing == () for found in made)
 
 
 def test_no_more_frames_are_kept_than_a_set_may_need() -> None:

@@ -19,7 +19,7 @@ from robo_reward.intake import Repeats
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.offline import encode_episode, encode_goal, estimate_episode
-from robo_reward.schema import Episode, ProgressEstimate
+from robo_reward.schema import Episode, Frame, ProgressEstimate
 from robo_reward.stream import STUCK_AFTER, BatchStream, Stream
 from robo_reward.testing import MemoryReader, toy_episode
 
@@ -164,6 +164,24 @@ def test_a_stuck_camera_is_left_out_and_comes_back() -> None:
         given = {"wrist": wrist[i]} if gone else {"front": front[i], "wrist": wrist[i]}
         expected = alone.push(given, i * 10**8)
         np.testing.assert_allclose(numbers([live[i]]), numbers([expected]), atol=1e-6)
+
+
+def test_a_slow_cameras_image_that_is_given_again_is_no_repeat_and_a_frozen_cameras_is() -> None:
+    """What tells them apart is when the image was taken: it was called stuck for being slow."""
+    front, wrist = moving(60, 0), moving(60, 1)
+    stream = Stream(CHECKPOINT, TASK)
+    for i in range(60):
+        slow = Frame(wrist[i // 20], i // 20)
+        assert stream.push({"front": Frame(front[i], i), "wrist": slow}, i * 10**8).note == ""
+    frozen = Stream(CHECKPOINT, TASK)
+    notes = [
+        frozen.push({"front": Frame(front[i], i), "wrist": Frame(wrist[0], i)}, i * 10**8).note
+        for i in range(2 * STUCK_AFTER)
+    ]
+    assert [i for i, note in enumerate(notes) if "stuck" in note] == list(range(STUCK_AFTER, 2 * STUCK_AFTER))
+    # And it stays stuck where its last image is given once more.
+    again = {"front": Frame(front[20], 20), "wrist": Frame(wrist[0], 2 * STUCK_AFTER - 1)}
+    assert "camera 'wrist' is stuck" in frozen.push(again, 20 * 10**8).note
 
 
 @pytest.mark.parametrize(("still", "limit"), [(0, 8), (4, 8), (5, 10), (16, 32), (17, 32), (500, 32)])

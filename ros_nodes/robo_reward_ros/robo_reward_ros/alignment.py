@@ -4,8 +4,11 @@ One camera is the reference: each of its frames opens a set, which is ready as s
 waited for has a frame within the tolerance, or can have none any more, or at the deadline, whatever there is.
 A camera that has fallen silent, or that keeps coming too late, is not waited for. When the reference falls
 silent the next living camera takes over. Several sets may be open, as where a camera is later than a frame
-period; they come in the order of their stamps. A frame may be in several: where cameras differ in rate, a
-tolerance of half the slowest one's period, and a little for jitter, keeps it in all of them.
+period; they come in the order of their stamps.
+
+A frame may be in several sets: that is how a slow camera is in all those of a fast one. The frame nearest to
+a set may come half the slow one's period after it. So either the tolerance and the wait are half that period
+(the wait longer by what it comes later), or the tolerance alone is all of it, and no set waits: `cure`.
 
 Two clocks, both integer nanoseconds: stamps say what belongs together; the arrival times that are passed in
 are of a steady clock and say who is alive. There is no lock and no callback here: sets are returned.
@@ -17,8 +20,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
-__all__ = ["AlignedSet", "Aligner", "AlignerSettings", "CameraState"]
+__all__ = [
+    "MOST_TOLERANCE_S",
+    "MOST_WAIT_S",
+    "AlignedSet",
+    "Aligner",
+    "AlignerSettings",
+    "CameraState",
+    "cure",
+]
+
+MOST_TOLERANCE_S, MOST_WAIT_S = 1.0, 0.5  # that the settings may be
 
 _MISSES = 3  # sets without it until a camera that still sends is no longer waited for
 _OVERDUE = 2.5  # frame periods of silence until a camera counts as silent
@@ -26,6 +40,7 @@ _INTERVALS = 8  # arrivals that its period is estimated from
 _KEPT_NS = 500_000_000  # frames are kept so long for a reference that comes late: images are large
 _LATELY = 60  # sets that the share of those without a camera is taken of
 _ENOUGH = 20  # of them, before there is a share
+_JITTER = 1.1  # by which what is advised is more than it would be by the clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,11 @@ class _Open:
 
 @dataclass(slots=True)
 class CameraState[T]:
-    """What is known of one camera. `stale` counts frames whose stamp did not advance."""
+    """What is known of one camera.
+
+    stale   counts frames whose stamp did not advance
+    jumped  its clock has, and not the reference's since
+    """
 
     frames: deque[tuple[int, T]] = field(default_factory=deque)
     arrivals: deque[int] = field(default_factory=lambda: deque(maxlen=_INTERVALS + 1))
@@ -86,6 +105,7 @@ class CameraState[T]:
     received: int = 0
     stale: int = 0
     misses: int = 0
+    jumped: bool = False
     missed: deque[bool] = field(default_factory=lambda: deque(maxlen=_LATELY))
 
     @property
@@ -105,6 +125,10 @@ class CameraState[T]:
     def given_up(self) -> bool:
         """Whether it has been in no set for so long that none waits for it."""
         return self.misses >= _MISSES
+
+    def slow(self, timeout_ns: int) -> bool:
+        """Whether it is dead between any two of its frames, by this timeout."""
+        return (self.period_ns or 0) > timeout_ns
 
     def silent(self, now_ns: int, timeout_ns: int, grace_ns: int) -> bool:
         """Whether its next frame is overdue."""
@@ -144,9 +168,19 @@ class Aligner[T]:
         """Whether a camera's next frame is overdue."""
         return self._silent(camera, now_ns)
 
-    def restart(self, reason: str) -> None:
-        """Forget frames and stamps, and begin a new generation of sets."""
+    def restart(self, reason: str, stamp_ns: int | None = None) -> None:
+        """Forget frames and stamps, and begin a new generation of sets.
+
+        Args:
+            reason: why.
+            stamp_ns: of the first frame after it. A camera that has jumped there already, as where a bag
+                begins anew, keeps what it has sent since.
+        """
         for state in self.cameras.values():
+            there = None if not state.jumped else state.stamp_ns
+            state.jumped = False
+            if there is not None and stamp_ns is not None and abs(there - stamp_ns) <= self.settings.jump_ns:
+                continue
             state.frames.clear()
             state.stamp_ns = None
         self._pending.clear()
@@ -162,7 +196,8 @@ class Aligner[T]:
         if not jumped and state.stamp_ns is not None and stamp_ns <= state.stamp_ns:
             state.stale += 1  # and no sign of life: a relay that repeats a dead camera's last message is none
             return self.tick(now_ns)
-        if state.arrivals and now_ns - state.arrivals[-1] > self.settings.timeout_ns:
+        timeout = self.settings.timeout_ns
+        if state.arrivals and now_ns - state.arrivals[-1] > timeout and not state.slow(timeout):
             state.missed.clear()  # of when it was dead
         state.arrivals.append(now_ns)
         if camera == self.reference(now_ns):
@@ -224,7 +259,7 @@ class Aligner[T]:
             if not state.frames:
                 continue
             since = state.frames[-1][0] - kept_ns
-            if oldest is not None:
+            if oldest is not None and not state.jumped:  # what has jumped is of sets to come
                 since = max(since, oldest.stamp_ns - self.settings.tolerance_ns)
             while state.frames and state.frames[0][0] < since:
                 state.frames.popleft()
@@ -264,7 +299,8 @@ class Aligner[T]:
         if stamp_ns < newest.stamp_ns - self.settings.jump_ns:
             behind = (newest.stamp_ns - stamp_ns) * 1e-9
             self.restart(
-                f"stamps of camera '{camera}' are {behind:.3f} s behind those of '{newest.reference}'"
+                f"stamps of camera '{camera}' are {behind:.3f} s behind those of '{newest.reference}'",
+                stamp_ns,
             )
 
     def _worth_waiting(self, camera: str, now_ns: int) -> bool:
@@ -288,5 +324,39 @@ class Aligner[T]:
         alive = self.reference(now_ns)
         if alive in (None, camera):
             way = "back" if step < 0 else "ahead"
-            self.restart(f"stamps of camera '{camera}' jumped {way} by {abs(step) * 1e-9:.3f} s")
+            self.restart(f"stamps of camera '{camera}' jumped {way} by {abs(step) * 1e-9:.3f} s", stamp_ns)
+        else:
+            state.jumped = True
         return True
+
+
+def cure(camera: CameraState[Any], reference: CameraState[Any] | None, settings: AlignerSettings) -> str:
+    """What would have a camera that is missing in many sets of `reference` in all of them."""
+    of = camera.period_ns or 0, settings.tolerance_ns, settings.wait_ns
+    period, tolerance, wait = (value * 1e-9 for value in of)
+    late = max(0.0, _lateness_s(camera) - (_lateness_s(reference) if reference else 0.0))
+    near = tolerance >= period / 2
+    if not period or tolerance >= period + late or (near and wait >= period / 2 + late):
+        return f"it comes later than wait_s ({wait:g} s): raise that, or its images get lost"
+    half, whole = _JITTER * period / 2, _JITTER * period + late
+    ways = list[str]()
+    if half + late <= MOST_WAIT_S:
+        nearer = "" if near else f"tolerance_s to {half:.3f} s (it is {tolerance:g} s) and "
+        ways.append(f"{nearer}wait_s to {half + late:.3f} s (it is {wait:g} s)")
+    if whole <= MOST_TOLERANCE_S:
+        ways.append(f"tolerance_s alone to {whole:.3f} s (it is {tolerance:g} s)")
+    told = f"it has an image every {period:.3f} s"
+    if camera.slow(settings.timeout_ns):
+        told += (
+            f", slower than camera_timeout_s ({settings.timeout_ns * 1e-9:g} s), and counts as dead between"
+        )
+        if len(ways) == 2:
+            ways[0] = f"camera_timeout_s above its period, {ways[0]}"
+    return f"{told}: " + (f"raise {', or '.join(ways)}" if ways else "too slow or too late for any settings")
+
+
+def _lateness_s(camera: CameraState[Any]) -> float:
+    """How late its newest frame came, by its own clock: only differences mean anything."""
+    if camera.stamp_ns is None or not camera.arrivals:
+        return 0.0
+    return (camera.arrivals[-1] - camera.stamp_ns) * 1e-9

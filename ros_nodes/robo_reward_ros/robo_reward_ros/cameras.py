@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -18,6 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from robo_reward.errors import DataError
 from robo_reward_data.ros_images import image_to_rgb
+from robo_reward_ros.health import Told
 from robo_reward_ros.parameters import CameraSettings
 from robo_reward_ros.stamps import stamp_ns
 
@@ -25,7 +25,6 @@ __all__ = ["Camera"]
 
 _SEGMENT_BYTES = 512 * 1024  # Fast DDS's shared memory: larger best-effort messages are mostly lost
 _SILENT_S = 3.0  # a publisher without an image for this long is worth a word
-_LASTS_S = 3.0  # so is what the diagnostics have said for this long: drivers may start later than the node
 _SAMPLES = 64  # bytes by which a frozen picture is known, at least
 _BYTES_APART = (4099, 257, 17, 1)  # between them, as far as that leaves enough; prime: no pattern of rows
 _LOST = 0.3  # share of images lost that is worth a word
@@ -47,9 +46,7 @@ class Camera:
         self.received = self.unstamped = self.lost = 0
         self.problem = ""  # of the newest image
         self.qos_problem = self.type_problem = ""
-        self._said: set[str] = set()  # kinds of problems
-        self._trouble = ""
-        self._trouble_since = self._trouble_last = now_ns()
+        self._told = Told(self._tell, self._tell_it_is_well, now_ns)
         self._since = self._last = self._changed = self._advanced = now_ns()
         self._sample: tuple[int, bytes] = 0, b""
         self._bytes = 0
@@ -111,7 +108,7 @@ class Camera:
         self.type_problem = self._wrong_type(offers)
         problem = self._problem or self._transport_problem(len(offers))
         if problem:
-            self._say(problem)
+            self._told.say(problem)
 
     def note(self, text: str) -> None:
         """Say what has been wrong for a while, once, and once that all is well again.
@@ -119,23 +116,16 @@ class Camera:
         Args:
             text: What the diagnostics say now; "" where all is well. Numbers in it may change.
         """
-        now, name, topic = self._now(), self.settings.name, self._subscription.topic_name
-        if text:
-            self._trouble_last = now
-            if _kind(text) != self._trouble:
-                self._trouble, self._trouble_since = _kind(text), now
-            elif (now - self._trouble_since) * 1e-9 >= _LASTS_S:
-                self._say(text, f"camera '{name}'{'' if topic in text else f' on {topic!r}'}: ")
-        elif (now - self._trouble_last) * 1e-9 >= _LASTS_S:  # a moment without is not yet well
-            self._trouble = ""
-            if self._said:
-                self._said.clear()
-                self._node.get_logger().info(f"camera '{name}' on '{topic}' is well again")
+        self._told.note(text)
 
-    def _say(self, problem: str, who: str = "") -> None:
-        if _kind(problem) not in self._said:
-            self._said.add(_kind(problem))
-            self._node.get_logger().warning(who + problem)
+    def _tell(self, problem: str) -> None:
+        topic, who = self._subscription.topic_name, f"camera '{self.settings.name}'"
+        by_name = "" if problem.startswith(who) else f"{who}{'' if topic in problem else f' on {topic!r}'}: "
+        self._node.get_logger().warning(by_name + problem)
+
+    def _tell_it_is_well(self) -> None:
+        topic = self._subscription.topic_name
+        self._node.get_logger().info(f"camera '{self.settings.name}' on '{topic}' is well again")
 
     @property
     def absent(self) -> bool:
@@ -254,14 +244,7 @@ class Camera:
             f"camera '{name}': a publisher of '{self._subscription.topic_name}' offers an incompatible "
             f"{policy}, so none of its images arrive: {cure}"
         )
-        if _kind(self.qos_problem) not in self._said:
-            self._said.add(_kind(self.qos_problem))
-            self._node.get_logger().error(self.qos_problem)
-
-
-def _kind(text: str) -> str:
-    """A problem without its numbers, which change."""
-    return re.sub(r"[-+]?\d+(\.\d+)?", "#", text)
+        self._told.say(self.qos_problem, self._node.get_logger().error)
 
 
 def _sample(data: UInt8[np.ndarray, " n"]) -> bytes:

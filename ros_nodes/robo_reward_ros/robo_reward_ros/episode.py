@@ -19,7 +19,8 @@ from jaxtyping import Float32
 
 from robo_reward.calibration import SuccessWatch
 from robo_reward.errors import ConfigError, RoboRewardError
-from robo_reward.schema import ProgressEstimate, ShapedReward
+from robo_reward.live import LiveStream
+from robo_reward.schema import Frame, ProgressEstimate, ShapedReward
 from robo_reward.shaping import Shaper, ShapingConfig
 
 __all__ = [
@@ -230,6 +231,7 @@ class EpisodeJudge:
         robot_success: bool = False,
         problems: str = "",
         proprio: Float32[np.ndarray, " p"] | None = None,
+        taken: Mapping[str, int] | None = None,
     ) -> Moment | None:
         """Judge one moment.
 
@@ -242,6 +244,7 @@ class EpisodeJudge:
             robot_success: the robot says that the task is done at this moment, which ends the episode.
             problems: what was wrong with images that are not here; the reason where none is left.
             proprio: the robot's state, for a model that takes it.
+            taken: each image's own stamp: the same one again is a slow camera's image that is given again.
 
         Returns:
             What to publish; None for a moment from before the episode's start or before the last reset.
@@ -252,9 +255,12 @@ class EpisodeJudge:
             fresh, self._generation = generation > self._generation, generation
             if fresh:
                 self._forget()
-            # Models of other systems may take images alone.
+            # Models of other systems may take images alone, and those as arrays.
             body = () if proprio is None else (proprio,)
-            estimate = self._stream.push(images, stamp_ns, *body)
+            given: Mapping[str, np.ndarray | Frame] = images
+            if taken is not None and isinstance(self._stream, LiveStream):
+                given = {name: Frame(image, taken[name]) for name, image in images.items()}
+            estimate = self._stream.push(given, stamp_ns, *body)
             if problems and not images:
                 estimate = replace(estimate, reason=problems)
             if self._goal is not None and estimate.valid:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.expand_topic_name import expand_topic_name
 from rclpy.node import Node
+from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from robo_reward.errors import ConfigError
 from robo_reward.shaping import Shaper
-from robo_reward_ros.alignment import AlignerSettings
+from robo_reward_ros.alignment import MOST_TOLERANCE_S, MOST_WAIT_S, AlignerSettings
 from robo_reward_ros.episode import TaskRewards, shaper_factory
 from robo_reward_ros.given import given_names, refuse_unknown
 from robo_reward_ros.reward_topics import default_topic
@@ -62,19 +65,27 @@ _ALL: dict[str, _Parameter] = {
     ),
     "tolerance_s": _Parameter(
         0.025,
-        "stamps of one set differ by no more than this; at least half the slowest camera's period",
+        "stamps of one set differ by no more than this; of cameras that differ in rate at least half the "
+        "slowest one's period (and wait_s as much and its latency), or all of it and the latency",
         0.0005,
-        1.0,
+        MOST_TOLERANCE_S,
         live=True,
     ),
     "wait_s": _Parameter(
         0.015,
-        "how long a set waits for a camera that is late; more than the latest one comes after the first",
+        "how long a set waits for a camera that is late: more than the latest one comes after the first, and "
+        "half the slowest one's period more where tolerance_s is below all of it",
         0.0,
-        0.5,
+        MOST_WAIT_S,
         live=True,
     ),
-    "camera_timeout_s": _Parameter(0.3, "a camera silent for this long is dead", 0.02, 60.0, live=True),
+    "camera_timeout_s": _Parameter(
+        0.3,
+        "a camera silent for this long is dead; more than wait_s, and than the slowest one's period",
+        0.02,
+        60.0,
+        live=True,
+    ),
     "jump_s": _Parameter(
         1.0, "stamps off by more than this have jumped: the stream is reset", 0.01, 1e6, live=True
     ),
@@ -214,6 +225,10 @@ def _settings(values: dict[str, Any]) -> Settings:
                 f"cameras '{other}' and '{camera.name}' would both be the model's '{camera.model_name}': "
                 "give each its own model_name"
             )
+    for camera in cameras:
+        _check_topic(camera.topic, f"camera.{camera.name}.topic")
+    if values["proprio_topic"]:
+        _check_topic(values["proprio_topic"], "proprio_topic")
     if values["wait_s"] >= values["camera_timeout_s"]:
         raise ConfigError(
             f"wait_s {values['wait_s']} is not below camera_timeout_s {values['camera_timeout_s']}: "
@@ -250,6 +265,15 @@ def _camera(name: str, values: dict[str, Any]) -> CameraSettings:
         encoding=own["encoding"],
         model_name=own["model_name"] or name,
     )
+
+
+def _check_topic(topic: str, parameter: str) -> None:
+    """Refuse what a subscription would refuse later, when half of the node is there."""
+    try:
+        validate_full_topic_name(expand_topic_name(topic, "reward", "/"))
+    except (InvalidTopicNameException, ValueError) as error:
+        why = " ".join(str(error).split()).partition(", at /")[0]  # a line of rcl's source
+        raise ConfigError(f"{parameter} is '{topic}': {why}") from error
 
 
 def _arguments(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import cv2
@@ -35,12 +35,13 @@ from robo_reward.schema import ProgressEstimate
 from robo_reward_data.ros_images import image_to_rgb
 from robo_reward_msgs.srv import EndEpisode, SetModel, StartEpisode
 from robo_reward_ros import parameters
-from robo_reward_ros.alignment import AlignedSet, Aligner
+from robo_reward_ros.alignment import AlignedSet, Aligner, cure
 from robo_reward_ros.cameras import Camera
 from robo_reward_ros.episode import Ending, EpisodeError, EpisodeJudge, Moment, Pacer, Payment
-from robo_reward_ros.health import Timings
+from robo_reward_ros.health import Doubts, Timings, Told
 from robo_reward_ros.overlay import Overlay
 from robo_reward_ros.proprio import Proprioception
+from robo_reward_ros.rivals import Rivals
 from robo_reward_ros.running import run_node
 from robo_reward_ros.stamps import stamp_msg
 from robo_reward_ros.to_msg import (
@@ -55,8 +56,13 @@ from robo_reward_ros.worker import LatestWins
 __all__ = ["RewardNode", "main"]
 
 _SURE = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+_ANYONE = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.BEST_EFFORT)  # matches every publisher
+_ALONE = (
+    "too: every reward would come twice. End all but one of them (an earlier launch may have left it), or "
+    "give each a namespace. One that was killed is counted for up to 20 s, then this resolves by itself"
+)
 _HEALTH_S = 0.5
-_OFTEN = 1 / 3  # share of sets without a camera that is worth a warning
+_OFTEN = 1 / 10  # share of sets without a camera that is worth a warning
 _ENDINGS = {
     EndEpisode.Request.SUCCESS: Ending.SUCCESS,
     EndEpisode.Request.FAILURE: Ending.FAILURE,
@@ -80,7 +86,8 @@ class RewardNode(LifecycleNode):
         super().__init__("reward", **options)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._configured = self._running = False
-        self._why = self._switched_to = ""
+        self._why = ""
+        self._switching_to: str | None = None
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -149,46 +156,67 @@ class RewardNode(LifecycleNode):
             self.create_service(EndEpisode, "end_episode", self._on_end),
             self.create_service(SetModel, "set_model", self._on_set_model),
         ]
+        self._rivals = [
+            Rivals(self, topic, f"{does} {_ALONE}", ours=True)
+            for topic, does in (("estimate", "judges"), ("reward", "pays"))
+        ]
         self._configured = True
 
     def _activate(self) -> None:
+        with ExitStack() as undo:  # a step that fails leaves nothing behind
+            self._begin(undo)
+            self._undo = undo.pop_all()
+        self._running = True
+        self.get_logger().info(
+            f"judging with {', '.join(self._cameras)}; model {self._model.version}, device {self._device}"
+        )
+
+    def _begin(self, undo: ExitStack) -> None:
+        """Listen and judge; `undo` ends what has begun, last things first."""
         settings = self._settings
         self._judge.renew()  # a new aligner counts the generations of stamps from 0
         self._aligner: Aligner[Any] = Aligner([camera.name for camera in settings.cameras], settings.aligner)
         self._pacer, self._overlay = Pacer(settings.rate_hz), Overlay()
         self._latency, self._inference = Timings(), Timings()
         self._decisions = self._invalid = 0
-        self._failure = ""
+        self._failure, self._doubts = "", Doubts()
+        log = self.get_logger()
+        self._told = Told(self._say_doubts, lambda: log.info("rewards are well again"), self._now)
         self._last_set_ns = self._now()
         self._started_ns = 0
         self._overlay_due = 0
         self._success_ns: int | None = None
+        self._cameras: dict[str, Camera] = {}
+        for camera in settings.cameras:
+            self._cameras[camera.name] = Camera(self, camera, self._now, self._on_image)
+            undo.callback(self._cameras[camera.name].close)
+        self._proprio = self._listen_to_body()
+        undo.callback(self._stop_listening_to_body)
+        self._success, self._success_told = None, Told(log.warning, lambda: None, self._now)
+        if settings.success_source == "topic":
+            self._success = self.create_subscription(Bool, "success", self._on_success, _ANYONE)
+            undo.callback(self.destroy_subscription, self._success)
+        self._deadline = self.create_timer(1.0, self._on_deadline, clock=self._steady, autostart=False)
+        undo.callback(self.destroy_timer, self._deadline)
+        self._armed_ns: int | None = None  # the deadline that it is set to
+        health = self.create_timer(_HEALTH_S, self._on_health, clock=self._steady)
+        undo.callback(self.destroy_timer, health)
+        self._watch_clock()
+        undo.callback(lambda: self._jumps.unregister())
         self._worker: LatestWins[tuple[AlignedSet[Any], int]] = LatestWins(
             self._work, self._work_failed, "inference"
         )
-        self._cameras = {
-            camera.name: Camera(self, camera, self._now, self._on_image) for camera in settings.cameras
-        }
-        self._proprio = self._listen_to_body()
-        self._success = (
-            self.create_subscription(Bool, "success", self._on_success, _SURE)
-            if settings.success_source == "topic"
-            else None
-        )
-        self._deadline = self.create_timer(1.0, self._on_deadline, clock=self._steady, autostart=False)
-        self._armed_ns: int | None = None  # the deadline that it is set to
-        self._health = self.create_timer(_HEALTH_S, self._on_health, clock=self._steady)
+        undo.callback(self._worker.close)
+
+    def _watch_clock(self) -> None:
+        """Be told of jumps of ROS time by jump_s, and of any back."""
         self._jumps = self.get_clock().create_jump_callback(
             JumpThreshold(
-                min_forward=Duration(seconds=settings.jump_s),
+                min_forward=Duration(seconds=self._settings.jump_s),
                 min_backward=Duration(nanoseconds=-1),
                 on_clock_change=True,
             ),
             post_callback=self._on_clock_jump,
-        )
-        self._running = True
-        self.get_logger().info(
-            f"judging with {', '.join(self._cameras)}; model {self._model.version}, device {self._device}"
         )
 
     def _deactivate(self) -> None:
@@ -196,15 +224,7 @@ class RewardNode(LifecycleNode):
         if self._judge.episode_id:
             with suppress(EpisodeError):  # the decision that is still under way ended it
                 self._publish_end(self._judge.end(Ending.TRUNCATED, self._end_ns()).payment)
-        self._worker.close()
-        self._jumps.unregister()
-        for timer in (self._deadline, self._health):
-            self.destroy_timer(timer)
-        for camera in self._cameras.values():
-            camera.close()
-        self._stop_listening_to_body()
-        if self._success is not None:
-            self.destroy_subscription(self._success)
+        self._undo.close()
 
     def _clean_up(self) -> None:
         self._configured = False
@@ -275,7 +295,7 @@ class RewardNode(LifecycleNode):
 
     def _check_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
         values = {change.name: change.value for change in changes}
-        if values == {"model": self._switched_to}:  # by the service set_model, which has loaded it
+        if values == {"model": self._switching_to}:  # by the service set_model, which has loaded it
             return SetParametersResult(successful=True)
         why = parameters.check(self, values, self._configured)
         return SetParametersResult(successful=not why, reason=why)
@@ -288,6 +308,8 @@ class RewardNode(LifecycleNode):
         if self._running:
             self._aligner.settings = self._settings.aligner
             self._pacer.rate_hz = self._settings.rate_hz
+            self._jumps.unregister()
+            self._watch_clock()
 
     # --- images ------------------------------------------------------------------------------------------
 
@@ -357,6 +379,7 @@ class RewardNode(LifecycleNode):
             robot_success=reported is not None and images.arrived_ns >= reported,
             problems="; ".join(problems),
             proprio=self._body_at(images.stamp_ns),
+            taken={self._cameras[name].settings.model_name: at for name, (at, _) in images.frames.items()},
         )
         if moment is None:
             return
@@ -366,6 +389,7 @@ class RewardNode(LifecycleNode):
         self._latency.add((self.get_clock().now().nanoseconds - images.stamp_ns) * 1e-6)
         self._decisions += 1
         self._invalid += not moment.estimate.valid
+        self._doubts.add(moment.estimate.valid, moment.estimate.reason or moment.estimate.note)
         self._draw(moment, pixels, images)
 
     def _missing(self, estimate: ProgressEstimate, pixels: Iterable[str]) -> list[str]:
@@ -417,6 +441,8 @@ class RewardNode(LifecycleNode):
         try:
             if not self._running:
                 raise ConfigError("the node is not active: activate it first")
+            if why := self._why_not_alone():
+                raise ConfigError(why)
             episode = str(request.episode_id) or f"episode_{time.time_ns()}"
             self._judge.start(episode, self._instruction(request), self._goal(request))
             self._success_ns, self._started_ns = None, self._now()
@@ -488,9 +514,13 @@ class RewardNode(LifecycleNode):
         if self._judge.episode_id:
             raise ConfigError(f"episode '{self._judge.episode_id}' is running: end it first")
         self._judge = self._load(path)
-        self._switched_to = path
-        self.set_parameters([Parameter("model", value=path)])  # what the next configure loads
+        self._switching_to = path
+        try:
+            self.set_parameters([Parameter("model", value=path)])  # what the next configure loads
+        finally:
+            self._switching_to = None
         if self._running:
+            self._doubts = Doubts()
             self._stop_listening_to_body()
             self._proprio = self._listen_to_body()
 
@@ -503,6 +533,29 @@ class RewardNode(LifecycleNode):
         if silence > max(self._settings.camera_timeout_s, _HEALTH_S):
             self._say_blind(silence)
         self._diagnostics.publish(self._status())
+
+    def _why_not_alone(self) -> str:
+        """What to say of other nodes that publish or serve what this one does; "" where there are none."""
+        for rivals in self._rivals:
+            rivals.check()
+        if why := next((rivals.problem for rivals in self._rivals if rivals.problem), ""):
+            return why
+        service = self.resolve_service_name("start_episode")
+        if self.count_services(service) <= 1:
+            return ""
+        why = f"another node offers {service} {_ALONE}"
+        self.get_logger().error(why, throttle_duration_sec=30.0)
+        return why
+
+    def _say_doubts(self, text: str) -> None:
+        say = self.get_logger().error if self._doubts.error else self.get_logger().warning
+        say(text)
+
+    def _why_no_success(self) -> str:
+        """What to say where nobody publishes the robot's word on success; "" where somebody does."""
+        if self._success is None or self._success.get_publisher_count():
+            return ""
+        return f"nobody publishes '{self._success.topic_name}', which is to say that the task is done"
 
     def _say_blind(self, silence: float) -> None:
         """No camera sees anything: that is published, too."""
@@ -533,7 +586,8 @@ class RewardNode(LifecycleNode):
         paused = all(camera.silent_s > _HEALTH_S for camera in self._cameras.values())
         for camera in self._cameras.values():
             well, text = camera.state(self._settings.frozen_after_s)
-            if well and (why := self._why_left_out(camera) or self._why_missing(camera)):
+            doubt = self._doubts.of(camera.settings.model_name)
+            if well and (why := self._why_left_out(camera) or self._why_missing(camera) or doubt):
                 well, text = False, why
             # A robot that waits for its learner shows the same, or nothing: that is no news, good or bad.
             resting = paused or camera.frozen(self._settings.frozen_after_s)
@@ -548,9 +602,18 @@ class RewardNode(LifecycleNode):
             worst = worst or text
             level = DiagnosticStatus.WARN if text else DiagnosticStatus.OK
             statuses.append(status_msg(f"{name}: proprioception", level, text or "ok", {}))
-        worst = self._failure or worst
+        if self._success is not None:
+            text = self._why_no_success()
+            self._success_told.note(text)
+            worst = worst or text
+            level = DiagnosticStatus.WARN if text else DiagnosticStatus.OK
+            statuses.append(status_msg(f"{name}: success", level, text or "ok", {}))
+        error = self._why_not_alone() or self._failure or self._doubts.error
+        worst = error or worst or self._doubts.warning
         level = DiagnosticStatus.WARN if worst else DiagnosticStatus.OK
+        level = DiagnosticStatus.ERROR if error else level
         statuses.insert(0, status_msg(f"{name}: rewards", level, worst or "ok", self._values()))
+        self._told.note(self._doubts.error or self._doubts.but_for_cameras)
         now = stamp_msg(self.get_clock().now().nanoseconds)
         return DiagnosticArray(header=Header(stamp=now), status=statuses)
 
@@ -572,18 +635,15 @@ class RewardNode(LifecycleNode):
 
     def _why_missing(self, camera: Camera) -> str:
         """What to say of a camera that is in some sets, and missing in many; "" where it is not."""
-        name, settings = camera.settings.name, self._settings
+        name, settings = camera.settings.name, self._aligner.settings
         state = self._aligner.cameras[name]
-        if state.missing_share <= _OFTEN or self._aligner.silent(name, self._now()):
+        slow, now = state.slow(settings.timeout_ns), self._now()
+        if state.missing_share <= _OFTEN or (self._aligner.silent(name, now) and not slow):
             return ""
-        half_s = (state.period_ns or 0) * 0.5e-9
-        cure = (
-            "raise tolerance_s to half the slowest camera's period, and a little for jitter: it is "
-            f"{settings.tolerance_s:g} s, and half this one's period is {half_s:.3f} s"
-            if half_s > settings.tolerance_s
-            else f"it comes later than wait_s ({settings.wait_s:g} s): raise that, or its images get lost"
-        )
-        return f"missing in {100 * state.missing_share:.0f} % of the last sets of images: {cure}"
+        reference = self._aligner.reference(now)
+        beside = None if reference in (None, name) else self._aligner.cameras[reference]
+        share = f"missing in {100 * state.missing_share:.0f} % of the last sets of images"
+        return f"{share}: {cure(state, beside, settings)}"
 
     def _values(self) -> dict[str, object]:
         offered, dropped = self._worker.offered, self._worker.dropped

@@ -34,6 +34,7 @@ from std_srvs.srv import Trigger
 
 from robo_reward.errors import ConfigError
 from robo_reward_ros.given import refuse_unknown
+from robo_reward_ros.rivals import Rivals
 from robo_reward_ros.running import run_node
 from robo_reward_ros.safety import Decision, Kind, SafetyFilter, SafetyLimits, Source, Timeouts, Workspace
 from robo_reward_ros.stamps import stamp_msg, stamp_ns
@@ -78,11 +79,11 @@ class SafetyNode(Node):
         self._last: Decision | None = None
         self._counts = dict.fromkeys(Source, 0)
         to = self.resolve_topic_name("command")
-        self._commanders = _Rivals(
+        self._commanders = Rivals(
             self, "robot_command", f"commands the robot past the safety node: remap it to {to}", ours=True
         )
         self._rivals = {
-            f"rival_{what}": _Rivals(self, topic, f"publish {text}: end all but one of them, or remap them")
+            f"rival_{what}": Rivals(self, topic, f"publish {text}: end all but one of them, or remap them")
             for what, topic, text in (
                 ("states", "joint_states", "the robot's state"),
                 ("commands", "command", "commands, which move the robot by turns"),
@@ -298,30 +299,6 @@ class SafetyNode(Node):
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         return array
-
-
-class _Rivals:
-    """Who publishes on a topic that is one node's alone: this node's (`ours`), or one other's."""
-
-    def __init__(self, node: Node, topic: str, what_they_do: str, *, ours: bool = False) -> None:
-        self._node, self._what = node, what_they_do
-        self._topic = node.resolve_topic_name(topic)
-        self._own = node.get_fully_qualified_name() if ours else ""
-        self.names: list[str] = []
-
-    def check(self) -> None:
-        """Look, and report an error when it changes."""
-        infos = self._node.get_publishers_info_by_topic(self._topic)
-        # With its namespace: the drivers of two arms have one name otherwise. Each publisher counts: a node
-        # that was started twice, or that an earlier launch has left behind, has the same name.
-        names = sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos)
-        if self._own in names:
-            names.remove(self._own)
-        if not self._own and len(names) <= 1:
-            names = []
-        if names and names != self.names:
-            self._node.get_logger().error(f"on {self._topic}, {', '.join(names)} {self._what}")
-        self.names = names
 
 
 _TIMEOUTS = ("observation_s", "frozen_s", "command_s", "lag_s", "override_s", "step_s")
