@@ -5,6 +5,7 @@ Each `check_*` raises AssertionError with what is wrong; run it over your own en
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,7 +130,8 @@ def check_improve_env(
 ) -> None:
     """An environment for `robo-reward improve` and `misses`: what they read is there, as they read it.
 
-    It is driven with random actions: on a robot, say steps=0, which resets it and looks.
+    It is driven with random actions, and where it has get_state() and set_state(state), taken back to a
+    moment: on a robot, say steps=0, which resets it and looks.
 
     Args:
         env: the environment.
@@ -167,6 +169,46 @@ def check_improve_env(
         told_ns = _check_info(env, info, success_key, told_ns)
         if terminated or truncated:
             (seen, _), told_ns = env.reset(seed=seed + step + 1), -1
+    actions = rng.uniform(space.low, space.high, (4, *space.shape)).astype(np.float32)
+    _check_states(env, cameras, actions if steps else actions[:0], seed)
+
+
+def _check_states(
+    env: gymnasium.Env[Any, Any], cameras: Sequence[str], actions: Float32[np.ndarray, "n a"], seed: int
+) -> None:
+    """Where moments can be saved, what was seen at one is seen again once it is restored."""
+    base: Any = env.unwrapped
+    there = [name for name in ("get_state", "set_state") if hasattr(base, name)]
+    assert len(there) != 1, (
+        f"the environment has {there[0]} alone: get_state() and set_state(state) go together"
+    )
+    if not there or not len(actions):
+        return
+
+    def act(action: np.ndarray) -> tuple[Any, bool]:
+        seen, _, terminated, truncated, _ = env.step(action)
+        return seen, bool(terminated or truncated)
+
+    env.reset(seed=seed)
+    seen, over = act(actions[0])
+    kept, state = copy.deepcopy((seen, base.get_state()))
+    for action in actions[1:]:
+        over = over or act(action)[1]
+    found = base.set_state(state)
+    assert isinstance(found, tuple), (
+        f"set_state(state) returns {found!r}, not (observation, info) as reset does"
+    )
+    assert len(found) == 2, f"set_state(state) returns {len(found)} things, not (observation, info)"
+    _check_shown(found[0], cameras, "set_state")
+    assert isinstance(found[1], Mapping), f"set_state(state) returns the info {found[1]!r}, not one by names"
+    before, after = kept["proprio"], found[0]["proprio"]
+    same = np.allclose(before, after, rtol=1e-3, atol=1e-3)
+    assert same, f"a state that is restored has proprio {after}, it had {before} when it was saved"
+    for name in cameras:
+        apart = np.abs(kept["images"][name].astype(np.int64) - found[0]["images"][name])
+        assert apart.max() <= 8, (
+            f"a state that is restored shows another image of '{name}' than when it was saved"
+        )
 
 
 def _check_shown(seen: Any, cameras: Sequence[str], where: str) -> None:

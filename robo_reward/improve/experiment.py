@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,12 @@ import numpy as np
 from robo_reward.adapt import AdaptConfig
 from robo_reward.adapt import run as adapt
 from robo_reward.checkpoint import load_checkpoint, write_atomic
-from robo_reward.errors import ConfigError, DataError
+from robo_reward.errors import ConfigError, DataError, RoboRewardError
 from robo_reward.evaluate.report import Chart, Curve, Report, TextTable, write_report
-from robo_reward.imports import import_object
-from robo_reward.improve.config import ImproveConfig, ShapingConfig, check_config
+from robo_reward.imports import import_object, instantiate
+from robo_reward.improve.config import ImproveConfig, ShapingConfig, check_config, observed_parts
 from robo_reward.improve.demonstrations import choose_demonstrations
+from robo_reward.improve.observer import FROM_MODEL
 from robo_reward.improve.run import improve
 from robo_reward.improve.summary import Cell, area_under, cell_of, paired, reached_at, t_interval
 from robo_reward.train.config import device_options
@@ -58,26 +62,65 @@ class ExperimentConfig(ImproveConfig):
     jobs: int = 1
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """A cell that did not finish, and why."""
+
+    name: str
+    error: Exception
+
+    @property
+    def why(self) -> str:
+        """In a line."""
+        return f"{self.name}: {self.error if isinstance(self.error, RoboRewardError) else repr(self.error)}"
+
+
 def run(config: ExperimentConfig) -> None:
-    """Run every cell that is not there yet, then write `results.json` and `report.html`."""
+    """Run every cell that is not there yet, then write `results.json` and `report.html`.
+
+    A cell that fails stops no other one.
+
+    Raises:
+        RoboRewardError: cells that failed, by name; the results of the others are written.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     _check(config)
     cells: list[Cell] = []
+    failed: list[_Failed] = []
     total = len(config.seeds) * sum(len(arms_of(config, task)) for task in chosen_tasks(config))
-    for done, (task, metrics) in enumerate(_run_cells(_plan(config), config.jobs), 1):
-        cells.append(cell_of(task, metrics))
-        last = cells[-1]
-        console.print(
-            f"[{done}/{total}] {task}, {last.arm}, seed {last.seed}: success "
-            f"{last.success[-1]:.2f}, area {area_under(last.rollouts, last.success):.3f}",
-            markup=False,
-        )
-        results = summarize(cells)
-        write_atomic(Path(config.out) / "results.json", json.dumps(results, indent=1).encode())
-        _report(config, cells, results)
-    console.print(f"report: {Path(config.out) / 'report.html'}")
+    for done, (task, found) in enumerate(_run_cells(_plan(config), config.jobs), 1):
+        if isinstance(found, _Failed):
+            failed.append(found)
+            console.print(f"[{done}/{total}] failed: {_traced(found)}", markup=False)
+        else:
+            cells.append(cell_of(task, found))
+            last = cells[-1]
+            console.print(
+                f"[{done}/{total}] {task}, {last.arm}, seed {last.seed}: success "
+                f"{last.success[-1]:.2f}, area {area_under(last.rollouts, last.success):.3f}",
+                markup=False,
+            )
+        if cells:
+            results = summarize(cells)
+            write_atomic(Path(config.out) / "results.json", json.dumps(results, indent=1).encode())
+            _report(config, cells, results, failed)
+    report = Path(config.out) / "report.html"
+    if failed:
+        rest = f"the others are in {report}" if cells else "there is nothing to report"
+        raise RoboRewardError(
+            f"{len(failed)} of {total} cells failed, {rest} (the same command goes on with what is missing): "
+            + "; ".join(cell.why for cell in failed)
+        ) from failed[0].error
+    console.print(f"report: {report}")
+
+
+def _traced(cell: _Failed) -> str:
+    """Why it failed, and where, unless the error is one that tells the user what to do."""
+    if isinstance(cell.error, RoboRewardError):
+        return cell.why
+    return f"{cell.why}\n{''.join(traceback.format_exception(cell.error))}"
 
 
 def _check(config: ExperimentConfig) -> None:
@@ -96,12 +139,13 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError(f"seeds={list(config.seeds)}: each seed once")
     if not (config.evaluate_every and config.evaluate_episodes):
         raise ConfigError("an experiment is judged by its evaluations: evaluate_every and _episodes above 0")
-    if _uses_model(config) and config.base_model is None:
+    if (readers := _model_readers(config)) and config.base_model is None:
         for task in chosen_tasks(config):
             if task not in config.models:
                 raise ConfigError(
-                    f"arms of a learned potential need a reward model for '{task}': give base_model=RUN "
-                    f"(trained on other tasks, adapted here), or models.{task}=RUN"
+                    f"{' and '.join(readers)} {'reads' if len(readers) == 1 else 'read'} a reward model for "
+                    f"'{task}': give base_model=RUN (trained on other tasks, adapted here), or "
+                    f"models.{task}=RUN"
                 )
     if config.jobs < 1:
         raise ConfigError(f"jobs={config.jobs}: must be 1 or more")
@@ -145,12 +189,24 @@ def _demonstrations(config: ExperimentConfig, task: str, env: Any) -> str:
     return str(out)
 
 
-def _uses_model(config: ExperimentConfig) -> bool:
-    learned = any(
-        "LearnedProgress" in str(config.arms[arm]["shaping"]["progress"]["_target_"])
-        for arm in config.arm_names
-    )
-    return learned or not config.privileged
+def _model_readers(config: ExperimentConfig) -> list[str]:
+    """What reads the reward model, as a worker would find; nothing where none is needed."""
+    found = [f"observe's '{name}'" for name in observed_parts(config) if name in FROM_MODEL]
+    if _needs_model(config.success):
+        found.append("the success source")
+    for arm in config.arm_names:
+        cell = _cell(config, "", "", "", None, arm, 0)
+        if _needs_model(cell.shaping.progress):
+            found.append(f"the progress of arm '{arm}'")
+        if cell.intervention and _needs_model(cell.intervention):
+            found.append(f"the intervention of arm '{arm}'")
+    return found
+
+
+def _needs_model(part: Mapping[str, Any]) -> bool:
+    """Whether a component reads the reward model: by its class where that says so, so that none is made."""
+    said = getattr(import_object(str(part.get("_target_", ""))), "needs_model", None)
+    return said if isinstance(said, bool) else bool(instantiate(part).needs_model)
 
 
 def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | None:
@@ -159,7 +215,8 @@ def _model(config: ExperimentConfig, task: str, store: str, seed: int) -> str | 
     Raises:
         DataError: the base model knows the task already: that is no adaptation from one demonstration.
     """
-    if not _uses_model(config):
+    # One that is given goes along unread, as it always did: a run would not know itself again without.
+    if not _model_readers(config) and (config.privileged or task not in config.models):
         return None
     if task in config.models:
         return config.models[task].format(task=task, seed=seed)
@@ -255,15 +312,44 @@ def _cell(
 
 def _run_cells(
     planned: Iterable[tuple[str, ImproveConfig]], jobs: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, Any] | _Failed]]:
+    """Each task with the numbers of a run in it, or with how that failed.
+
+    Raises:
+        Exception: whatever kept a later cell from being planned, once those before it are told.
+    """
     if jobs == 1:
         for task, config in planned:
-            yield task, improve(config)
+            yield task, _outcome(task, config, lambda config=config: improve(config))
         return
+    broken: Exception | None = None
+    runs: deque[tuple[str, ImproveConfig, Future[dict[str, Any]]]] = deque()
     with worker_pool(jobs) as pool:
-        runs = [(task, pool.submit(improve, config)) for task, config in planned]
-        for task, future in runs:
-            yield task, future.result()
+        try:
+            for task, config in planned:
+                # No more than there are processes: what waits in a pool begins even after an interruption.
+                while len(busy := [future for _, _, future in runs if not future.done()]) >= jobs:
+                    wait(busy, return_when=FIRST_COMPLETED)
+                while runs and runs[0][2].done():
+                    first, cell, future = runs.popleft()
+                    yield first, _outcome(first, cell, future.result)
+                runs.append((task, config, pool.submit(improve, config)))
+        except Exception as error:  # of recordings and reward models, which are made while cells run
+            broken = error
+        for task, config, future in runs:
+            yield task, _outcome(task, config, future.result)
+    if broken is not None:
+        raise broken
+
+
+def _outcome(
+    task: str, config: ImproveConfig, result: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | _Failed:
+    """The numbers of a cell, or how it failed: whatever that is, the other cells go on."""
+    try:
+        return result()
+    except Exception as error:
+        return _Failed(f"{task}, {config.arm_name}, seed {config.seed}", error)
 
 
 # --- results -------------------------------------------------------------------------------------------
@@ -309,13 +395,16 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
     return groups
 
 
-def _report(config: ExperimentConfig, cells: Sequence[Cell], results: Mapping[str, Any]) -> None:
+def _report(
+    config: ExperimentConfig, cells: Sequence[Cell], results: Mapping[str, Any], failed: Sequence[_Failed]
+) -> None:
     charts = tuple(_chart(task, cells) for task in results)
     notes = ["intervals are Student's, over seeds; differences are paired by seed"]
     if config.privileged:
         notes.insert(0, "PRIVILEGED: the policy sees the simulator's own state, which no robot has")
     if "oracle" in config.arm_names:
         notes.append("oracle: the simulator's true progress as potential, an upper bound and not a method")
+    notes += [f"failed, and in no number here: {cell.why}" for cell in failed]
     report = Report(
         title="Improvement from one demonstration",
         facts={

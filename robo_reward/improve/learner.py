@@ -15,7 +15,8 @@ critics'. Were it one, that the critics train, they would move the ground under 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robo_reward.errors import RoboRewardError
 from robo_reward.improve.networks import Critics, Policy
 from robo_reward.improve.replay import Batch, Replay
 
@@ -98,7 +100,11 @@ class Learner:
             policy.std.copy_(std)
 
     def clone(self, replay: Replay) -> float:
-        """Start the actor from the demonstrations; returns the last mean squared error of actions."""
+        """Start the actor from the demonstrations; returns the last mean squared error of actions.
+
+        Raises:
+            RoboRewardError: it, or a weight, is not finite.
+        """
         optimizer = torch.optim.Adam(self.policy.parameters(), self.config.clone_lr, fused=True)
         error = self._imitate(replay, optimizer, self.config.clone_steps)
         self.target_policy.load_state_dict(self.policy.state_dict())
@@ -119,6 +125,8 @@ class Learner:
             loss.backward()
             optimizer.step()
             error = float(loss.detach())
+        if steps:
+            self._check_finite({"clone": error})
         return error
 
     def learn(self, replay: Replay, decisions: int) -> dict[str, float]:
@@ -126,6 +134,9 @@ class Learner:
 
         With a `value_weight` of 0 nothing needs values: the actor goes on cloning demonstrations, what a
         person did in rollouts, and successes where they are kept.
+
+        Raises:
+            RoboRewardError: a loss or a weight is not finite: whoever goes on would save a broken policy.
         """
         count = decisions * self.config.updates_per_decision
         if self.config.value_weight == 0.0:
@@ -137,10 +148,29 @@ class Learner:
             for name, value in self.update(batch).items():
                 sums[name] = sums.get(name, torch.zeros(())) + value
         actor_steps = max(count // self.config.actor_every, 1)
-        return {
+        means = {
             name: float(value) / (actor_steps if name in ("actor", "clone") else max(count, 1))
             for name, value in sums.items()
         }
+        self._check_finite(means)
+        return means
+
+    def _check_finite(self, losses: Mapping[str, float]) -> None:
+        """Refuse to go on with these losses, or with the weights, where they are not finite."""
+        broken = [
+            f"the loss '{name}' is {value}" for name, value in losses.items() if not math.isfinite(value)
+        ]
+        broken += [
+            f"weights of '{name}' are not finite"
+            for name in _NETWORKS
+            if not all(bool(weight.isfinite().all()) for weight in getattr(self, name).state_dict().values())
+        ]
+        if broken:
+            raise RoboRewardError(
+                f"after {self.updates} updates {', '.join(broken)}: learning has diverged, and "
+                "nothing of it is saved; begin anew with another out= and smaller learner.lr, "
+                "learner.actor_lr, learner.clone_lr or shaping.kappa"
+            )
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critics, and every `actor_every`-th time one of the actor."""

@@ -24,6 +24,7 @@ __all__ = [
     "PARTS",
     "Moment",
     "Observer",
+    "broken_number",
     "check_proprio",
     "found_in",
     "joined",
@@ -66,6 +67,20 @@ def found_in(observation: Any, path: str = "") -> str:
     kind = getattr(observation, "dtype", None)
     what = type(observation).__name__ if kind is None else f"{kind}{tuple(observation.shape)}"
     return f"{path} {what}".lstrip()
+
+
+def broken_number(what: str, where: str, values: Any) -> str | None:
+    """The first number of an array that is not finite, None where all are.
+
+    Returns:
+        `proprio is nan at decision 9, column 0` of the `what` at `where`.
+    """
+    numbers = np.ravel(values)
+    finite = np.isfinite(numbers)
+    if finite.all():
+        return None
+    column = int(np.argmin(finite))
+    return f"{what} is {numbers[column]} at {where}, column {column}"
 
 
 def check_proprio(who: str, seen: Any) -> None:

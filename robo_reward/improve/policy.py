@@ -62,7 +62,7 @@ def load_policy(path: str | Path, model: str | Path | None = None, device: str =
         device: where that model goes; the policy itself is small and stays on the CPU.
 
     Raises:
-        CheckpointError: no policy there, or the reward model is missing or another one.
+        CheckpointError: no policy there or a broken one, or the reward model is missing or another one.
         ConfigError: a policy that sees the simulator's state.
     """
     file = Path(path) / POLICY_FILE
@@ -77,6 +77,11 @@ def load_policy(path: str | Path, model: str | Path | None = None, device: str =
         raise CheckpointError(
             f"'{file}' is damaged, or of another version ({error}): improve anew"
         ) from error
+    if not all(bool(weight.isfinite().all()) for weight in stored["policy"].values()):
+        raise CheckpointError(
+            f"'{file}' has weights that are not finite, so would its actions be: improve anew, with another "
+            "out="
+        )
     if "privileged" in facts["observe"]:
         raise ConfigError(
             f"'{file}' sees the simulator's own state, which no robot has: improve with privileged=false"

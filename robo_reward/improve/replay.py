@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from robo_reward.errors import DataError
-from robo_reward.improve.observer import MAP, joined
+from robo_reward.improve.observer import MAP, broken_number, joined
 from robo_reward.improve.rollouts import Rollout
 from robo_reward.improve.sources import ProgressSource
 from robo_reward.shaping import (
@@ -139,6 +139,26 @@ def _looks(episode: Rollout) -> list[Mapping[str, np.ndarray]]:
     return [episode.parts, *({**episode.parts, **look} for look in episode.looks)]
 
 
+def _check_finite(episode: Rollout) -> None:
+    """Refuse numbers that would make every weight of policy and critics NaN in a few updates.
+
+    Raises:
+        DataError: naming the episode and the number.
+    """
+    tables = [(f"'{name}'", part) for parts in _looks(episode) for name, part in parts.items()]
+    tables += [("the action", episode.actions), ("the task reward", episode.task_reward[:, None])]
+    for what, values in tables:
+        for row, numbers in enumerate(values):
+            if (wrong := broken_number(what, f"moment {row}", numbers)) is not None:
+                which = episode.source.get("name", f"rollout {episode.source.get('index')}")
+                way_out = (
+                    "correct it, or leave it out (demo_offset, demo_kinds)"
+                    if episode.demonstration
+                    else "what rollouts see and do must be finite, begin anew with another out="
+                )
+                raise DataError(f"{which}: {wrong}: {way_out}")
+
+
 class Replay:
     """Episodes as rows of moments, ready to sample n-step transitions from."""
 
@@ -172,10 +192,12 @@ class Replay:
         """Add an episode.
 
         Raises:
-            DataError: an episode without a decision, or with other observations than those before.
+            DataError: an episode without a decision, with other observations than those before, or with
+                observations, actions or task rewards that are not finite. Progress may be unknown.
         """
         if rollout.decisions == 0:
             raise DataError("an episode without a decision cannot be learned from")
+        _check_finite(rollout)
         widths = {name: part.shape[1] for name, part in rollout.parts.items()}
         self._widths = self._widths or widths
         if list(widths.items()) != list(self._widths.items()):

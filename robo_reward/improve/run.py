@@ -339,6 +339,7 @@ class _Session:
         steps, seed = config.refresh_steps, _seed(config.seed, 2, self.done)
         refresh(model, self.replay.episodes, self.instruction, steps, folder, seed)
         self._use_refreshed()
+        self._guide()  # as a run does that goes on here
 
     def _model_path(self) -> Path:
         return self.folder / "models" / f"{self.refreshed:06d}"
@@ -353,8 +354,13 @@ class _Session:
         folder = str(self._model_path())
         self.worker.set_model(folder, self.instruction)
         self.runner.set_model(folder)
-        assert self.worker.model is not None
-        episodes = [relabel(self.worker.model, e, self.instruction) for e in self.replay.episodes]
+        model = self.worker.model
+        assert model is not None
+        # What it has said live stays: said again it differs in the last digit, and a resumed run with it.
+        episodes = [
+            e if e.model_version == model.version else relabel(model, e, self.instruction)
+            for e in self.replay.episodes
+        ]
         self.replay.relabel(episodes)
 
     def _evaluate(self, display: ImproveDisplay) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from robo_reward.abort import AbortRule
 from robo_reward.api import RewardModel, load
-from robo_reward.errors import ConfigError, DataError
+from robo_reward.errors import ConfigError, DataError, RoboRewardError
 from robo_reward.imports import import_object, instantiate
 from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.help import Intervention
@@ -27,6 +28,7 @@ from robo_reward.improve.observer import (
     MAP,
     Moment,
     Observer,
+    broken_number,
     check_proprio,
     found_in,
     joined,
@@ -218,15 +220,20 @@ class Worker:
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
             raise ConfigError(f"env={config.env}: the learner needs bounded continuous actions, not {space}")
         base = self.env.unwrapped
-        for name, wanted in (
-            ("oracle", self._progress.needs_truth),
-            ("get_state", config.savings.promising_resets > 0),
-        ):
-            if wanted and not hasattr(base, name):
-                raise ConfigError(
-                    f"env={config.env} has no {name}(): it is no simulator that knows the truth, so choose "
-                    "another arm, privileged=false and savings.promising_resets=0"
-                )
+        if self._progress.needs_truth and not hasattr(base, "oracle"):
+            raise ConfigError(
+                f"env={config.env} has no oracle(): it is no simulator that knows the truth, so choose "
+                "another arm"
+            )
+        if config.savings.promising_resets > 0:
+            for call in ("get_state()", "set_state(state)"):
+                if not hasattr(base, call.split("(")[0]):
+                    raise ConfigError(
+                        f"env={config.env} has no {call}, and savings.promising_resets="
+                        f"{config.savings.promising_resets} goes back to moments by get_state() and "
+                        "set_state(state): give it both, or choose savings.promising_resets=0 (and another "
+                        "arm where the arm says so)"
+                    )
         self._low, self._high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
 
     def _check_seen(self, seen: Any) -> None:
@@ -336,6 +343,11 @@ class Worker:
             self._check_seen(observation)
             self._checked = True
         tape = _Tape(self, order, observation)
+        if (wrong := tape.unusable(observation, "the reset")) is not None:
+            raise DataError(
+                f"env={self._config.env}: {wrong} (rollout {order.index}): an episode begins with "
+                "numbers that are finite (once that is mended, the same command goes on from there)"
+            )
         self._success.begin(self.model.checkpoint.calibration.detector if self.model else None)
         person = self._person if order.learned_from else None
         if person is not None:
@@ -343,13 +355,15 @@ class Worker:
         first = tape.see(observation, info, success=False)
         terminated, over, aborted, cut = False, False, False, ""
         while not (over or aborted):
-            action, intervened = self._act(tape.moments[-1], observation, person, order.noise, rng)
+            at = f"decision {len(tape.actions) + 1}"
+            action, intervened = self._act(tape.moments[-1], observation, person, order.noise, rng, at)
             observation, _, ended, truncated, info = self.env.step(self._in_units(action))
-            if (why := broken_off(self.env, bool(ended), info)) is not None:
+            why = broken_off(self.env, bool(ended), info) or tape.unusable(observation, at)
+            if why is not None:
                 cut = "" if why == PHYSICS else why  # a simulator's failure is the policy's own
                 break
             if "applied_action" in info:  # a person or a limit between the policy and the robot
-                action = self.unit_actions(np.asarray(info["applied_action"], np.float32)[None])[0]
+                action = self._given("info['applied_action']", info["applied_action"], at)
                 intervened = intervened or bool(info.get("intervention"))
             moment = tape.see(observation, info, success=False)
             verdict = self._success.judge(info, moment.estimate, bool(ended), bool(ended or truncated))
@@ -382,7 +396,14 @@ class Worker:
         if order.start is None:
             return beginning
         base: Any = self.env.unwrapped
-        return base.set_state(order.start.state)
+        # A copy: an environment may go on in the very arrays that it is given.
+        found = base.set_state(copy.deepcopy(order.start.state))
+        if not (isinstance(found, tuple) and [isinstance(part, Mapping) for part in found] == [True, True]):
+            raise ConfigError(
+                f"env={self._config.env}: set_state(state) returned {type(found).__name__}, it must return "
+                "(observation, info) as reset does: correct it, or choose savings.promising_resets=0"
+            )
+        return found
 
     def _act(
         self,
@@ -391,17 +412,44 @@ class Worker:
         person: Intervention | None,
         noise: float,
         rng: np.random.Generator,
+        at: str,
     ) -> tuple[Float32[np.ndarray, " a"], bool]:
+        """The next action on the policy's scale, and whether a person acts; `at` says when in errors."""
         if person is not None:
             taken = person.action(observation, moment.estimate)
             if taken is not None:
-                return self.unit_actions(np.asarray(taken, np.float32)[None])[0], True
+                return self._given("the person's action", taken, at), True
         if self._policy is None:
             raise ConfigError("the worker has no policy yet: call set_policy first")
         with torch.inference_mode():
             action = self._policy(torch.from_numpy(joined(moment.parts))[None])[0].numpy()
+        if (wrong := broken_number("the policy's action", at, action)) is not None:
+            for name, part in moment.parts.items():
+                if (seen := broken_number(f"'{name}'", at, part)) is not None:
+                    raise DataError(f"{seen}: what a policy sees must be finite, leave it out of observe")
+            raise RoboRewardError(
+                f"{wrong}, though what it sees is finite: the learner has broken its weights, so nothing is "
+                "sent to the robot; begin anew with another out= (and smaller learner.lr, learner.actor_lr)"
+            )
         noisy = action + noise * rng.standard_normal(len(action))
         return np.clip(noisy, -1.0, 1.0).astype(np.float32), False
+
+    def _given(self, whose: str, action: Any, at: str) -> Float32[np.ndarray, " a"]:
+        """An action that somebody gave in the environment's units, on the scale of the policy.
+
+        Raises:
+            DataError: it is no action of this environment, or not finite.
+        """
+        given = np.asarray(action, np.float32)
+        wrong = broken_number(whose, at, given)
+        if given.shape != self._low.shape:
+            wrong = f"{whose} has shape {given.shape} at {at}"
+        if wrong is not None:
+            raise DataError(
+                f"env={self._config.env}: {wrong}: an action is {self.action_size} finite numbers (once "
+                "that is mended, the same command goes on from there)"
+            )
+        return self.unit_actions(given[None])[0]
 
     def _in_units(self, action: Float32[np.ndarray, " a"]) -> Float32[np.ndarray, " a"]:
         return (self._low + (action.astype(np.float64) + 1) / 2 * (self._high - self._low)).astype(np.float32)
@@ -447,6 +495,13 @@ class _Tape:
             self._observer.see({**observation, "images": order.start.first}, self._clock, known)
             self._clock += self._decision_ns
 
+    def unusable(self, observation: Mapping[str, Any], where: str) -> str | None:
+        """Why the moment `where` cannot be learned from, None where it can: a NaN is soon in every weight."""
+        proprio = observation.get("proprio")
+        told = None if proprio is None else broken_number("proprio", where, np.asarray(proprio, np.float32))
+        known = self._know(self._base)
+        return told or (None if known is None else broken_number("the privileged state", where, known))
+
     def see(self, observation: Mapping[str, Any], info: Mapping[str, Any], *, success: bool) -> Moment:
         """Take in a new moment."""
         known = self._know(self._base)
@@ -463,7 +518,8 @@ class _Tape:
             for camera, rgb in moment.images.items():
                 self.images.setdefault(camera, []).append(_jpeg(rgb))
         if self._order.keep_states:
-            self.states.append(self._base.get_state())
+            # What it hands out may be what it lives in: without a copy every moment were the last one.
+            self.states.append(copy.deepcopy(self._base.get_state()))
         return moment
 
     def decide(self, action: np.ndarray, intervened: bool, success: bool, *, paid: bool) -> None:

@@ -137,6 +137,55 @@ class Interrupted(Dot):
         return super().step(action)
 
 
+class Faulty(Dot):
+    """A robot that loses readings: `faults[i]` says what of the i-th episode, and after how many decisions.
+
+    proprio   what it gives then is nan, after 0 decisions in its reset;  state: of the simulator
+    applied   what it says it did
+    """
+
+    faults: ClassVar[dict[int, tuple[str, int]]] = {}
+    begun: ClassVar[int] = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        Faulty.begun += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> Any:
+        assert np.isfinite(action).all(), "a robot was told to go to nan"
+        *seen, info = super().step(action)
+        applied = [0.5, np.nan] if self.lost("applied") else action
+        return *seen, {**info, "applied_action": applied}
+
+    def privileged_state(self) -> np.ndarray:
+        return np.where([False, False, self.lost("state"), False], np.nan, super().privileged_state())
+
+    def lost(self, what: str) -> bool:
+        return self.faults.get(self.begun - 1) == (what, self.time)
+
+    def _seen(self) -> dict[str, Any]:
+        seen = super()._seen()
+        return {**seen, "proprio": seen["proprio"] * (np.nan if self.lost("proprio") else 1.0)}
+
+
+class Live(Dot):
+    """A simulator that hands out the very arrays that it lives in, and lives on in those that it is given."""
+
+    def step(self, action: np.ndarray) -> Any:
+        place = self.place
+        result = super().step(action)
+        place[:] = self.place
+        self.place = place
+        return result
+
+    def get_state(self) -> Any:
+        return {"place": self.place, "mark": self.mark}
+
+    def set_state(self, state: Any) -> Any:
+        self.place, self.mark, self.time = state["place"], state["mark"], 0
+        return self._seen(), {"success": False}
+
+
 class Stranger(Dot):
     """A world as its owner had it: no argument `cameras`, a frame rate, and a word for how an episode ends.
 
@@ -202,6 +251,21 @@ class Helper:
     def answer(self, observation: Any, *, asked: bool) -> np.ndarray | None:
         way = self.env.mark - self.env.place
         return (way / np.linalg.norm(way)).astype(np.float32) if asked else None
+
+
+class Wild:
+    """A person whose device says nothing that is a number, or too few of them."""
+
+    needs_model = False
+
+    def __init__(self, says: tuple[float, ...]) -> None:
+        self.says = says
+
+    def begin(self, env: Any) -> None:
+        """It is there from the start."""
+
+    def action(self, observation: Any, estimate: Any) -> np.ndarray | None:
+        return np.array(self.says)
 
 
 class Leading:

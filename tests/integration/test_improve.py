@@ -12,6 +12,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -33,7 +34,7 @@ from robo_reward.improve.report import write_improve_report
 from robo_reward.improve.rollouts import Rollout, load_rollout, save_rollout
 from robo_reward.improve.run import improve
 from robo_reward.improve.runners import LocalRunner
-from robo_reward.improve.worker import Order, RolloutResult, Worker
+from robo_reward.improve.worker import Order, RolloutResult, Start, Worker
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.testing import MemoryReader, check_improve_env
 
@@ -469,6 +470,127 @@ def test_a_robot_that_wants_to_know_is_told_how_an_episode_ended(tmp_path: Path)
     assert improve_toy.Recorded.told == [True, None]
 
 
+SEEN = ["env={_target_: improve_toy.Faulty}", "privileged_parts=[privileged,proprio]"]
+
+
+def test_a_reading_that_is_lost_breaks_the_episode_off_and_gets_into_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    def going(name: str, faults: dict[int, tuple[str, int]]) -> dict[str, Any]:
+        monkeypatch.setattr(improve_toy.Faulty, "faults", faults)
+        monkeypatch.setattr(improve_toy.Faulty, "begun", 0)
+        return go(tmp_path / name, *BLIND, *FAST, *SEEN)
+
+    whole = going("whole", {})
+    # The second of the first five evaluation episodes, which is run again, then the second rollout.
+    lossy = going("lossy", {1: ("proprio", 4), 7: ("proprio", 4)})
+    assert lossy["evaluations"][0] == whole["evaluations"][0]
+    rollouts = [load_rollout(path) for path in sorted((tmp_path / "lossy" / "rollouts").glob("*.npz"))]
+    told = [rollout.source.get("cut") for rollout in rollouts]
+    assert told == [None, "proprio is nan at decision 4, column 0", None, None]
+    assert rollouts[1].decisions == 3
+    np.testing.assert_array_equal(
+        rollouts[1].proprio, load_rollout(tmp_path / "whole" / "rollouts" / "000001.npz").proprio[:4]
+    )
+    assert all(bool(weight.isfinite().all()) for weight in policy_of(tmp_path / "lossy").values())
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "message"),
+    [
+        (
+            ("proprio", 0),
+            [],
+            r"Faulty.*: proprio is nan at the reset, column 0 \(rollout 0\): .* same command",
+        ),
+        (("state", 0), [], "the privileged state is nan at the reset, column 2"),
+        (
+            ("applied", 4),
+            [],
+            r"info\['applied_action'\] is nan at decision 4, column 1: an action is 2 finite",
+        ),
+        (None, ["[.5,nan]"], "the person's action is nan at decision 1, column 1: an action is 2 finite"),
+        (None, ["[.5]"], r"the person's action has shape \(1,\) at decision 1"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name_where_nothing_can_go_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: tuple[str, int] | None,
+    overrides: list[str],
+    message: str,
+) -> None:
+    import improve_toy
+
+    monkeypatch.setattr(improve_toy.Faulty, "faults", {0: fault} if fault else {})
+    monkeypatch.setattr(improve_toy.Faulty, "begun", 0)
+    wild = [f"intervention={{_target_: improve_toy.Wild, says: {says}}}" for says in overrides]
+    with pytest.raises(DataError, match=message):
+        one_rollout(tmp_path, Straight(), *SEEN, *wild)
+
+
+def test_a_policy_that_is_broken_drives_no_robot(tmp_path: Path) -> None:
+    class Broken(torch.nn.Module):
+        """A policy with a NaN in a weight."""
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0.5, float("nan")]])
+
+    with pytest.raises(RoboRewardError, match=r"policy's action is nan at decision 1, column 1, though what"):
+        one_rollout(tmp_path, Broken())
+    run = tmp_path / "run"
+    for diverging in ("learner.lr=1e38", "learner.actor_lr=1e38"):
+        with pytest.raises(RoboRewardError, match=r"not finite.*diverged.*begin anew with another out="):
+            go(run / diverging, *BLIND, *FAST, diverging)
+        state = torch.load(run / diverging / "state.pt", weights_only=True)
+        assert state["done"] == 0
+        assert all(bool(weight.isfinite().all()) for weight in state["learner"]["policy"].values())
+    go(run / "whole", *BLIND, *FAST, "rollouts=1")
+    stored = torch.load(run / "whole" / "policy.pt", weights_only=True)
+    stored["policy"]["bias3"][0] = float("nan")  # as versions before left it
+    torch.save(stored, run / "whole" / "policy.pt")
+    with pytest.raises(CheckpointError, match="has weights that are not finite"):
+        robo_reward.load_policy(run / "whole")
+
+
+def test_rollouts_start_at_the_very_moments_that_were_kept(tmp_path: Path) -> None:
+    import improve_toy
+
+    live = ["env={_target_: improve_toy.Live}", "privileged_parts=[privileged,proprio]"]
+    _, config = load_config("improve", [*WORLD, *BLIND, *live, f"out={tmp_path}"])
+    worker = Worker(config, "go to the mark")
+    worker.set_policy(Straight())
+    kept = worker.run(Order(index=0, seed=3, noise=0.0, keep_states=True))
+    start = Start(kept.states[3], kept.first, 3, 0)
+    for index in (1, 2):  # a place is begun from more than once
+        begun = worker.run(Order(index=index, seed=4, noise=0.0, start=start)).rollout
+        np.testing.assert_array_equal(begun.parts["privileged"], kept.rollout.parts["privileged"][3:])
+
+    class Mute(improve_toy.Dot):
+        def set_state(self, state: Any) -> None:
+            super().set_state(state)
+
+    worker.env = Mute()
+    worker.env.reset()
+    with pytest.raises(ConfigError, match=r"set_state\(state\) returned NoneType, it must return \(obs"):
+        worker.run(Order(index=3, seed=4, noise=0.0, start=Start(worker.env.get_state(), {}, 3, 0)))
+
+
+def test_an_environment_that_cannot_go_back_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import improve_toy
+
+    for name, call in (("set_state", r"set_state\(state\)"), ("get_state", r"get_state\(\)")):
+        with monkeypatch.context() as patch:
+            patch.delattr(improve_toy.Dot, name)
+            with pytest.raises(ConfigError, match=f"Dot.* has no {call}, and savings.promising_resets=0.5 "):
+                go(tmp_path / "run", *FAST, *BLIND, "savings.promising_resets=.5")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_word_for_how_an_episode_ended_is_no_robot_that_fell_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -681,6 +803,27 @@ def test_what_improve_reads_of_an_environment_is_checked(monkeypatch: pytest.Mon
             self.place = np.random.default_rng().uniform(-0.1, 0.1, 2)
             return self._seen(), {"success": False}
 
+    class Forgetful(improve_toy.Dot):
+        """A world that goes back to another place, or shows another mark there, or says nothing of it."""
+
+        way = ""
+
+        def set_state(self, state: Any) -> Any:
+            place, mark, time = state
+            far = {"place": (place + 0.1, mark, time), "mark": (place, mark + 0.1, time)}
+            found = super().set_state(far.get(self.way, state))
+            return {"mute": None, "bare": found[0], "more": (*found, True)}.get(self.way, found)
+
+    class Stuck(improve_toy.Dot):
+        set_state = property()
+
+    def forgetful(way: str) -> Any:
+        env = Forgetful()
+        env.way = way
+        return env
+
+    check_improve_env(improve_toy.Live(), cameras=["top"])
+
     def told(**facts: Any) -> Any:
         env = Told()
         env.told = facts
@@ -712,6 +855,12 @@ def test_what_improve_reads_of_an_environment_is_checked(monkeypatch: pytest.Mon
         (robot, {}, r"info\['reason'\] is 3: a robot says in words"),
         (Reused(), {}, "step 0 writes over the image of 'top'"),
         (Restless(), {}, "two resets with seed=0 begin at different proprio"),
+        (forgetful("place"), {}, "a state that is restored has proprio"),
+        (forgetful("mark"), {}, "a state that is restored shows another image of 'top'"),
+        (forgetful("mute"), {}, r"set_state\(state\) returns None, not \(observation, info\)"),
+        (forgetful("bare"), {}, r"set_state\(state\) returns {'proprio"),
+        (forgetful("more"), {}, r"set_state\(state\) returns 3 things"),
+        (Stuck(), {}, "the environment has get_state alone"),
     ]:
         with pytest.raises(AssertionError, match=message):
             check_improve_env(env, cameras=["top"], **options)
@@ -817,6 +966,12 @@ def test_a_refreshed_model_relabels_whole_episodes_and_survives_a_resume(
     (tmp_path / "run" / "metrics.json").unlink()
     resumed = go(tmp_path / "run", *options)
     assert resumed["model_version"] == last.version
+    # One that is gone on with between two refreshes ends as the one that was not.
+    go(tmp_path / "longer", *options, "rollouts=3")
+    longer = go(tmp_path / "longer", *options)
+    assert {**longer, "wall_seconds": 0} == {**metrics, "wall_seconds": 0}
+    ours, theirs = policy_of(tmp_path / "run"), policy_of(tmp_path / "longer")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     # One that began elsewhere is compared with the first image of the episode that it goes on with.
     moved = relabel(first, dataclasses.replace(rollout, first=rollout.first + 5.0), "go to the mark")
     assert np.abs(moved.progress - rollout.progress).max() > 1e-3
@@ -963,6 +1118,77 @@ def test_an_experiment_pairs_its_arms_and_is_not_run_twice(reward_model: Path, t
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     run_command("improve", overrides)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == before
+
+
+EXPERIMENT = [
+    "+experiment=one_demo",
+    "+tasks.dot={_target_: improve_toy.Dot}",
+    "+stores.dot=memory",
+    "task_names=[dot]",
+    "seeds=[0,1]",
+    "~env_args.max_episode_steps",
+    *(o for o in [*WORLD, *BLIND[2:], *FAST] if not o.startswith(("env=", "demos"))),
+]
+
+
+def test_an_experiment_asks_for_a_reward_model_where_something_reads_it(tmp_path: Path) -> None:
+    blind = [*EXPERIMENT, "arm_names=[sparse,oracle]", "observe=[proprio,motion]", "seeds=[0]"]
+    run_command("improve", [*blind, "rollouts=1", "evaluate_every=1", f"out={tmp_path / 'blind'}"])
+    results = json.loads((tmp_path / "blind" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["dot"]) == {"sparse", "oracle"}
+    helped = "arms.helped.intervention.person._target_=improve_toy.Helper"
+    for overrides, readers in (
+        (["observe=[proprio,map]"], "observe's 'map' reads"),
+        (["success=detector"], "the success source reads"),
+        (["arm_names=[sparse,learned]"], "the progress of arm 'learned' reads"),
+        (
+            ["arm_names=[helped]", helped],
+            "the progress of arm 'helped' and the intervention of arm 'helped' read",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^{readers} a reward model for 'dot': give base_model=RUN"):
+            run_command("improve", [*blind, *overrides, f"out={tmp_path / 'none'}"])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_fails_is_named_and_stops_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[tuple[str, int]] = []
+    failing: dict[tuple[str, int], BaseException] = {}
+
+    def cell(config: ImproveConfig) -> dict[str, Any]:
+        """What a run of `improve` gives, or how it fails."""
+        begun.append((config.arm_name, config.seed))
+        time.sleep(0.2)
+        Path(config.out).mkdir(parents=True)
+        if (config.arm_name, config.seed) in failing:
+            raise failing[config.arm_name, config.seed]
+        numbers = {"rollout_seconds": [1.0], "rollout_decisions": [5], "rollout_intervened_decisions": [0]}
+        judged = {"evaluations": [[0, [False]], [1, [True]]], "wall_seconds": 1.0}
+        return {"arm": config.arm_name, "seed": config.seed, **numbers, **judged}
+
+    monkeypatch.setattr("robo_reward.improve.experiment.improve", cell)
+    monkeypatch.setattr("robo_reward.improve.experiment.worker_pool", ThreadPoolExecutor)
+    options = [*EXPERIMENT, "arm_names=[sparse,oracle]", "observe=[proprio,motion]", f"jobs={jobs}"]
+    failing = {("oracle", 0): RuntimeError("the simulator died"), ("sparse", 1): DataError("too few")}
+    said = "^2 of 4 cells failed, the others are in .*report.html .*: dot, oracle, seed 0: RuntimeError.'the "
+    with pytest.raises(RoboRewardError, match=f"{said}simulator died'.; dot, sparse, seed 1: too few$"):
+        run_command("improve", [*options, f"out={tmp_path / 'some'}"])
+    results = json.loads((tmp_path / "some" / "results.json").read_text(encoding="utf-8"))["dot"]
+    assert {arm: entry["seeds"] for arm, entry in results.items()} == {"sparse": [0], "oracle": [1]}
+    page = (tmp_path / "some" / "report.html").read_text(encoding="utf-8")
+    assert "failed, and in no number here: dot, sparse, seed 1: too few" in page
+    assert "in cell" in capsys.readouterr().err  # where a failure that nobody foresaw came from
+    failing = dict.fromkeys([(arm, seed) for arm in ("sparse", "oracle") for seed in (0, 1)], DataError("no"))
+    with pytest.raises(RoboRewardError, match=r"^4 of 4 cells failed, there is nothing to report"):
+        run_command("improve", [*options, f"out={tmp_path / 'none'}"])
+    begun.clear()
+    failing = {("sparse", 0): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run_command("improve", [*options, "seeds=[0,1,2]", f"out={tmp_path / 'stopped'}"])
+    assert len(begun) <= 2 * jobs  # of six: what has not begun does not begin then
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from scipy import stats
 
 import robo_reward.improve.replay as replay_module
 from robo_reward.calibration import SuccessDetector
-from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
 from robo_reward.improve.learner import Learner, LearnerConfig, input_scale
 from robo_reward.improve.networks import Critics
 from robo_reward.improve.observer import joined
@@ -176,6 +176,41 @@ def test_episodes_of_another_robot_are_refused() -> None:
     with pytest.raises(DataError, match="observes motion of 1 numbers"):
         replay.add(rollout([0.0, 0.2], parts={"motion": np.zeros((2, 1), np.float32)}))
     assert len(replay.episodes) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"parts": {"proprio": np.array([[0.0], [NAN], [0.0]], np.float32)}},
+            "'proprio' is nan at moment 1, co",
+        ),
+        ({"parts": {"map": np.full((3, 4), np.inf, np.float16)}}, "'map' is inf at moment 0, column 0"),
+        ({"looks": [{"proprio": np.full((3, 1), NAN, np.float32)}]}, "'proprio' is nan at moment 0"),
+        ({"actions": np.array([[0.0], [NAN]], np.float32)}, "the action is nan at moment 1, column 0"),
+        ({"task_reward": np.array([0.0, NAN], np.float32)}, "the task reward is nan at moment 1"),
+    ],
+)
+def test_numbers_that_would_break_every_weight_are_refused(changes: dict[str, Any], message: str) -> None:
+    replay = Replay(shaping(), 1)
+    with pytest.raises(DataError, match=f"^rollout 0: {message}.*begin anew with another out="):
+        replay.add(rollout([NAN, 0.2, 0.4], **changes))
+    shown = {"demonstration": True, "source": {"name": "peg_003"}}
+    with pytest.raises(DataError, match=f"^peg_003: {message}.*: correct it, or leave it out"):
+        replay.add(rollout([NAN, 0.2, 0.4], **changes, **shown))
+    assert not replay.episodes
+    replay.add(rollout([NAN, 0.2, 0.4]))  # progress may be unknown
+
+
+@pytest.mark.parametrize("diverging", [{"lr": 1e38}, {"actor_lr": 1e38, "value_weight": 0.0}])
+def test_a_learner_that_diverges_says_so(diverging: dict[str, float]) -> None:
+    replay = Replay(shaping(), 1)
+    replay.add(rollout([0.0, 0.5, 1.0], terminated=True, demonstration=True))
+    learner = Learner(LearnerConfig(width=8, critics=2, batch_size=8, **diverging), 1, 1, seed=0)
+    learner.fit_scale(replay.observations(), replay.sizes)
+    with pytest.raises(RoboRewardError, match=r"after \d+ updates .*not finite.*nothing of it is saved"):
+        learner.learn(replay, 20)
+    assert math.isnan(Learner(LearnerConfig(width=8, clone_steps=0), 1, 1, seed=0).clone(replay))
 
 
 def test_maps_of_all_episodes_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
