@@ -25,7 +25,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
 from robo_reward.errors import DataError
-from robo_reward_data.cut_off import PartReader, has_end, take_back
+from robo_reward_data.cut_off import PartReader, has_end, take_back, unpacked
 
 __all__ = ["Bag", "Message", "find_bags", "open_bag", "tell"]
 
@@ -92,7 +92,7 @@ class Bag:
     def everything(self, start_ns: int, end_ns: int) -> Iterator[tuple[str, int, bytes]]:
         """Topic, time of receipt and bytes of every message in a span, in order of receipt."""
         for connection, received_ns, data in self._reader.messages(start=start_ns, stop=end_ns):
-            yield connection.topic, received_ns, bytes(data)
+            yield connection.topic, received_ns, unpacked(bytes(data))
 
     def messages(self, topic: str, start_ns: int, end_ns: int) -> Iterator[Message]:
         """The messages of a topic in a span, in order of receipt.
@@ -105,7 +105,7 @@ class Bag:
             return
         for connection, received_ns, data in self._reader.messages(wanted, start=start_ns, stop=end_ns):
             try:
-                content = self._reader.deserialize(data, connection.msgtype)
+                content = self._reader.deserialize(unpacked(data), connection.msgtype)
             except (AnyReaderError, SerdeError, KeyError) as error:
                 raise DataError(f"{self.path}: a message on '{topic}' does not decode ({error})") from error
             yield Message(received_ns, content)
@@ -198,6 +198,11 @@ def find_bags(path: Path) -> list[Path]:
         elif len(alone := _stored(child)) == 1:
             # A recording that was cut off, in a folder that was renamed.
             found += alone
+    if not found and (packed := next(path.rglob("*.zstd"), None)) is not None:
+        raise DataError(
+            f"no bags found in {path}: {packed} is compressed as a whole, and no metadata.yaml says so: "
+            f"copy that, too, or unpack it (zstd -d '{packed}')"
+        )
     if not found:
         raise DataError(
             f"no bags found in {path}: expected folders with a metadata.yaml, or .mcap or .db3 files"

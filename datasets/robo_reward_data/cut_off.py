@@ -15,14 +15,22 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from backports import zstd
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader, ReaderError
 from rosbags.rosbag2.metadata import ReaderMetadata
 from rosbags.rosbag2.storage_mcap import ChunkInfo, McapReader, Statistics
 
-__all__ = ["PartReader", "has_end", "take_back"]
+__all__ = ["PartReader", "has_end", "take_back", "unpacked"]
 
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGIC = b"\x89MCAP0\r\n"
+
+
+def unpacked(data: bytes) -> bytes:
+    """A message as it was before a recorder compressed it, which only the metadata.yaml would have said."""
+    # No message begins so: its first byte is 0.
+    return zstd.decompress(data) if data[: len(_ZSTD)] == _ZSTD else data
 
 
 def take_back(file: Path) -> None:

@@ -45,7 +45,7 @@ def copy(episodes: Sequence[StoredEpisode], out: Path, boundaries: Boundaries | 
             continue
         info = episode.info
         if boundaries is not None:
-            info = dataclasses.replace(info, truth=None, boundaries=boundaries[episode.name])
+            info = dataclasses.replace(info, truth=None, boundaries=boundaries.get(episode.name))
         with store.draft(info.name) as draft:
             for camera in info.cameras:
                 writer = draft.camera(camera, info.length, info.image_sizes[camera])
@@ -65,7 +65,7 @@ def followed(count: int) -> Callable[[list[StoredEpisode], int], Boundaries]:
         order = np.random.default_rng(seed).permutation(len(episodes))
         marked, others = ([episodes[i] for i in part] for part in (order[:count], order[count:]))
         found = spread_marks(marked, others)
-        told = {e.name: b for e, b in zip(others, found.boundaries, strict=True)}
+        told = {e.name: b for e, b in zip(others, found.boundaries, strict=True) if b is not None}
         return oracle(marked, seed) | told
 
     return find
@@ -73,7 +73,7 @@ def followed(count: int) -> Callable[[list[StoredEpisode], int], Boundaries]:
 
 def automatic(episodes: list[StoredEpisode], seed: int) -> Boundaries:
     found = find_stages(episodes, StageSettings(stages=len(episodes[0].info.stage_names), seed=seed))
-    return {e.name: b for e, b in zip(episodes, found.boundaries, strict=True)}
+    return {e.name: b for e, b in zip(episodes, found.boundaries, strict=True) if b is not None}
 
 
 def like(others: Sequence[Path]) -> Callable[[list[StoredEpisode], int], Boundaries]:
@@ -83,7 +83,7 @@ def like(others: Sequence[Path]) -> Callable[[list[StoredEpisode], int], Boundar
         marked = [r for path in others for r in marked_demonstrations(EpisodeStore.open(path).episodes)]
         settings = StageSettings(stages=len(episodes[0].info.stage_names), seed=seed)
         found = find_stages_like(episodes, marked, (0, 1, 2), settings)
-        return {e.name: b for e, b in zip(episodes, found.boundaries, strict=True)}
+        return {e.name: b for e, b in zip(episodes, found.boundaries, strict=True) if b is not None}
 
     return find
 

@@ -34,7 +34,7 @@ from robo_reward_data.store import EpisodeStore
 def f1(infos: list[EpisodeInfo], found: FoundStages | SpreadMarks) -> tuple[float, int]:
     matches = claimed = true = judged = 0
     for info, boundaries in zip(infos, found.boundaries, strict=True):
-        if info.boundaries is None:
+        if info.boundaries is None or boundaries is None:
             continue
         matches += boundary_matches(boundaries, info.boundaries, info.length)
         claimed += len(boundaries) - 2
@@ -46,7 +46,9 @@ def f1(infos: list[EpisodeInfo], found: FoundStages | SpreadMarks) -> tuple[floa
 def offsets(infos: list[EpisodeInfo], found: FoundStages) -> tuple[list[float], list[float]]:
     """Median and spread of found minus true, in shares of the episode, for each boundary."""
     pairs = zip(infos, found.boundaries, strict=True)
-    shares = np.array([(b - i.boundaries)[1:-1] / i.length for i, b in pairs if i.boundaries is not None])
+    shares = np.array(
+        [(b - i.boundaries)[1:-1] / i.length for i, b in pairs if i.boundaries is not None and b is not None]
+    )
     return np.median(shares, axis=0).round(3).tolist(), shares.std(axis=0).round(3).tolist()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("rosbags", reason="no rosbags here: install the extra data")
 
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from robo_reward.cli.main import main
@@ -68,9 +68,14 @@ def text(data: str) -> Any:
     return TYPES["std_msgs/msg/String"](data)
 
 
-def write_bag(path: Path, events: Iterable[Event], storage: StoragePlugin = StoragePlugin.MCAP) -> Path:
+def write_bag(
+    path: Path,
+    events: Iterable[Event],
+    storage: StoragePlugin = StoragePlugin.MCAP,
+    writer: Writer | None = None,
+) -> Path:
     """A bag of (time of receipt, topic, message), in order of receipt."""
-    with Writer(path, version=9, storage_plugin=storage) as writer:
+    with writer or Writer(path, version=9, storage_plugin=storage) as writer:
         connections: dict[str, Any] = {}
         for received_ns, topic, message in sorted(events, key=lambda event: event[0]):
             kind = message.__msgtype__
@@ -556,6 +561,22 @@ def test_a_recording_that_was_cut_off_may_be_in_several_files_or_in_a_renamed_fo
         saved *= 2
     with open_bag(found) as bag:
         assert len(list(bag.everything(*bag.span_ns))) == saved
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_a_compressed_bag_without_a_metadata_file(tmp_path: Path, mode: CompressionMode) -> None:
+    """Only that file, which is written last, says that it is compressed."""
+    robot = Robot()
+    writer = Writer(tmp_path / "run", version=9, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    path = write_bag(tmp_path / "run", robot.events(), writer=writer)
+    whole = load(path, tmp_path / "whole")
+    (path / "metadata.yaml").unlink()
+    if mode is CompressionMode.FILE:
+        with pytest.raises(DataError, match=r"run\.db3\.zstd is compressed as a whole.*zstd -d"):
+            load(path, tmp_path / "store")
+        return
+    assert [e.info.uid for e in load(path, tmp_path / "store")] == [e.info.uid for e in whole]
 
 
 def test_a_closed_file_without_a_metadata_file_is_whole(
