@@ -130,8 +130,9 @@ function drawSummary() {
   else byId("summary-title").textContent = "Notes";
   if (report.calibration) byId("aside").append(calibrationPlot(report.calibration));
   if (report.notes.length) {
-    if (report.metrics.length) byId("aside").append(el("h3", {}, "Notes"));
-    byId("aside").append(el("ul", { class: "notes" }, report.notes.map((note) => el("li", {}, note))));
+    const place = byId(report.metrics.length ? "aside" : "metrics");
+    if (report.metrics.length) place.append(el("h3", {}, "Notes"));
+    place.append(el("ul", { class: "notes" }, report.notes.map((note) => el("li", {}, note))));
   }
   if (report.by_kind.length) {
     byId("groups").append(groupTable("By kind of episode", "Where the model is good, and where it is not.",
