@@ -118,6 +118,7 @@ class GoalDistance:
             budget,
             seed,
             workdir,
+            successful(data.practice),
         )
         keep_goals(workdir, data.train, network.backbone.config, self._goals, seed)
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=False)

@@ -65,7 +65,7 @@ class HopPairs:
 
     Args:
         progress: true progress f32[t] of each episode, NaN where unknown.
-        tasks: instruction of each episode.
+        tasks: of each episode, its task: a window's pairs are of any episode of the same one.
         seed: of which pairs of a long episode are kept to draw from (some thousands).
         zeros: share of pairs that are one frame shown twice.
 
@@ -181,24 +181,26 @@ class HopModel:
 
     def check(self, data: TrainingData) -> None:
         """Refuse data without pairs, a task without a success, and networks that cannot be built."""
-        labelled, progress = _lessons(data)
+        labelled, progress = _lessons(data, data.train)
         HopPairs(progress, _instructions(labelled), seed=0)
         check_network(_network, labelled, data)
         check_goals(labelled, configure(labelled, data.options))
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on every labelled episode, successes and failures."""
-        labelled, progress = _lessons(data)
-        pairs = HopPairs(progress, _instructions(labelled), seed)
+        labelled, progress = _lessons(data, data.train)
+        practised, others = _lessons(data, data.practice)
+        # A practised window's pairs are of practised episodes: the shares of the two stay.
+        groups = [*_instructions(labelled), *(f"{text} (practised)" for text in _instructions(practised))]
+        pairs = HopPairs([*progress, *others], groups, seed)
         # An even number of frames: every window is whole pairs. Anchors are their episode's own first frame.
         options = data.options.windows
         options = replace(
             options, frames=options.frames + options.frames % 2, goal_share=0.5, anchor_random=0.0
         )
         windows = Windows(options, {"pairs": pairs}, data.options.batch_size)
-        network = fit_network(
-            _network, Objective(_terms, {"hop": 1.0}), labelled, windows, data, budget, seed, workdir
-        )
+        objective = Objective(_terms, {"hop": 1.0})
+        network = fit_network(_network, objective, labelled, windows, data, budget, seed, workdir, practised)
         keep_goals(workdir, labelled, network.backbone.config, self._goals, seed)
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=True)
         self._pictures = GoalPictures(self._encoder, workdir)
@@ -258,11 +260,13 @@ def read_out(
     return np.clip(progress, 0, 1)
 
 
-def _lessons(data: TrainingData) -> tuple[list[EpisodeReader], list[Float32[np.ndarray, " _t"]]]:
-    """Training episodes with labels, and their true progress."""
+def _lessons(
+    data: TrainingData, readers: Sequence[EpisodeReader]
+) -> tuple[list[EpisodeReader], list[Float32[np.ndarray, " _t"]]]:
+    """Those of the episodes that have labels, and their true progress."""
     tasks = make_tasks([r.info for r in data.train], data.options.stage_weights)
     weights = {text: task.stage_weights for task in tasks for text in task.instructions}
-    labelled = [r for r in data.train if label_episode(r.info) is not None]
+    labelled = [r for r in readers if label_episode(r.info) is not None]
     return labelled, [_truth(r, weights[r.info.instruction]) for r in labelled]
 
 

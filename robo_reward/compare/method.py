@@ -36,6 +36,9 @@ class TrainingData:
     options      how networks are trained and what they look like: every method that trains one takes its
                  encoder, batch size, optimizer and augmentation from here, and `data` and `reader` say where
                  the episodes came from
+    practice     episodes beside those of train, unlike those that the methods are for: such as failures that
+                 are rare in use. A method that trains a network draws `options.practice_share` of its windows
+                 from those of them that it can learn from; nothing is calibrated on them
     held_out     the calibration episodes come from `data` too, by `options.holdout`; else from another store
     fingerprint  of all of it
     """
@@ -45,6 +48,7 @@ class TrainingData:
     options: TrainConfig
     held_out: bool
     fingerprint: str
+    practice: tuple[EpisodeReader, ...] = ()
 
     @property
     def device(self) -> str:

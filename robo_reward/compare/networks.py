@@ -32,7 +32,7 @@ from robo_reward.train.config import TrainConfig, WindowConfig
 from robo_reward.train.data import WindowSampler
 from robo_reward.train.loop import Objective, Plan, make_fabric, train_loop
 from robo_reward.train.loss import TensorBatch
-from robo_reward.train.split import Split
+from robo_reward.train.split import Beside, Split, with_beside
 from robo_reward.train.vocabulary import make_model_config
 
 __all__ = [
@@ -108,15 +108,18 @@ def fit_network(
     budget: Budget,
     seed: int,
     workdir: Path,
+    practice: Sequence[EpisodeReader] = (),
 ) -> Network:
     """The trained network: loaded where `workdir` has it, else trained, from where a killed run was.
+
+    `practice` are those of `data.practice` that it can learn from, as it sees them.
 
     Raises:
         DataError: no usable episode.
     """
     if (workdir / "network.json").is_file():
         return load_network(build, workdir).to(data.device)
-    config = configure(readers, data.options)
+    config = configure([*readers, *practice], data.options)
     workdir.mkdir(parents=True, exist_ok=True)
     options = replace(
         data.options,
@@ -129,15 +132,17 @@ def fit_network(
     )
     everything = tuple(np.ones(reader.info.length, dtype=np.bool_) for reader in readers)
     nothing = tuple(~mask for mask in everything)
+    beside = [Beside("episodes for practice", practice, options.practice_share, "")] if practice else []
     sampler = WindowSampler(
-        readers,
-        Split(train=everything, calibration=nothing, test=nothing),
+        [*readers, *practice],
+        with_beside(Split(train=everything, calibration=nothing, test=nothing), beside),
         config,
         windows.options,
         timeline=windows.timeline,
         pixels=_augmentation(options),
         cache_bytes=options.cache_gb * 1e9,
-        proprio=[None] * len(readers),
+        proprio=[None] * (len(readers) + len(practice)),
+        beside=beside,
     )
     fabric = make_fabric(options)
     fabric.launch()

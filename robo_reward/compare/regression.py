@@ -74,22 +74,24 @@ class IndexRegression:
 
     def check(self, data: TrainingData) -> None:
         """Refuse data without a demonstration, and networks that cannot be built."""
-        check_network(_index_network, self._demonstrations(data), data)
+        check_network(_index_network, self._demonstrations(data.train), data)
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on demonstrations labelled by frame index."""
-        readers = self._demonstrations(data)
+        readers, practised = self._demonstrations(data.train), self._demonstrations(data.practice)
         timeline: dict[str, TimelineTransform] = {}
         if self._rewind:
             timeline["rewind"] = Rewind(self._rewind)
         timeline |= wording(readers, self._wrong)
         windows = Windows(data.options.windows, timeline, data.options.batch_size)
         objective = Objective(_index_terms, {"progress": 1.0})
-        network = fit_network(_index_network, objective, readers, windows, data, budget, seed, workdir)
+        network = fit_network(
+            _index_network, objective, readers, windows, data, budget, seed, workdir, practised
+        )
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=True)
 
-    def _demonstrations(self, data: TrainingData) -> list[EpisodeReader]:
-        return [_by_index(reader) for reader in (data.train if self._failures else successful(data.train))]
+    def _demonstrations(self, readers: Sequence[EpisodeReader]) -> list[EpisodeReader]:
+        return [_by_index(reader) for reader in (readers if self._failures else successful(readers))]
 
     @torch.inference_mode()
     def predict(self, reader: EpisodeReader, cameras: Sequence[str]) -> MethodPrediction:
@@ -165,7 +167,9 @@ class SuccessClassifier:
         options = replace(data.options.windows, anchor_drop=max(drop, data.options.windows.anchor_drop))
         windows = Windows(options, {}, data.options.batch_size)
         objective = Objective(terms, {"success": 1.0})
-        network = fit_network(_success_network, objective, data.train, windows, data, budget, seed, workdir)
+        network = fit_network(
+            _success_network, objective, data.train, windows, data, budget, seed, workdir, data.practice
+        )
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, self._anchored)
 
     @torch.inference_mode()

@@ -56,6 +56,8 @@ class CompareConfig:
     test: Any
     out: str
     calibration: Any = None
+    practice: Any = None
+    practice_share: float = 0.1
     methods: dict[str, Any] = field(default_factory=dict)
     reference: str | None = None
     steps: int | None = None
@@ -202,15 +204,33 @@ def _open(config: CompareConfig) -> _Episodes:
     if config.calibration is not None:
         own, mark = open_sources(config.reader, config.calibration)
         parts["calibration"], calibration, fingerprint = own, tuple(own), f"{fingerprint}/{mark}"
+    practice: tuple[EpisodeReader, ...] = ()
+    if config.practice is not None:
+        own, mark = open_sources(config.reader, config.practice)
+        parts["practice"], practice, fingerprint = own, tuple(own), f"{fingerprint}+{mark}"
+        _check_tasks(train, practice)
     check_disjoint(parts)
     fitting: tuple[EpisodeReader, ...] = tuple(train)
     if config.calibration is None:
         fitting, calibration = hold_out(train, config.holdout, config.seed)
     return _Episodes(
-        TrainingData(fitting, calibration, _options(config), config.calibration is None, fingerprint),
+        TrainingData(
+            fitting, calibration, _options(config), config.calibration is None, fingerprint, practice
+        ),
         tuple(test),
         test_fingerprint,
     )
+
+
+def _check_tasks(train: Sequence[EpisodeReader], practice: Sequence[EpisodeReader]) -> None:
+    """Refuse to practise what no method learns."""
+    known = {reader.info.instruction for reader in train}
+    for reader in practice:
+        if reader.info.instruction not in known:
+            raise DataError(
+                f"practice: {reader.info.name} is of a task that train has no episode of "
+                f"('{reader.info.instruction}'): leave it out, or add some to train"
+            )
 
 
 def _options(config: CompareConfig) -> TrainConfig:
@@ -221,6 +241,8 @@ def _options(config: CompareConfig) -> TrainConfig:
     """
     return TrainConfig(
         data=config.train,
+        practice=config.practice,
+        practice_share=config.practice_share,
         out=config.out,
         minutes=config.minutes,
         steps=config.steps,
@@ -309,6 +331,7 @@ def _workdir(config: CompareConfig, method: Method, data: TrainingData, budget: 
         ignored |= {"timeline", "other_weight"}
     options = {key: value for key, value in vars(data.options).items() if key not in ignored}
     options["devices"] = data.options.device_count  # which of them it is does not matter
+    options["practice"] = None  # the fingerprint says which episodes they are, not where they lie
     if not data.options.tunes_backbone:
         # It changes nothing then, and what was fitted before there was such an option is found again.
         tuned = vars(data.options.optimizer)
@@ -491,12 +514,14 @@ def _facts(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
     return {
         "train": f"{spell_sources(config.train)}: {len(episodes.data.train)} episodes",
         "calibration": f"{len(episodes.data.calibration)} episodes",
+        **_practised(config, episodes),
         "test": f"{spell_sources(config.test)}: {len(episodes.test)} episodes, "
         f"{sum(r.info.length for r in episodes.test)} frames",
         "budget": f"{amount} {unit} each, seed {config.seed}",
         "command": command_line(
             "compare",
-            {"train": config.train, "test": config.test},
+            {"train": config.train, "test": config.test}
+            | ({} if config.practice is None else {"practice": config.practice}),
             out=config.out,
             **budget,
             seed=config.seed,
@@ -504,6 +529,13 @@ def _facts(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
         "methods": ", ".join(config.methods),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _practised(config: CompareConfig, episodes: _Episodes) -> dict[str, str]:
+    if config.practice is None:
+        return {}
+    count, share = len(episodes.data.practice), config.practice_share
+    return {"practice": f"{spell_sources(config.practice)}: {count} episodes, {share:.0%} of the windows"}
 
 
 def _notes(episodes: _Episodes, methods: Mapping[str, Method]) -> list[str]:

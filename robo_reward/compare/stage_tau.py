@@ -75,7 +75,9 @@ class StageTau:
         timeline = {"rewind": Rewind(self._rewind), **wording(data.train, self._wrong)}
         windows = Windows(data.options.windows, timeline, data.options.batch_size)
         objective = Objective(self._terms, {"stage": 1.0, "tau": 1.0})
-        network = fit_network(_network, objective, data.train, windows, data, budget, seed, workdir)
+        network = fit_network(
+            _network, objective, data.train, windows, data, budget, seed, workdir, data.practice
+        )
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=True)
 
     def _terms(self, network: Network, batch: TensorBatch, seed: int) -> dict[str, Tensor]:

@@ -251,6 +251,50 @@ def test_a_calibration_store_of_its_own(stores: dict[str, Path], tmp_path: Path)
     assert found["methods"]["ours"]["metrics"]["coverage_90"]["value"] is not None
 
 
+def test_failures_are_practised_by_all_that_learn_from_them(stores: dict[str, Path], tmp_path: Path) -> None:
+    misses = [
+        toy_episode(index, length=14, reach=0.3, seed=5, instruction=text)
+        for index, text in enumerate(("fill the bar", "fill it again"), 60)
+    ]
+    place = write(tmp_path / "misses", misses)
+    chosen = "method=[ours,hop,stage_tau,success,frame_index]"
+    found = compare(stores, tmp_path / "with", chosen, f"practice={place}", "practice_share=0.5")
+    assert found["facts"]["practice"] == f"{place}: 2 episodes, 50% of the windows"
+    assert f"practice={place}" in found["facts"]["command"]
+    compare(stores, tmp_path / "without", chosen)
+
+    def weights(out: Path) -> dict[str, bytes]:
+        files = [*out.rglob("network.safetensors"), *out.rglob("model.safetensors")]
+        return {path.relative_to(out).parts[1].rsplit("-", 1)[0]: path.read_bytes() for path in files}
+
+    practised, plain = weights(tmp_path / "with"), weights(tmp_path / "without")
+    same = {name for name in plain if practised[name] == plain[name]}
+    # Which learns from successes alone: these show none.
+    assert (len(plain), same) == (5, {"frame_index"})
+    (run,) = (tmp_path / "with" / "methods").glob("ours-*/run")
+    split = load_checkpoint(run).training["split"]
+    assert all(split[e.info.uid]["train"] and not split[e.info.uid]["calibration"] for e in misses)
+    # Elsewhere they are the same episodes: nothing is fitted again.
+    before = {path.name for path in (tmp_path / "with" / "methods").iterdir()}
+    moved = shutil.copytree(place, tmp_path / "moved")
+    options = ["practice_share=0.5", "overwrite=true"]
+    compare(stores, tmp_path / "with", chosen, f"practice={moved}", *options)
+    assert {path.name for path in (tmp_path / "with" / "methods").iterdir()} == before
+
+
+def test_practice_that_is_judged_or_taught_nowhere_is_refused(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    options = ["method=majority", "reference=majority"]
+    with pytest.raises(DataError, match=r"is in test \(toy_020\) and in practice \(toy_020\)"):
+        compare(stores, tmp_path / "out", *options, f"practice={stores['test']}")
+    strange = write(tmp_path / "strange", [toy_episode(90, length=9, instruction="dance", seed=9)])
+    with pytest.raises(DataError, match=r"practice: toy_090 is of a task .* \('dance'\): leave it out, or"):
+        compare(stores, tmp_path / "out", *options, f"practice={strange}")
+    with pytest.raises(ConfigError, match=r"practice_share=1.5"):
+        compare(stores, tmp_path / "out", *options, "practice_share=1.5")
+
+
 def test_stores_that_share_a_recording_or_a_seed_are_refused(stores: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"recording \w+ is in train \(toy_000\) and in test \(toy_000\)"):
         compare(
