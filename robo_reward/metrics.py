@@ -211,12 +211,15 @@ def hesitation_rmse(
     truth: Float[np.ndarray, " t"],
     min_frames: int,
     tolerance: float = 1e-6,
+    drift: float = math.inf,
 ) -> float:
     """How much progress moves while nothing happens: RMSE about its own mean over each still run.
 
     A still run is a maximal run of at least `min_frames` frames over which no step of the true progress
-    exceeds `tolerance`. The level is the estimate's own mean over the run: a biased but quiet estimate
-    scores 0 here, its bias counts in `progress_mae`.
+    exceeds `tolerance`. One over which it changes by more than `drift` in all is slow work, and does not
+    count: at 30 frames a second the steps of a stage of ten seconds are as small as those of rest. The level
+    is the estimate's own mean over the run: a biased but quiet estimate scores 0 here, its bias counts in
+    `progress_mae`.
 
     Returns:
         The RMSE over the valid frames of all still runs; NaN where there is none with two valid frames.
@@ -229,7 +232,7 @@ def hesitation_rmse(
     _same_length(progress, truth, "progress", "truth")
     residuals: list[Float64[np.ndarray, " n"]] = []
     for start, stop in _still_runs(np.asarray(truth, np.float64), tolerance):
-        if stop - start < min_frames:
+        if stop - start < min_frames or np.ptp(truth[start:stop]) > drift:
             continue
         values = np.asarray(progress[start:stop], np.float64)
         values = values[~np.isnan(values)]

@@ -119,7 +119,7 @@ def fit_network(
     """
     if (workdir / "network.json").is_file():
         return load_network(build, workdir).to(data.device)
-    config = configure([*readers, *practice], data.options)
+    config = configure(readers, data.options)
     workdir.mkdir(parents=True, exist_ok=True)
     options = replace(
         data.options,

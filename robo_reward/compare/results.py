@@ -8,7 +8,8 @@ from its spread (every episode counts once), Platt scaling, threshold and deboun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -25,12 +26,12 @@ from robo_reward.compare.judge import Judged
 from robo_reward.compare.method import MethodPrediction
 from robo_reward.errors import DataError
 from robo_reward.estimate import band
-from robo_reward.evaluate.predict import EpisodeResult, Truth, true_labels
+from robo_reward.evaluate.predict import Answers, EpisodeResult, Truth, true_labels
 from robo_reward.labels import label_success
 from robo_reward.model.config import TaskConfig
 from robo_reward.schema import EpisodeReader
 
-__all__ = ["episode_results", "fit_calibration", "truths"]
+__all__ = ["answer_alike", "episode_results", "fit_calibration", "truths", "where_both_answer"]
 
 
 def truths(tasks: Mapping[str, TaskConfig], readers: Sequence[EpisodeReader]) -> list[Truth]:
@@ -119,6 +120,54 @@ def episode_results(
             )
         )
     return results
+
+
+def answer_alike(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> bool:
+    """Whether two methods answer in the same frames of the same episodes, through whatever cameras."""
+    return all(
+        np.array_equal(a.valid, b.valid)
+        for one, other in zip(first, second, strict=True)
+        for a, b in _both(one, other)
+    )
+
+
+def where_both_answer(own: Sequence[EpisodeResult], other: Sequence[EpisodeResult]) -> list[EpisodeResult]:
+    """Own results with only those estimates that the other method has, too."""
+    return [
+        replace(
+            one,
+            forward=_only(one.forward, two.forward.valid),
+            backward=_only(one.backward, two.backward.valid),
+            conditions={
+                name: _only(found, two.conditions[name].valid)
+                for name, found in one.conditions.items()
+                if name in two.conditions
+            },
+            bands=(
+                np.where(two.forward.valid, one.bands[0], np.nan).astype(np.float32),
+                np.where(two.forward.valid, one.bands[1], np.nan).astype(np.float32),
+            ),
+        )
+        for one, two in zip(own, other, strict=True)
+    ]
+
+
+def _both(one: EpisodeResult, other: EpisodeResult) -> list[tuple[Answers, Answers]]:
+    shared = [name for name in one.conditions if name in other.conditions]
+    pairs = [(one.forward, other.forward), (one.backward, other.backward)]
+    return [*pairs, *((one.conditions[name], other.conditions[name]) for name in shared)]
+
+
+def _only(found: Answers, at: Bool[np.ndarray, " n"]) -> Answers:
+    """No estimate where it is not."""
+    columns: dict[str, Any] = {
+        name: np.where(at, getattr(found, name), np.nan).astype(np.float32)
+        for name in ("progress", "std", "raw_std", "low", "high", "tau", "success_prob")
+    }
+    reason = tuple(
+        why if good else why or "not answered by both" for why, good in zip(found.reason, at, strict=True)
+    )
+    return _Answers(**columns, stage=np.where(at, found.stage, -1), valid=found.valid & at, reason=reason)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from robo_reward.compare.networks import (
     window_states,
     wording,
 )
+from robo_reward.labels import label_episode
 from robo_reward.model.config import ModelConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.model.trunk import CausalTrunk
@@ -72,11 +73,13 @@ class StageTau:
 
     def fit(self, data: TrainingData, budget: Budget, seed: int, workdir: Path) -> None:
         """Train on every labelled episode, successes and failures."""
+        # How far a failure got at the most teaches neither of its two heads.
+        practised = [reader for reader in data.practice if label_episode(reader.info) is not None]
         timeline = {"rewind": Rewind(self._rewind), **wording(data.train, self._wrong)}
         windows = Windows(data.options.windows, timeline, data.options.batch_size)
         objective = Objective(self._terms, {"stage": 1.0, "tau": 1.0})
         network = fit_network(
-            _network, objective, data.train, windows, data, budget, seed, workdir, data.practice
+            _network, objective, data.train, windows, data, budget, seed, workdir, practised
         )
         self._network, self._encoder = network, EpisodeEncoder(network.backbone, anchored=True)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 from robo_reward import metrics as m
 from robo_reward.calibration import Calibration
 from robo_reward.compare.judge import Judged
+from robo_reward.compare.results import answer_alike, where_both_answer
 from robo_reward.evaluate.page import glossary
 from robo_reward.evaluate.predict import EpisodeResult
 from robo_reward.evaluate.quantities import Average, Mean, Quantity, Statistic, end_level, quantities
@@ -59,20 +60,27 @@ def compare_methods(
 ) -> Comparison:
     """Measure all methods on draws that they share, metric by metric."""
     tables = {name: _quantities(results[name], judged[name], calibrations[name]) for name in results}
+    pairs = {
+        name: _pair(tables, results, judged, calibrations, reference, name)
+        for name in results
+        if name != reference
+    }
     metrics: dict[str, dict[str, Metric]] = {name: {} for name in results}
     differences: dict[str, dict[str, Metric]] = {name: {} for name in results}
     for metric, first in tables[reference].items():
         index = _draws(first, metric, samples, seed)
-        values = {name: _value(tables[name][metric]) for name in results}
-        drawn = {
-            name: tables[name][metric].draws(index) if index is not None else np.empty(0) for name in results
-        }
+        drawn = {name: _drawn(tables[name][metric], index) for name in results}
         for name in results:
-            units = _units(tables[name][metric])
-            metrics[name][metric] = _metric(values[name], drawn[name], units)
-            if name != reference:
-                gap = values[name] - values[reference]
-                differences[name][metric] = _metric(gap, drawn[name] - drawn[reference], units)
+            own = tables[name][metric]
+            metrics[name][metric] = _metric(_value(own), drawn[name], _units(own))
+            if name == reference:
+                continue
+            ours, theirs = (table[metric] for table in pairs[name])
+            known = drawn[reference], drawn[name]
+            if theirs is not own:
+                known = _drawn(ours, index), _drawn(theirs, index)
+            gap = _value(theirs) - _value(ours)
+            differences[name][metric] = _metric(gap, known[1] - known[0], _units(theirs))
     return Comparison(
         reference,
         {
@@ -85,6 +93,39 @@ def compare_methods(
             for name in results
         },
     )
+
+
+def _pair(
+    tables: Mapping[str, dict[str, Quantity]],
+    results: Mapping[str, Sequence[EpisodeResult]],
+    judged: Mapping[str, Sequence[Judged]],
+    calibrations: Mapping[str, Calibration],
+    reference: str,
+    name: str,
+) -> tuple[dict[str, Quantity], dict[str, Quantity]]:
+    """What is measured of the reference and of another method where both of them answer.
+
+    A method that is silent where it is hard would else be ahead for that alone. How much is answered is not
+    changed by this.
+    """
+    ours, theirs = results[reference], results[name]
+    if answer_alike(ours, theirs):
+        return tables[reference], tables[name]
+    found: list[dict[str, Quantity]] = []
+    for own, own_results, other in ((reference, ours, theirs), (name, theirs, ours)):
+        masked = where_both_answer(own_results, other)
+        wrong = [_silenced(one, two) for one, two in zip(judged[own], judged[reference], strict=True)]
+        wrong = [_silenced(one, two) for one, two in zip(wrong, judged[name], strict=True)]
+        table = _quantities(masked, wrong, calibrations[own])
+        found.append({**table, "valid_share": tables[own]["valid_share"]})
+    return found[0], found[1]
+
+
+def _silenced(one: Judged, other: Judged) -> Judged:
+    """Told another task's instruction, an episode counts where both answer."""
+    if one.wrong is None or other.wrong is None:
+        return replace(one, wrong=None)
+    return replace(one, wrong=replace(one.wrong, progress=one.wrong.progress + 0 * other.wrong.progress))
 
 
 def is_behind(metric: str, difference: Metric) -> bool | None:
@@ -110,6 +151,10 @@ def _draws(quantity: Quantity, metric: str, samples: int, seed: int) -> Int64[np
     rng = np.random.default_rng([seed, zlib.crc32(metric.encode())])
     size = min(samples, _STARC_SAMPLES) if metric == "starc" else samples
     return m.resample(quantity.count, size, rng, quantity.block)
+
+
+def _drawn(quantity: Quantity, index: Int64[np.ndarray, "s n"] | None) -> Float64[np.ndarray, " s"]:
+    return np.empty(0) if index is None else quantity.draws(index)
 
 
 def _value(quantity: Quantity) -> float:

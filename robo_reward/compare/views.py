@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome, ProgressLabel
 
-__all__ = ["ShownEpisode", "backwards", "blinded", "relabelled", "reworded"]
+__all__ = ["ShownEpisode", "backwards", "blinded", "relabelled", "reworded", "through"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class ShownEpisode:
     def read_actions(self) -> Float32[np.ndarray, "t a"] | None:
         """Nothing: a reward model judges what is seen."""
         return None
+
+
+def through(reader: EpisodeReader, cameras: Sequence[str]) -> EpisodeReader:
+    """The episode as these cameras have seen it; the same one where it has no other."""
+    kept = tuple(name for name in reader.info.cameras if name in cameras)
+    if kept == reader.info.cameras:
+        return reader
+    sizes = {name: reader.info.image_sizes[name] for name in kept}
+    info = replace(reader.info, cameras=kept, image_sizes=sizes)
+    return ShownEpisode(reader, info, np.arange(info.length))
 
 
 def blinded(reader: EpisodeReader) -> ShownEpisode:

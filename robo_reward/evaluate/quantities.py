@@ -42,6 +42,7 @@ __all__ = [
 _FEW_FRAMES = 10  # blocks of fewer frames of one episode are too alike to say how sure a number is
 _STILL_FRAMES = 4
 _STILL_CHANGE = 2e-3
+_STILL_DRIFT = 0.02  # of true progress, over a whole rest: more is slow work
 _FALL = 0.05
 # Fixed before any model was judged: what progress at the end of an episode says about its outcome.
 _DONE, _PARTIAL = 0.95, 0.5
@@ -398,7 +399,8 @@ def _hesitation(results: Sequence[EpisodeResult]) -> Quantity:
         if r.truth.progress is None:
             continue
         shown = np.where(r.unseen, r.forward.progress, np.nan)
-        squares.append(m.hesitation_rmse(shown, r.truth.progress, _STILL_FRAMES, _STILL_CHANGE) ** 2)
+        noise = m.hesitation_rmse(shown, r.truth.progress, _STILL_FRAMES, _STILL_CHANGE, _STILL_DRIFT)
+        squares.append(noise**2)
     return Mean(np.array(squares, dtype=np.float64), root=True)
 
 

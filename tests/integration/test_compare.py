@@ -282,6 +282,52 @@ def test_failures_are_practised_by_all_that_learn_from_them(stores: dict[str, Pa
     assert {path.name for path in (tmp_path / "with" / "methods").iterdir()} == before
 
 
+def test_all_look_through_the_cameras_that_are_asked_for(stores: dict[str, Path], tmp_path: Path) -> None:
+    """Methods were shown cameras that they had never learned, and ours trained on what calibrates it."""
+
+    def filmed(members: list[Episode], *kept: str) -> list[Episode]:
+        return [
+            dataclasses.replace(
+                one,
+                info=dataclasses.replace(
+                    one.info, cameras=kept, image_sizes={name: one.info.image_sizes[name] for name in kept}
+                ),
+                frames={name: one.frames[name] for name in kept},
+            )
+            for one in members
+        ]
+
+    train, test = episodes(0, 13, seed=1), episodes(20, 6, seed=2)
+    name, other = train[0].info.cameras
+    places = {
+        "train": write(tmp_path / "train", [*filmed(train[:1], other), *train[1:]]),
+        "test": write(tmp_path / "test", [*filmed(test[:1], other), *test[1:]]),
+    }
+    chosen = ["method=[ours,frame_index,stage_tau]", f"cameras=[{name}]", "holdout.calibration=0.25"]
+    found = compare(places, tmp_path / "out", *chosen)
+    assert found["notes"][0] == (
+        "left out, as none of cameras= has seen them: 1 of 13 episodes of train, 1 of 6 episodes of test"
+    )
+    # The same recordings without the other camera give the same numbers.
+    plain = {
+        "train": write(tmp_path / "plain_train", filmed(train[1:], name)),
+        "test": write(tmp_path / "plain_test", filmed(test[1:], name)),
+    }
+    alone = compare(plain, tmp_path / "alone", *chosen)
+    for method in found["methods"]:
+        for metric, value in alone["methods"][method]["metrics"].items():
+            assert found["methods"][method]["metrics"][metric] == value, (method, metric)
+    # Which learned from other episodes than are kept back is refused.
+    (run,) = (tmp_path / "out" / "methods").glob("ours-*/run")
+    known = load_checkpoint(run)
+    split = {uid: {"train": [[0, 9]]} for uid in known.training["split"]}
+    save_checkpoint(run, known.model, known.calibration, {**known.training, "split": split})
+    with pytest.raises(CheckpointError, match=r"'ours': it was trained on toy_\d+, which all are calibrated"):
+        compare(places, tmp_path / "out", *chosen, "overwrite=true")
+    with pytest.raises(DataError, match=r"no episode has any of cameras=\['none'\]: they have"):
+        compare(places, tmp_path / "x", "method=majority", "reference=majority", "cameras=[none]")
+
+
 def test_practice_that_is_judged_or_taught_nowhere_is_refused(
     stores: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -289,8 +335,18 @@ def test_practice_that_is_judged_or_taught_nowhere_is_refused(
     with pytest.raises(DataError, match=r"is in test \(toy_020\) and in practice \(toy_020\)"):
         compare(stores, tmp_path / "out", *options, f"practice={stores['test']}")
     strange = write(tmp_path / "strange", [toy_episode(90, length=9, instruction="dance", seed=9)])
-    with pytest.raises(DataError, match=r"practice: toy_090 is of a task .* \('dance'\): leave it out, or"):
+    with pytest.raises(DataError, match=r"practice: toy_090 is of a task .*\('dance'\): leave it out, or"):
         compare(stores, tmp_path / "out", *options, f"practice={strange}")
+    plain = [
+        dataclasses.replace(one, info=dataclasses.replace(one.info, truth=None, success=None))
+        if one.info.instruction == "fill the bar"
+        else one
+        for one in episodes(0, 8, seed=1)
+    ]
+    untaught = {**stores, "train": write(tmp_path / "untaught", plain)}
+    marked = write(tmp_path / "marked", [toy_episode(91, length=9, instruction="fill the bar", seed=9)])
+    with pytest.raises(DataError, match=r"train has no episode with stages \('fill the bar'\)"):
+        compare(untaught, tmp_path / "out", "method=hop", "reference=hop_mean", f"practice={marked}")
     with pytest.raises(ConfigError, match=r"practice_share=1.5"):
         compare(stores, tmp_path / "out", *options, "practice_share=1.5")
 

@@ -26,6 +26,7 @@ from robo_reward.evaluate.predict import Truth
 from robo_reward.evaluate.quantities import Mean, Pairs
 from robo_reward.labels import hop
 from robo_reward.metrics import Metric
+from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
 
 levels = hnp.arrays(np.float64, st.integers(2, 25), elements=st.floats(0, 1, width=32))
@@ -88,7 +89,14 @@ def compared(errors: dict[str, np.ndarray]) -> Comparison:
     judged, results = {}, {}
     for name, offsets in errors.items():
         judged[name] = [
-            Judged(MethodPrediction(np.clip(t.progress + np.float32(e), 0, 1)), None, {}, None)
+            Judged(
+                MethodPrediction(
+                    np.clip(t.progress + np.float32(e), 0, 1), reason="none" if np.isnan(e) else ""
+                ),
+                None,
+                {},
+                None,
+            )
             for t, e in zip(truths, offsets, strict=True)
             if t.progress is not None
         ]
@@ -105,6 +113,20 @@ def test_methods_that_agree_differ_by_exactly_nothing_on_shared_draws() -> None:
         if np.isfinite(metric.value):
             assert (metric.value, metric.low, metric.high) == (0, 0, 0), name
             assert is_behind(name, metric) is None
+
+
+def test_silence_where_it_is_hard_is_no_lead() -> None:
+    """Of a method that says the same of successes and nothing of failures, error was lower beyond doubt."""
+    hard = np.array([reader.info.outcome is Outcome.FAILURE for reader in READERS])
+    errors = np.where(hard, 0.4, np.random.default_rng(1).uniform(0, 0.1, 12))
+    rows = compared({"ours": errors, "silent": np.where(hard, np.nan, errors)}).rows
+    silent = rows["silent"]
+    assert silent.metrics["progress_mae"].value < 0.5 * rows["ours"].metrics["progress_mae"].value
+    for name, gap in silent.differences.items():
+        if name == "valid_share":
+            assert gap.high < 0
+        elif np.isfinite(gap.value):
+            assert (gap.value, gap.low, gap.high) == (0, 0, 0), name
 
 
 def test_a_small_difference_on_every_episode_is_seen_through_how_episodes_differ() -> None:

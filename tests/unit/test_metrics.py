@@ -61,6 +61,16 @@ def test_unknown_truth_ends_a_still_run() -> None:
     assert math.isnan(metrics.hesitation_rmse(np.linspace(0, 1, 5), truth, min_frames=3))
 
 
+def test_slow_work_is_no_rest() -> None:
+    """Stages of ten seconds at 30 Hz: a flawless estimate scored .289 and a constant 0."""
+    work = np.linspace(0, 1, 1200)
+    assert math.isnan(metrics.hesitation_rmse(work, work, 4, tolerance=2e-3, drift=0.02))
+    rest = np.concatenate([work[:300:3], np.full(50, work[297]), work[300::3]])
+    quiet, loud = (rest + size * np.resize([1, -1, -1, 1], len(rest)) for size in (0.0, 0.1))
+    assert metrics.hesitation_rmse(quiet, rest, 4, tolerance=2e-3, drift=0.02) == pytest.approx(0, abs=1e-12)
+    assert metrics.hesitation_rmse(loud, rest, 4, tolerance=2e-3, drift=0.02) == pytest.approx(0.1, rel=1e-3)
+
+
 def test_coverage_and_its_calibration_error_by_hand() -> None:
     truth = np.array([0.1, 0.5, 0.9, NAN])
     low, high = np.array([0.0, 0.6, 0.8, 0.0]), np.array([0.1, 0.7, 1.0, 1.0])
