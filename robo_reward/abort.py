@@ -1,10 +1,11 @@
 """When to give up a rollout: the rule that makes the expected time to the first success shortest. NumPy only.
 
-Attempts are repeated until one succeeds. At `check_s` into an attempt a predictor may call it hopeless; an
-aborted or failed attempt costs `reset_s` before the next begins. Of n recorded attempts, let n_as and n_af be
-the successes and failures that the rule would abort, n_ks and n_kf those that it keeps. Attempts are alike
-and independent, so by the renewal-reward theorem the expected makespan is the mean cost of an attempt over
-the chance that it is a success that is kept:
+Attempts are repeated until one succeeds. At `check_s` into an attempt a predictor may call it hopeless (at
+the first moment from then on, whose time is what is paid: where moments are far apart, `check_s` below is the
+mean of those); an aborted or failed attempt costs `reset_s` before the next begins. Of n recorded attempts,
+let n_as and n_af be the successes and failures that the rule would abort, n_ks and n_kf those that it keeps.
+Attempts are alike and independent, so by the renewal-reward theorem the expected makespan is the mean cost of
+an attempt over the chance that it is a success that is kept:
 
     E = T_s + ((n_as + n_af) (check_s + reset_s) + n_kf (T_f + reset_s)) / n_ks
 
@@ -60,7 +61,7 @@ def expected_makespan(
 
     Args:
         confusion: the rule's confusion matrix.
-        check_s: seconds into an attempt at which it is aborted.
+        check_s: mean seconds into an attempt at which it is aborted.
         success_s: mean duration of successes that are kept.
         failure_s: mean duration of failures that are kept.
         reset_s: seconds between attempts.
@@ -88,7 +89,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class AbortRule:
-    """Abort at `check_s` where progress is known and below `below`. An aborted rollout is truncated.
+    """Abort at the first moment from `check_s` on if progress is known and below `below` then.
+
+    An aborted rollout is truncated.
 
     makespan_s, without_s   expected makespan with the rule and without, on the rollouts that it was chosen on
     confidence              share of resamples in which it helped rollouts that it was not chosen on
@@ -137,8 +140,9 @@ def choose_abort_rule(
     if not rules or not success.any() or success.all():
         return None
     aborted = np.stack([flags for _, _, flags in rules])
-    check = np.array([at for at, _, _ in rules])
-    cost = np.where(aborted, check[:, None] + reset_s, duration + np.where(success, 0.0, reset_s))
+    looked = {at: np.array([_looked_at(rollout, at)[0] for rollout in rollouts]) for at, _, _ in rules}
+    stopped = np.stack([looked[at] for at, _, _ in rules])
+    cost = np.where(aborted, stopped + reset_s, duration + np.where(success, 0.0, reset_s))
     kept = (~aborted & success).astype(np.float64)
     never_cost, never_kept = duration + np.where(success, 0.0, reset_s), success.astype(np.float64)
     # Rows of resamples, columns of rollouts: how often each was drawn, and which were left out.
@@ -233,17 +237,23 @@ def _candidates(
     """(check, threshold, which rollouts are aborted) of every rule that aborts some and not others."""
     rules: list[tuple[float, float, Bool[np.ndarray, " n"]]] = []
     for time in times:
-        seen = np.array([_progress_at(rollout, float(time)) for rollout in rollouts])
+        seen = np.array([_looked_at(rollout, float(time))[1] for rollout in rollouts])
         values = np.unique(seen[~np.isnan(seen)])
         between = (values[1:] + values[:-1]) / 2
         rules.extend((float(time), float(below), seen < below) for below in between)
     return rules
 
 
-def _progress_at(rollout: Rollout, time_s: float) -> float:
-    """Progress at the first moment at or after `time_s`, NaN where the rollout is over by then."""
-    index = int(np.searchsorted(rollout.time_s, time_s))
-    return float(rollout.progress[index]) if index < len(rollout.time_s) - 1 else math.nan
+def _looked_at(rollout: Rollout, check_s: float) -> tuple[float, float]:
+    """Time and progress of the moment at which a rule looks, as `AbortRule.aborts` says; NaN without one.
+
+    That is the first at or after `check_s`. There is none where the rollout begins later than that, or is
+    over by then.
+    """
+    index = int(np.searchsorted(rollout.time_s, check_s))
+    if not 0 < index < len(rollout.time_s) - 1:
+        return math.nan, math.nan
+    return float(rollout.time_s[index]), float(rollout.progress[index])
 
 
 def _ratio(cost: Float[np.ndarray, "*n"], kept: Float[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:

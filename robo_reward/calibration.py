@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from robo_reward.errors import CheckpointError
+from robo_reward.errors import CheckpointError, ConfigError
 from robo_reward.fusion import FusionParameters
 from robo_reward.metrics import detect_success, false_positive
 from robo_reward.schema import ProgressEstimate
@@ -50,7 +50,8 @@ class SuccessDetector:
 
     It is sure of a moment where `success_prob > threshold` and `progress >= least_progress`: the two come
     from different heads and histories, and of a thing that was just lost one often still says "done" when
-    the other does not.
+    the other does not. Both are compared as 64-bit floats, whatever they come as: an array's
+    32-bit ones would meet a bound that the same numbers of a stream miss.
     """
 
     threshold: float = 0.5
@@ -59,7 +60,8 @@ class SuccessDetector:
 
     def detect(self, success_prob: Float[np.ndarray, " t"], progress: Float[np.ndarray, " t"]) -> int | None:
         """The frame of an episode at which success is declared, or None; NaN (invalid) is not sure."""
-        complete = np.where(np.asarray(progress) >= self.least_progress, success_prob, np.nan)
+        far = np.asarray(progress, np.float64) >= self.least_progress
+        complete = np.where(far, success_prob, np.nan)
         return detect_success(complete, self.threshold, self.debounce)
 
 
@@ -74,8 +76,8 @@ class SuccessWatch:
         """One moment; whether the task counts as done now. An invalid estimate is not sure."""
         sure = (
             estimate.valid
-            and estimate.success_prob > self._detector.threshold
-            and estimate.progress >= self._detector.least_progress
+            and float(estimate.success_prob) > self._detector.threshold
+            and float(estimate.progress) >= self._detector.least_progress
         )
         self._held = self._held + 1 if sure else 0
         return self._held >= self._detector.debounce
@@ -125,7 +127,15 @@ class Calibration:
         return np.maximum(novelty, 1.0) * factors[np.minimum(absent, len(factors) - 1)]
 
     def quantile(self, level: float) -> float:
-        """Half-width, in raw standard deviations, of the band at a coverage level in (0, 1)."""
+        """Half-width, in raw standard deviations, of the band at a coverage level.
+
+        Raises:
+            ConfigError: a level beyond LEVELS: nothing was fitted there.
+        """
+        if not LEVELS[0] <= level <= LEVELS[-1]:
+            raise ConfigError(
+                f"level={level}: bands are calibrated from {LEVELS[0]:g} to {LEVELS[-1]:g}, choose one there"
+            )
         if not self.quantiles:
             return float(normal_quantiles(np.array(level)))
         return float(np.interp(level, LEVELS, np.asarray(self.quantiles)))

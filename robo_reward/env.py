@@ -122,7 +122,17 @@ class ShapedRewardEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         return self._present(observation), {**info, "estimate": _estimate_facts(self.estimate)}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One step; the reward is shaped."""
+        """One step; the reward is shaped.
+
+        Raises:
+            ConfigError: no episode is under way, or the environment inside begins the next one by itself.
+        """
+        if not self._watch.shapers[0].started:
+            raise ConfigError(
+                "step() without an episode under way: call reset() first, after an episode's end too (a "
+                "wrapper that does that, such as gymnasium's Autoreset, belongs outside ShapedRewardEnv: "
+                "Autoreset(ShapedRewardEnv(env, ...)))"
+            )
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.estimate = self._look(observation, fresh=False)
         self.shaped = self._watch.shapers[0].push(

@@ -349,13 +349,14 @@ def detect_success(
     """The frame at which success is declared: the end of the first `frames` in a row above the threshold.
 
     Causal: what comes after the returned frame does not matter. An invalid (NaN) frame breaks the streak.
+    Probabilities are compared as 64-bit floats, whatever they come as: a stream's are such, too.
 
     Raises:
         ConfigError: where frames < 1.
     """
     if frames < 1:
         raise ConfigError(f"frames is {frames}: a detection needs at least 1 frame")
-    above = np.asarray(probability) > threshold
+    above = np.asarray(probability, np.float64) > threshold
     position = np.arange(len(above))
     last_below = np.maximum.accumulate(np.where(above, -1, position))
     fired = np.flatnonzero(position - last_below >= frames)

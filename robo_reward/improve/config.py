@@ -109,6 +109,18 @@ def check_config(config: ImproveConfig) -> None:
             f"refresh_every={config.refresh_every} with device={config.device}: a reward model is refreshed "
             "on the CPU alone; choose device=cpu, or refresh_every=0"
         )
+    least = 1 if config.refresh_every else 0
+    if config.refresh_steps < least:
+        raise ConfigError(
+            f"refresh_steps={config.refresh_steps} with refresh_every={config.refresh_every}: must be "
+            f"{least} or more"
+        )
+    if config.threads < 1:
+        raise ConfigError(f"threads={config.threads}: must be 1 or more")
+    parts = observed_parts(config)
+    if not parts or len(set(parts)) != len(parts):
+        key = "privileged_parts" if config.privileged else "observe"
+        raise ConfigError(f"{key}={list(parts)}: name what the policy sees, each part once")
     if "privileged" in config.observe:
         raise ConfigError("observe has 'privileged': the simulator's state needs privileged=true instead")
     if config.privileged and not (config.privileged_state and config.privileged_demos):
@@ -127,9 +139,16 @@ def check_config(config: ImproveConfig) -> None:
         for name, value in vars(getattr(config, group)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{group}.{name}={value}: must be a finite number")
-    for key in ("lr", "actor_lr", "clone_lr"):
+    for key in (
+        *("lr", "actor_lr", "clone_lr", "clone_steps", "clone_weight", "clone_noise", "value_weight"),
+        *("target_noise", "scale_floor", "noise_start", "noise_end", "noise_rollouts"),
+    ):
         if getattr(learner, key) < 0:
             raise ConfigError(f"learner.{key}={getattr(learner, key)}: must be 0 or more")
+    if config.shaping.kappa < 0:
+        raise ConfigError(f"shaping.kappa={config.shaping.kappa}: must be 0 or more")
+    if not 0.0 < learner.tau <= 1.0:
+        raise ConfigError(f"learner.tau={learner.tau}: choose one in (0, 1]")
     if not 0.0 < learner.discount < 1.0:
         raise ConfigError(f"learner.discount={learner.discount}: choose one in (0, 1)")
     if not 1 <= learner.subset <= learner.critics:

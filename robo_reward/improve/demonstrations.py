@@ -17,7 +17,7 @@ from robo_reward.improve.config import ImproveConfig, observed_parts
 from robo_reward.improve.observer import MAP
 from robo_reward.improve.rollouts import Rollout, stacked
 from robo_reward.improve.worker import Worker
-from robo_reward.labels import equal_stage_weights, label_episode, task_progress
+from robo_reward.labels import equal_stage_weights, label_episode, label_success, task_progress
 from robo_reward.named import columns
 from robo_reward.pace import check_same_pace, typical_step
 from robo_reward.schema import EpisodeInfo, EpisodeReader, Outcome
@@ -111,7 +111,7 @@ def demonstration_rollout(config: ImproveConfig, worker: Worker, reader: Episode
         )
         for t in range(length)
     ]
-    success = np.zeros(length, np.bool_) if info.success is None else info.success[:length].copy()
+    success = label_success(info)[0][:length].copy()
     success[-1] = True  # its outcome says so
     reward = np.zeros(length - 1, np.float32)
     reward[-1] = 1.0
@@ -220,9 +220,10 @@ def _in_order(
 
 def _length(info: EpisodeInfo, hold: int) -> int:
     """Moments up to the first at which success has lasted `hold`, or all."""
-    if info.success is None:
+    success, known = label_success(info)
+    if not known.all():
         return info.length
-    lasted = np.convolve(info.success, np.ones(hold), "valid") >= hold
+    lasted = np.convolve(success, np.ones(hold), "valid") >= hold
     return int(np.argmax(lasted)) + hold if lasted.any() else info.length
 
 

@@ -125,7 +125,7 @@ class Learner:
             loss.backward()
             optimizer.step()
             error = float(loss.detach())
-        if steps:
+        if steps > 0:
             self._check_finite({"clone": error})
         return error
 

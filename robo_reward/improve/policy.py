@@ -173,7 +173,7 @@ class LearnedPolicy:
                 control loop's to say: to act on what was seen before is not what this does. One camera of
                 several that is gone holds what it showed last.
         """
-        if np.shape(proprio) != (self.proprio_size,) or not np.isfinite(proprio).all():
+        if not self._takes(proprio):
             raise DataError(
                 f"the policy takes proprioception of {self.proprio_size} finite numbers, this is {proprio}"
             )
@@ -194,3 +194,12 @@ class LearnedPolicy:
         with torch.inference_mode():
             unit = self._policy(torch.from_numpy(seen)[None])[0].numpy().astype(np.float64)
         return (self._low + (unit + 1) / 2 * (self._high - self._low)).astype(np.float32)
+
+    def _takes(self, proprio: object) -> bool:
+        """Whether this is as many finite numbers as there are in an episode that it has learned from."""
+        try:
+            numbers = np.asarray(proprio)
+        except (TypeError, ValueError):  # rows of several lengths, a tensor elsewhere
+            return False
+        fits = numbers.shape == (self.proprio_size,) and numbers.dtype.kind in "buif"
+        return fits and bool(np.isfinite(numbers).all())

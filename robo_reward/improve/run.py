@@ -571,6 +571,8 @@ def _finished(folder: Path, claim: dict[str, Any], resume: bool) -> dict[str, An
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"'{folder}' is not empty and no run of improve: choose another out=")
         return None
+    if not any((folder / name).exists() for name in (_STATE, _METRICS, "rollouts")):
+        return None  # it ended before anything was learned: that binds nobody, and what it was told is mended
     found = json.loads(path.read_text(encoding="utf-8"))
     if changed := _changed(found, claim):
         raise CheckpointError(

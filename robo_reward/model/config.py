@@ -73,6 +73,20 @@ class ModelConfig:
     instruction: Mapping[str, Any] = field(default_factory=dict)
     still: Mapping[str, int] = field(default_factory=dict[str, int])
 
+    def __post_init__(self) -> None:
+        """Refuse sizes of which no network can be made, or none that says anything.
+
+        Raises:
+            ConfigError: naming the key of `network`.
+        """
+        least = dict.fromkeys(("width", "layers", "heads", "window", "ensemble"), 1)
+        least |= dict.fromkeys(("tau_bins", "hop_bins"), 2)
+        for key, smallest in least.items():
+            if (value := getattr(self, key)) < smallest:
+                raise ConfigError(f"network.{key}={value}: must be {smallest} or more")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"network.dropout={self.dropout}: must be 0 (off) or more, below 1")
+
     @property
     def max_stages(self) -> int:
         """Stages of the longest task: the size of the stage head."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,12 @@ __all__ = [
     "WindowConfig",
     "device_options",
 ]
+
+
+_SHARES = (
+    *("end_share", "anchor_random", "anchor_drop", "goal_share"),
+    *("text_drop", "camera_drop", "proprio_drop"),
+)
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ class TrainConfig:
             raise ConfigError("train needs minutes=... or steps=...")
         _check("minutes", self.minutes, "above 0", self.minutes is None or self.minutes > 0)
         _check("steps", self.steps, "1 or more", self.steps is None or self.steps >= 1)
-        _check("seed", self.seed, "0 or more", self.seed >= 0)
+        _check("seed", self.seed, "0 or more, below 2**32", 0 <= self.seed < 2**32)
         shares = self.practice_share * bool(self.practice) + self.reorder.share * bool(self.reorder.stages)
         fits = 0.0 < self.practice_share < 1.0 and shares < 1.0
         _check("practice_share", self.practice_share, "a share that leaves windows of the data", fits)
@@ -161,7 +168,7 @@ class TrainConfig:
         known = ("auto", "32-true", "bf16-mixed")
         weights = ("success_weight", "hop_weight", "progress_weight", "other_weight")
         for key in weights:
-            _check(key, value := getattr(self, key), "0 (off) or more", value >= 0)
+            _check(key, value := getattr(self, key), "0 (off) or more", 0 <= value < math.inf)
         _check("precision", self.precision, "auto, 32-true or bf16-mixed", self.precision in known)
         _check("batch_size", self.batch_size, "2 or more", self.batch_size >= 2)
         _check("windows.frames", self.windows.frames, "2 or more", self.windows.frames >= 2)
@@ -177,7 +184,24 @@ class TrainConfig:
         held = self.holdout
         fits = min(held.calibration, held.test) >= 0 and held.calibration + held.test < 1
         _check("holdout", (held.calibration, held.test), "shares that sum below 1", fits)
-        _check("optimizer.muon", self.optimizer.muon, "0 (off) or more", self.optimizer.muon >= 0)
+        step = self.optimizer
+        for key in ("lr", "muon", "weight_decay"):
+            value = getattr(step, key)
+            _check(f"optimizer.{key}", value, "0 (off) or more", 0 <= value < math.inf)
+        _check("optimizer.clip", step.clip, "above 0 (a large one does nothing)", step.clip > 0)
+        _check("optimizer.warmup", step.warmup, "a share of the steps", 0 <= step.warmup <= 1)
+        _check("optimizer.ema", step.ema, "0 (off) or more, below 1", 0 <= step.ema < 1)
+        for key in _SHARES:
+            value = getattr(self.windows, key)
+            _check(f"windows.{key}", value, "a share, in [0, 1]", 0 <= value <= 1)
+        _check(
+            "cameras",
+            self.cameras,
+            "each named once",
+            len(set(self.cameras or ())) == len(self.cameras or ()),
+        )
+        for key in ("cache_gb", "checkpoint_every_s"):
+            _check(key, value := getattr(self, key), "0 or more", value >= 0)
         factor = self.optimizer.backbone_lr
         _check("optimizer.backbone_lr", factor, "above 0", factor > 0)
         object.__setattr__(self, "devices", _read_devices(self.devices))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robo_reward.checkpoint import write_atomic
-from robo_reward.errors import CheckpointError, ConfigError
+from robo_reward.errors import CheckpointError, ConfigError, RoboRewardError
 from robo_reward.train.config import OptimizerConfig, TrainConfig
 from robo_reward.train.data import Batch, WindowSampler, prefetch
 from robo_reward.train.gradients import FabricGradients, ShardedGradients, Terms, TrainingModule
@@ -43,6 +43,9 @@ __all__ = [
     "to_tensors",
     "train_loop",
 ]
+
+_MOST_SKIPPED = 20
+"""Steps in a row without finite gradients: one is an accident, so many are the end of learning."""
 
 _PROBE_STEPS = 12
 _REPLAN_S = 5.0
@@ -206,6 +209,7 @@ def train_loop[Model: nn.Module](
     started = begun - plan.elapsed
     saved = planned = begun
     planned_step = step
+    skipped = 0
     # A wall-clock run has no last step to prefetch up to: it ends when its plan says so.
     stop = plan.steps if plan.seconds is None and plan.steps is not None else 1 << 40
     rank = fabric.global_rank
@@ -227,6 +231,10 @@ def train_loop[Model: nn.Module](
             )
             if bool(torch.isfinite(norm)):
                 optimizer.step()
+                skipped = 0
+            else:
+                skipped += 1
+                _check_learning(config, step, skipped)
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(model)
             step += 1
@@ -239,14 +247,31 @@ def train_loop[Model: nn.Module](
             if step % config.log_every == 0 or plan.done(step):
                 values = {name: float(value) for name, value in terms.items()}
                 display.log(step, plan, lr, float(objective.total(terms)), values, float(norm))
-            if fabric.is_global_zero and now - saved > config.checkpoint_every_s:
+            if fabric.is_global_zero and now - saved > config.checkpoint_every_s and not skipped:
                 save_state(state_path, step, model, average, optimizer, plan)
                 saved = now
             if plan.done(step):
                 break
+    finite = all(bool(torch.isfinite(weights).all()) for weights in average.parameters())
+    if not finite or skipped > 0.5 * step:
+        _check_learning(config, step, _MOST_SKIPPED)
     if fabric.is_global_zero:
         save_state(state_path, step, model, average, optimizer, plan)
     return cast("Model", average.module).eval()
+
+
+def _check_learning(config: TrainConfig, step: int, skipped: int) -> None:
+    """One step without finite gradients is left out; where many are, in a row, nothing is learned any more.
+
+    Raises:
+        RoboRewardError: and nothing of it is saved.
+    """
+    if skipped >= _MOST_SKIPPED:
+        raise RoboRewardError(
+            f"after {step} steps loss, gradients or weights are not finite: learning has diverged, and "
+            "nothing of it is saved; delete its folder and begin anew with a smaller optimizer.lr (it is "
+            f"{config.optimizer.lr}) or smaller weights of the losses"
+        )
 
 
 def _replan_due(processes: int, steps: int, seconds: float) -> bool:

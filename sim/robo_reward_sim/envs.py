@@ -287,7 +287,7 @@ def named_cameras(
     """Cameras by the names that their images get; a task may have better places for those that have a name.
 
     Raises:
-        ConfigError: a name that is not in `robo_reward_sim.rendering.CAMERAS`.
+        ConfigError: a name that is not in `robo_reward_sim.rendering.CAMERAS`, or there twice.
     """
     if isinstance(cameras, Mapping):
         return dict(cameras)
@@ -296,6 +296,8 @@ def named_cameras(
         raise ConfigError(
             f"no camera '{unknown[0]}': choose from {', '.join(CAMERAS)}, or give FreeCamera(...)"
         )
+    if len(set(cameras)) < len(cameras):
+        raise ConfigError(f"cameras=[{', '.join(cameras)}]: name each camera once")
     places = CAMERAS if task is None else {**CAMERAS, **task.cameras}
     return {name: places[name] for name in cameras}
 

@@ -222,6 +222,12 @@ def _checked(config: RecordConfig) -> list[str]:
     if not config.cameras:
         raise ConfigError("cameras=[]: demonstrations need at least one camera")
     named_cameras(config.cameras)
+    writer = import_object(config.writer)
+    if lacking := [name for name in ("create", "open") if not callable(getattr(writer, name, None))]:
+        raise ConfigError(
+            f"writer={config.writer} has no {' and no '.join(lacking)}: a writer makes a store with create "
+            f"and opens it with open, as {RecordConfig.writer} does"
+        )
     require_graphics()
     return kinds_of(DEFAULT_MIX if config.mix is None else config.mix, config.episodes)
 

@@ -27,6 +27,7 @@ from robo_reward.cli.main import load_config, main, run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
 from robo_reward.improve.config import ImproveConfig
 from robo_reward.improve.demonstrations import choose_demonstrations, demonstration_rollout
+from robo_reward.improve.learner import Learner
 from robo_reward.improve.networks import Policy
 from robo_reward.improve.refresh import relabel
 from robo_reward.improve.replay import Replay
@@ -345,6 +346,22 @@ def test_a_demonstration_is_over_where_a_rollout_would_be(tmp_path: Path) -> Non
     assert rollout.task_reward.tolist() == [0.0] * (rollout.decisions - 1) + [1.0]
     assert {len(part) for part in rollout.parts.values()} == {rollout.decisions + 1}
     assert len(rollout.truth) == len(rollout.stamp_ns) == rollout.decisions + 1
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_demonstration_is_over_where_its_keyframes_say(tmp_path: Path, told: bool) -> None:
+    import improve_toy
+
+    shown = improve_toy.demonstration(0)
+    length = shown.info.length
+    last = np.arange(length) == length - 1 if told else None  # as next.success of a recording's last frame
+    marks = np.array([2, length - 5])
+    info = dataclasses.replace(shown.info, success=last, truth=None, boundaries=marks)
+    _, config = load_config("improve", [*WORLD, *BLIND, f"out={tmp_path}", "demo_hold=2"])
+    worker = Worker(config, info.instruction)
+    rollout = demonstration_rollout(config, worker, MemoryReader(dataclasses.replace(shown, info=info)))
+    assert rollout.decisions == length - 1 - 3
+    assert rollout.success.tolist() == [False] * (rollout.decisions - 1) + [True, True]
 
 
 @pytest.mark.parametrize(
@@ -1202,6 +1219,22 @@ def test_a_cell_that_fails_is_named_and_stops_no_other_one(
         ([*BLIND, "learner.discount=1.0"], "learner.discount=1.0"),
         ([*BLIND, "learner.tau=nan"], "learner.tau=nan: must be a finite number"),
         ([*BLIND, "shaping.kappa=inf"], "shaping.kappa=inf: must be a finite number"),
+        *(
+            ([*BLIND, f"learner.{key}=-1"], rf"learner\.{key}=-1(\.0)?: must be 0 or more")
+            for key in (
+                *("clone_steps", "clone_weight", "clone_noise", "value_weight", "target_noise"),
+                *("scale_floor", "noise_start", "noise_end", "noise_rollouts"),
+            )
+        ),
+        ([*BLIND, "shaping.kappa=-1"], "shaping.kappa=-1.0: must be 0 or more"),
+        ([*BLIND, "learner.tau=0"], r"learner.tau=0.0: choose one in \(0, 1\]"),
+        ([*BLIND, "learner.tau=1.5"], r"learner.tau=1.5: choose one in \(0, 1\]"),
+        ([*BLIND, "refresh_every=1", "refresh_steps=0"], "refresh_steps=0 with refresh_every=1.* 1 or more"),
+        ([*BLIND, "refresh_steps=-1"], "refresh_steps=-1 with refresh_every=0: must be 0 or more"),
+        ([*BLIND, "threads=0"], "threads=0: must be 1 or more"),
+        (["arm=oracle", "observe=[]"], r"observe=\[\]: name what the policy sees"),
+        ([*BLIND, "privileged_parts=[]"], r"privileged_parts=\[\]: name what the policy sees"),
+        (["arm=oracle", "observe=[proprio,proprio]"], r"observe=\['proprio', 'proprio'\].*each part once"),
         ([*BLIND, "success=detector"], "give model=RUN"),
         (
             [*BLIND, "arm=sparse", "savings.abort=true"],
@@ -1217,7 +1250,18 @@ def test_a_cell_that_fails_is_named_and_stops_no_other_one(
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         go(tmp_path / "run", *overrides)
-    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_never_learned_anything_binds_no_other(tmp_path: Path) -> None:
+    diverging = mock.patch.object(Learner, "clone", side_effect=RoboRewardError("learning has diverged"))
+    with diverging, pytest.raises(RoboRewardError, match="diverged"):
+        go(tmp_path / "run", *BLIND, *FAST, "learner.clone_lr=9")
+    assert (tmp_path / "run" / "improve.json").is_file()
+    small = ["rollouts=1", "evaluate_every=0"]
+    assert go(tmp_path / "run", *BLIND, *FAST, *small, "resume=false")["rollouts"] == 1
+    with pytest.raises(CheckpointError, match="a run with other learner"):
+        go(tmp_path / "run", *BLIND, *FAST, *small, "learner.clone_lr=9")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,22 @@ def test_an_environment_without_images_is_watched_by_what_it_renders(model: Rewa
     assert info["estimate"]["progress"] == pytest.approx(replayed(model, seen)[1], abs=1e-6)
 
 
+def test_an_episode_that_is_over_is_begun_anew_from_outside(model: RewardModel) -> None:
+    inside = robo_reward.ShapedRewardEnv(gymnasium.wrappers.Autoreset(Bar()), model)
+    for env in (inside, robo_reward.ShapedRewardEnv(Bar(), model)):
+        with pytest.raises(ConfigError, match="call reset"):
+            env.step(full())
+        env.reset(seed=1)
+        while not env.step(full())[2]:
+            pass
+        with pytest.raises(ConfigError, match=r"call reset\(\) first.*Autoreset\(ShapedRewardEnv\(env"):
+            env.step(full())
+    outside = gymnasium.wrappers.Autoreset(robo_reward.ShapedRewardEnv(Bar(), model))
+    outside.reset(seed=1)
+    ends = [outside.step(full())[2] for _ in range(20)]
+    assert sum(map(bool, ends)) > 1
+
+
 def test_what_cannot_be_watched_is_refused(model: RewardModel) -> None:
     with pytest.raises(ConfigError, match=r"no image 'top' in the observation: it has images\.front"):
         robo_reward.ShapedRewardEnv(Bar(), model, cameras=["top"])

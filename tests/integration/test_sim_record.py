@@ -94,6 +94,11 @@ def test_a_store_of_other_options_is_refused(tmp_path: Path, capsys: pytest.Capt
         ("image_size=[84]", r"image_size=\[84\]"),
         ("cameras=[]", r"cameras=\[\]"),
         ("cameras=[top]", "no camera 'top'"),
+        ("cameras=[left,left]", "cameras=[left, left]: name each camera once"),
+        (
+            "writer=json.dumps",
+            "writer=json.dumps has no create and no open: a writer makes a store with create",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(

@@ -138,3 +138,19 @@ def test_a_replay_of_what_a_rule_was_chosen_on_says_what_the_choice_said() -> No
         spent = attempts.makespans_s(20_000, np.random.default_rng(8))
         assert spent.mean() == pytest.approx(expected, abs=4 * spent.std() / math.sqrt(20_000))
     assert replay(made, rule, 5.0).confusion == rule.confusion
+
+
+def test_what_a_rule_claims_is_what_it_takes_where_moments_are_far_apart() -> None:
+    """A moment every 2.5 s: whoever would look after 1 s looks after 2.5, and that is what it costs."""
+    time = np.arange(0.0, 11.0, 2.5)
+    made = [Rollout(time, time / 10 if good else time * 0.0, good) for good in [True, False] * 20]
+    made += [Rollout(time + 1.5, time * 0.0, False)] * 2  # it begins after the first look, and has none then
+    rule = choose_abort_rule(made, 5.0, np.random.default_rng(9))
+    assert rule is not None
+    assert rule.check_s < 2.5
+    # 20 successes of 10 s, 20 failures until 2.5 s with a reset of 5 s, and two of 11.5 s or until 4 s.
+    late = 4.0 if rule.check_s > 1.5 else 11.5
+    assert rule.makespan_s == pytest.approx((20 * 10 + 20 * 7.5 + 2 * (late + 5)) / 20)
+    lived = replay(made, rule, 5.0)
+    assert lived.makespan_s() == pytest.approx(rule.makespan_s)
+    assert lived.confusion == rule.confusion

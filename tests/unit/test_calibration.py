@@ -22,7 +22,9 @@ from robo_reward.calibration import (
     fit_quantiles,
     half_trusted,
 )
+from robo_reward.errors import ConfigError
 from robo_reward.fusion import FusionParameters
+from robo_reward.metrics import detect_success
 from robo_reward.model.config import ModelConfig, TaskConfig
 from robo_reward.model.progress_model import ProgressModel
 from robo_reward.schema import ProgressEstimate
@@ -42,6 +44,10 @@ def test_conformal_bands_cover_new_data_whatever_its_shape() -> None:
     assert scale == pytest.approx(np.sqrt(np.mean((residual[:4000] / std[:4000]) ** 2)))
     calibration = Calibration(fitted=True, quantiles=quantiles)
     assert calibration.quantile(0.9) == quantiles[17]
+    assert [calibration.quantile(float(level)) for level in LEVELS] == list(quantiles)
+    for level in (0.99, 0.0, np.nan):  # a band of 95 % is none of 99
+        with pytest.raises(ConfigError, match=rf"level={level}: .* from 0.05 to 0.95"):
+            calibration.quantile(level)
 
 
 def test_bands_of_segments_are_half_trusted_but_never_narrowed() -> None:
@@ -163,10 +169,12 @@ def test_what_is_not_nearly_complete_is_not_done_unless_the_model_never_claims_a
 @given(st.data())
 def test_on_a_stream_the_detector_calls_at_the_same_moment(data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 12))
-    unit = arrays(np.float64, length, elements=st.sampled_from([np.nan, 0.2, 0.6, 0.9, 1.0]))
-    prob, progress = data.draw(unit), data.draw(unit)
+    # 32-bit floats next to .3 and .9 are above the one and below the other.
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    unit = arrays(np.float64, length, elements=st.sampled_from([np.nan, 0.2, 0.3, 0.6, 0.9, 1.0]))
+    prob, progress = data.draw(unit).astype(dtype), data.draw(unit).astype(dtype)
     detector = SuccessDetector(
-        data.draw(st.sampled_from([0.2, 0.5, 0.9])),
+        data.draw(st.sampled_from([0.2, 0.3, 0.5, 0.9])),
         data.draw(st.integers(1, 4)),
         data.draw(st.sampled_from([0.0, 0.6, 0.9])),
     )
@@ -174,10 +182,38 @@ def test_on_a_stream_the_detector_calls_at_the_same_moment(data: st.DataObject) 
     for p, g in zip(prob, progress, strict=True):
         valid = bool(np.isfinite(p) and np.isfinite(g))
         said = ProgressEstimate(
-            np.ones(1, np.float32), 0.0, g, 0.0, (g, g), p, {}, valid, "" if valid else "blind", 0, "v"
+            np.ones(1, np.float32),
+            0.0,
+            float(g),
+            0.0,
+            (0.0, 1.0),
+            float(p),
+            {},
+            valid,
+            "" if valid else "blind",
+            0,
+            "v",
         )
         called.append(watch.push(said))
     assert (called.index(True) if True in called else None) == detector.detect(prob, progress)
+
+
+@pytest.mark.parametrize(
+    ("prob", "progress", "sure"),
+    [(0.3, 1.0, True), (1.0, 0.9, False), (0.25, 1.0, False), (1.0, 0.95, True)],
+)
+def test_32_bit_floats_next_to_a_bound_are_on_one_side_of_it(
+    prob: float, progress: float, sure: bool
+) -> None:
+    """As 64-bit ones they are .30000001 and .89999998: above .3, and below .9."""
+    detector = SuccessDetector(0.3, 1, 0.9)
+    p, g = np.array([prob], np.float32), np.array([progress], np.float32)
+    assert detector.detect(p, g) == (0 if sure else None)
+    assert detect_success(p, 0.3) == (0 if prob != 0.25 else None)
+    estimate = ProgressEstimate(
+        np.ones(1, np.float32), 0.0, float(g[0]), 0.0, (0.0, 1.0), float(p[0]), {}, True, "", 0, "v"
+    )
+    assert SuccessWatch(detector).push(estimate) is sure
 
 
 def test_json_round_trip() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ __all__ = ["BagPlayer", "main", "message_class"]
 
 _SETTLE_S = 0.5
 _NODE_S = 300.0
+_TICK_S = 0.02  # between ticks of /clock while nothing is played
+_LEAP_S = 0.1  # of recorded time, at the most, from tick to tick at whatever rate
 _CLOCK = "/clock"
 _EVERYWHERE = (_CLOCK, "/parameter_events", "/rosout")  # subscribed to by whoever is there
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -95,6 +97,7 @@ class BagPlayer(Node):
         # One clock: of two that disagree the time would jump at every message.
         ticks = self._value("publish_clock") and _CLOCK not in kinds
         self._ticks = self.create_publisher(ClockMsg, _CLOCK, sure) if ticks else None
+        self._told_ns: int | None = None
         # Once the executor spins: what waits for subscribers must not keep the constructor.
         self._start = self.create_timer(0.01, self._play, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -160,15 +163,31 @@ class BagPlayer(Node):
                 began += episodes.pass_by(received_ns)
             if topic not in self._outputs:
                 continue
-            ahead = (received_ns - start_ns) / 1e9 / rate - (time.monotonic() - began)
-            if ahead > 0:
-                time.sleep(ahead)
-            if self._ticks is not None:
-                seconds, nanoseconds = divmod(received_ns, 10**9)
-                message = ClockMsg()
-                message.clock.sec, message.clock.nanosec = seconds, nanoseconds
-                self._ticks.publish(message)
+            for tick_ns in self._ticks_until(received_ns, rate):
+                ahead = (tick_ns - start_ns) / 1e9 / rate - (time.monotonic() - began)
+                if ahead > 0:
+                    time.sleep(ahead)
+                self._tell_time(tick_ns)
             self._outputs[topic].publish(data)
+
+    def _ticks_until(self, stamp_ns: int, rate: float) -> Iterator[int]:
+        """Moments after the last tick up to this one, itself included.
+
+        Time goes on while nothing is played: a clock that stood still, and then leapt, would be one that has
+        jumped, and the reward node would begin anew in the middle of an episode.
+        """
+        if self._ticks is not None and self._told_ns is not None:
+            step = round(1e9 * min(_TICK_S * rate, _LEAP_S))
+            yield from range(self._told_ns + step, stamp_ns, step)
+        yield stamp_ns
+
+    def _tell_time(self, stamp_ns: int) -> None:
+        if self._ticks is None:
+            return
+        message = ClockMsg()
+        message.clock.sec, message.clock.nanosec = divmod(stamp_ns, 10**9)
+        self._ticks.publish(message)
+        self._told_ns = stamp_ns
 
     def _arrive(self) -> None:
         """Wait for reliable messages that are still on their way: they would be lost with the publisher."""
