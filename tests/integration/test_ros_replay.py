@@ -254,6 +254,44 @@ def test_a_robot_hears_no_command_of_a_bag_and_there_is_one_clock(
     assert "no images on /robot_command, /left/image_raw: its images are on /front/image_raw" in done.stderr
 
 
+def test_time_goes_on_while_nothing_is_played(tmp_path: Path, start_process: StartProcess) -> None:
+    """After a pause of over a second /clock leapt, and the reward node began anew in mid-episode."""
+    types, path = STORE.types, tmp_path / "bag"
+    kind = "sensor_msgs/msg/Image"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection("/front/image_raw", kind, typestore=STORE)
+        for after_ms in (0, 100, 200, 300, 1900):
+            stamp_ns = START + after_ms * 1_000_000
+            header = types["std_msgs/msg/Header"](
+                types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 10**9)), ""
+            )
+            image = types[kind](header, 1, 1, "rgb8", 0, 3, np.zeros(3, np.uint8))
+            writer.write(connection, stamp_ns, STORE.serialize_cdr(image, kind))
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node, executor = Node("listener", context=context), SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    heard: list[int] = []
+    node.create_subscription(Clock, "/clock", lambda message: heard.append(_stamp_ns(message)), 100)
+    node.create_subscription(Image, "/front/image_raw", lambda _: None, 100)
+    for rate in ("1.0", "10.0"):
+        heard.clear()
+        given = ("path:=" + str(path), "rate:=" + rate, "wait_s:=240.0")
+        arguments = ["--ros-args", *(text for value in given for text in ("-p", value))]
+        process = start_process("robo_reward_ros.bag_player", arguments)
+        while process.poll() is None:
+            executor.spin_once(timeout_sec=0.01)
+        for _ in range(200):  # what has arrived by then
+            executor.spin_once(timeout_sec=0)
+        assert process.returncode == 0
+        # A subscriber may miss the first ones of all; the pause is at the end.
+        assert heard[-1] - heard[0] > 1_600_000_000
+        assert 0 < min(np.diff(heard)) <= max(np.diff(heard)) <= 200_000_000
+    executor.shutdown()
+    node.destroy_node()
+    context.try_shutdown()
+
+
 def _stamp_ns(message: Any) -> int:
     stamp = message.clock if isinstance(message, Clock) else message.header.stamp
     return stamp.sec * 10**9 + stamp.nanosec

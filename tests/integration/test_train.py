@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from robo_reward.checkpoint import load_checkpoint
 from robo_reward.cli.main import run_command
-from robo_reward.errors import CheckpointError, ConfigError, DataError
+from robo_reward.errors import CheckpointError, ConfigError, DataError, RoboRewardError
 from robo_reward.intake import resize_frames
 from robo_reward.schema import Outcome
 from robo_reward.testing import MemoryReader, toy_episode
@@ -485,6 +485,39 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(toy_store: Path, tmp_
         train(toy_store, tmp_path / "r2", "steps=2", "cameras=[front,top]")
     with pytest.raises(DataError, match="is in the data twice"):
         run_command("train", [f"data=[{toy_store},{toy_store}]", f"out={tmp_path / 'r3'}", *FAST, "steps=2"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optimizer.clip=-1", r"optimizer.clip=-1.0: must be above 0"),
+        ("optimizer.lr=nan", r"optimizer.lr=nan: must be 0 \(off\) or more"),
+        ("optimizer.ema=2", r"optimizer.ema=2.0: must be 0 \(off\) or more, below 1"),
+        ("optimizer.warmup=5", r"optimizer.warmup=5.0: must be a share of the steps"),
+        ("progress_weight=inf", r"progress_weight=inf: must be 0 \(off\) or more"),
+        ("windows.end_share=2", r"windows.end_share=2.0: must be a share"),
+        ("cameras=[front,front]", r"cameras=\('front', 'front'\): must be each named once"),
+        ("seed=99999999999999", r"seed=99999999999999: must be 0 or more, below 2\*\*32"),
+        ("network.window=0", r"network.window=0: must be 1 or more"),
+        ("network.ensemble=0", r"network.ensemble=0: must be 1 or more"),
+        ("network.tau_bins=1", r"network.tau_bins=1: must be 2 or more"),
+        ("network.dropout=2.0", r"network.dropout=2.0: must be 0 \(off\) or more, below 1"),
+    ],
+)
+def test_values_that_train_nothing_are_refused(
+    option: str, message: str, toy_store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(toy_store, tmp_path / "run", "steps=2", option)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_diverges_ends_and_saves_nothing(toy_store: Path, tmp_path: Path) -> None:
+    """It ended with exit 0 and a model that said NaN."""
+    with pytest.raises(RoboRewardError, match=r"learning has diverged, and nothing of it is saved; delete"):
+        train(toy_store, tmp_path / "run", "steps=12", "optimizer.lr=1e30")
+    assert not (tmp_path / "run" / "model.json").exists()
+    assert not (tmp_path / "run" / "state.pt").exists()
 
 
 def test_a_task_without_a_label_among_others_does_not_end_the_training(
