@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -262,6 +263,8 @@ def _careful(
             pairs = zip(found.quantiles or before.quantiles, before.quantiles, strict=True)
             changes["quantiles"] = tuple(max(new, old) for new, old in pairs)
             changes["std_scale"] = max(found.std_scale, before.std_scale)
+            factors = zip_longest(found.absent, before.absent, fillvalue=1.0)
+            changes["absent"] = tuple(max(new, old) for new, old in factors)
         if before.fitted and not (both and whole):
             # Of pieces a few frames show the task done: sureness that is fitted on them is next to none, and
             # the detector, whose threshold is of the model before, never called a success.

@@ -102,16 +102,17 @@ def calibrate(model: ProgressModel, readers: Sequence[EpisodeReader], split: Spl
     fusion, held_out = _fuse(model, whole, warm)
     warm = replace(warm, fusion=fusion)
     found = [read_moments(model, k.moments, warm) for k in kept]
-    calibration = _bands(warm, kept, found, {id(k): h for k, h in zip(whole, held_out, strict=True)})
-    calibration = calibration if apart else half_trusted(calibration)
+    bands = _bands(warm, kept, found, {id(k): h for k, h in zip(whole, held_out, strict=True)})
+    calibration = bands if apart else half_trusted(bands)
     detections = [
         (f.success_prob, f.progress, label_success(k.reader.info)[0])
         for k, f in zip(kept, found, strict=True)
         if _shows_outcome(k.reader.info, k.mask)
     ]
     calibration = replace(calibration, detector=fit_detector(detections), episodes=len(whole))
-    # Whichever subsets of many cameras are looked through, they are the same every time.
-    return replace(calibration, absent=_absent(model, kept, calibration, np.random.default_rng(0)))
+    # Whichever subsets of many cameras are looked through, they are the same every time. They are measured
+    # against what the same frames say with all cameras: bands that are widened would hide the difference.
+    return replace(calibration, absent=_absent(model, kept, bands, np.random.default_rng(0)))
 
 
 def _answered(

@@ -119,6 +119,8 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int, *, other: bool =
         prediction.success_logit, batch.success, reduction="none"
     )
     known = (batch.success_known & live).float()
+    # Hops are read from pictures alone: told another task's instruction, the same pair would be none.
+    paired = labelled * (~batch.off_task)[:, None]
     terms = {
         "stage": _mean(
             torch.where(bounded[..., None] > 0, below, stage_loss), taught + bounded[..., None] * bootstrap
@@ -126,7 +128,7 @@ def losses(model: ProgressModel, batch: TensorBatch, seed: int, *, other: bool =
         "tau": _mean(tau_loss, taught),
         "progress": _mean(progress_loss, taught),
         "success": _mean(success_loss, known),
-        "hop": _hop_loss(model, state, context, truth, batch.first_progress, labelled, seed),
+        "hop": _hop_loss(model, state, context, truth, batch.first_progress, paired, seed),
     }
     if other and len(model.config.tasks) > 1:
         terms["other"] = _other_task_loss(model, state, context, batch, live, seed)

@@ -14,7 +14,7 @@ import yaml
 
 import robo_reward
 from robo_reward.adapt import grow, merge_tasks
-from robo_reward.checkpoint import load_checkpoint
+from robo_reward.checkpoint import load_checkpoint, save_checkpoint
 from robo_reward.cli.main import run_command
 from robo_reward.errors import CheckpointError, ConfigError, DataError
 from robo_reward.model.config import TaskConfig
@@ -75,6 +75,16 @@ def mae(run: Path, store: Path) -> float:
             estimate = stream.push({name: rgb[t] for name, rgb in images.items()}, stamp_ns=int(stamp))
             errors.append(abs(estimate.progress - (truth.stage[t] + truth.tau[t]) / 2))
     return float(np.mean(errors))
+
+
+def test_bands_are_no_surer_with_cameras_gone_than_those_of_before(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_checkpoint(stores["base"])
+    careful = replace(base.calibration, absent=(3.0,))
+    save_checkpoint(tmp_path / "base", base.model, careful, base.training)
+    adapt({**stores, "base": tmp_path / "base"}, tmp_path / "out", "steps=2")
+    assert load_checkpoint(tmp_path / "out").calibration.absent[0] >= 3.0
 
 
 def adapt(stores: dict[str, Path], out: Path, *overrides: str) -> None:

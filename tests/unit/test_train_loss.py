@@ -72,4 +72,7 @@ def test_a_model_of_one_task_and_one_that_is_not_asked_go_without() -> None:
     one = ProgressModel(replace(model.config, tasks=TASKS[:1])).eval()
     alone = replace(batch, task=torch.zeros_like(batch.task))
     assert set(losses(one, alone, 0)) == terms - {"other"}
-    assert losses(model, replace(batch, off_task=torch.ones_like(batch.off_task)), 0)["other"].item() == 0.0
+    off = losses(model, replace(batch, off_task=torch.ones_like(batch.off_task)), 0)
+    assert off["other"].item() == 0.0
+    # The head of hops sees no text: that nothing has changed between two pictures would be a lie to it.
+    assert off["hop"].item() == 0.0 < losses(model, batch, 0)["hop"].item()
