@@ -103,6 +103,9 @@ class CompareConfig:
             raise ConfigError("compare needs minutes=... or steps=... for the methods that train")
         if self.samples < 100:
             raise ConfigError(f"samples={self.samples}: an interval needs 100 resamples or more")
+        for key, least in (("seed", 0), ("curves", 0), ("cost_frames", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key}={getattr(self, key)}: it is {least} or more")
         if self.holdout.test or not 0 < self.holdout.calibration < 1:
             raise ConfigError(
                 f"holdout.calibration={self.holdout.calibration}, holdout.test={self.holdout.test}: "

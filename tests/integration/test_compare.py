@@ -371,6 +371,9 @@ def test_what_makes_no_comparison_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="reference='ours' is not among the methods: random"):
         compare(stores, tmp_path / "out", "method=random", "reference=ours")
+    for key in ("seed=-1", "cost_frames=0"):
+        with pytest.raises(ConfigError, match=key):
+            compare(stores, tmp_path / "out", "method=random", key)
     with pytest.raises(ConfigError, match="which lacks part of Method"):
         compare(stores, tmp_path / "out", "method=ours", "+methods.mine._target_=pathlib.Path")
     strange = [

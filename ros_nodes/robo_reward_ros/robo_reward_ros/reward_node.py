@@ -35,7 +35,8 @@ from robo_reward.schema import ProgressEstimate
 from robo_reward_data.ros_images import image_to_rgb
 from robo_reward_msgs.srv import EndEpisode, SetModel, StartEpisode
 from robo_reward_ros import parameters
-from robo_reward_ros.alignment import AlignedSet, Aligner, cure
+from robo_reward_ros.alignment import AlignedSet, Aligner
+from robo_reward_ros.camera_health import camera_values, why_blind, why_left_out, why_missing
 from robo_reward_ros.cameras import Camera
 from robo_reward_ros.episode import Ending, EpisodeError, EpisodeJudge, Moment, Pacer, Payment
 from robo_reward_ros.health import Doubts, Timings, Told
@@ -62,7 +63,6 @@ _ALONE = (
     "give each a namespace. One that was killed is counted for up to 20 s, then this resolves by itself"
 )
 _HEALTH_S = 0.5
-_OFTEN = 1 / 10  # share of sets without a camera that is worth a warning
 _ENDINGS = {
     EndEpisode.Request.SUCCESS: Ending.SUCCESS,
     EndEpisode.Request.FAILURE: Ending.FAILURE,
@@ -559,16 +559,7 @@ class RewardNode(LifecycleNode):
 
     def _say_blind(self, silence: float) -> None:
         """No camera sees anything: that is published, too."""
-        cameras = ", ".join(
-            f"{name} {camera.silent_s:.1f} s"
-            + (
-                f", its stamps stand still for {camera.standstill_s:.1f} s"
-                if camera.standstill_s > _HEALTH_S
-                else ""
-            )
-            for name, camera in self._cameras.items()
-        )
-        self._say_invalid(f"no image for {silence:.1f} s (silent: {cameras})")
+        self._say_invalid(why_blind(self._cameras.values(), silence))
 
     def _say_invalid(self, reason: str) -> None:
         estimate = ProgressEstimate.invalid(
@@ -587,7 +578,9 @@ class RewardNode(LifecycleNode):
         for camera in self._cameras.values():
             well, text = camera.state(self._settings.frozen_after_s)
             doubt = self._doubts.of(camera.settings.model_name)
-            if well and (why := self._why_left_out(camera) or self._why_missing(camera) or doubt):
+            now = self._now()
+            apart = why_left_out(self._aligner, camera, now) or why_missing(self._aligner, camera, now)
+            if well and (why := apart or doubt):
                 well, text = False, why
             # A robot that waits for its learner shows the same, or nothing: that is no news, good or bad.
             resting = paused or camera.frozen(self._settings.frozen_after_s)
@@ -596,7 +589,7 @@ class RewardNode(LifecycleNode):
             worst = worst or ("" if well else f"{camera.settings.name}: {text}")
             level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
             label = f"{name}: camera {camera.settings.name}"
-            statuses.append(status_msg(label, level, text, self._camera_values(camera)))
+            statuses.append(status_msg(label, level, text, camera_values(camera, self._aligner)))
         if self._proprio is not None:
             text = self._proprio.problem or self._proprio.absence
             worst = worst or text
@@ -617,34 +610,6 @@ class RewardNode(LifecycleNode):
         now = stamp_msg(self.get_clock().now().nanoseconds)
         return DiagnosticArray(header=Header(stamp=now), status=statuses)
 
-    def _why_left_out(self, camera: Camera) -> str:
-        """What to say of a camera whose images come and get into no set; "" where they do."""
-        name, now = camera.settings.name, self._now()
-        state, reference = self._aligner.cameras[name], self._aligner.reference(now)
-        if not state.given_up or self._aligner.silent(name, now) or reference is None or reference == name:
-            return ""
-        newest = self._aligner.cameras[reference].stamp_ns
-        if state.stamp_ns is None or newest is None:
-            return ""
-        return (
-            f"left out of {state.misses} sets in a row: its newest stamp is "
-            f"{(state.stamp_ns - newest) * 1e-9:+.3f} s from that of '{reference}': it comes later than "
-            f"wait_s ({self._settings.wait_s:g} s), its clock is another one, or tolerance_s is too small "
-            "for its rate"
-        )
-
-    def _why_missing(self, camera: Camera) -> str:
-        """What to say of a camera that is in some sets, and missing in many; "" where it is not."""
-        name, settings = camera.settings.name, self._aligner.settings
-        state = self._aligner.cameras[name]
-        slow, now = state.slow(settings.timeout_ns), self._now()
-        if state.missing_share <= _OFTEN or (self._aligner.silent(name, now) and not slow):
-            return ""
-        reference = self._aligner.reference(now)
-        beside = None if reference in (None, name) else self._aligner.cameras[reference]
-        share = f"missing in {100 * state.missing_share:.0f} % of the last sets of images"
-        return f"{share}: {cure(state, beside, settings)}"
-
     def _values(self) -> dict[str, object]:
         offered, dropped = self._worker.offered, self._worker.dropped
         return {
@@ -662,21 +627,6 @@ class RewardNode(LifecycleNode):
             "dropped": dropped,
             "reference camera": self._aligner.reference(self._now()) or "none",
             **self._judge.gate(),
-        }
-
-    def _camera_values(self, camera: Camera) -> dict[str, object]:
-        aligned = self._aligner.cameras[camera.settings.name]
-        return {
-            "received": camera.received,
-            "rate (Hz)": f"{camera.rate_hz:.1f}",
-            "silent (s)": f"{camera.silent_s:.2f}",
-            "unchanged (s)": f"{camera.unchanged_s:.2f}",
-            "reliability": "reliable" if camera.reliable else "best_effort",
-            "lost, by DDS": camera.lost,
-            "without a stamp": camera.unstamped,
-            "stamp did not advance": aligned.stale,
-            "sets without it, in a row": aligned.misses,
-            "sets without it, lately (%)": f"{100 * aligned.missing_share:.0f}",
         }
 
 
