@@ -274,6 +274,8 @@ def _as_overrides(arguments: Sequence[str]) -> list[str]:
     overrides: list[str] = []
     rest = iter(arguments)
     for argument in rest:
+        if argument in ("-m", "--multirun"):
+            raise UsageError(f"'{argument}': one command is one run; for several values, loop in the shell")
         if not argument.startswith("--"):
             key, equals, value = argument.partition("=")
             overrides.append(f"{key}{equals}{_at_home(value)}")

@@ -112,6 +112,7 @@ def test_status_and_output(
         (["stub", "path=full"], 1, "the disk is full: make room and give the same command again"),
         (["stub", "path=locked"], 1, "cannot use '/there/x': Permission denied"),
         (["stub", "path"], 2, "'path' has no value: write path=VALUE"),
+        (["stub", "-m", "path=a,b"], 2, "'-m': one command is one run"),
         (["stub", "path=a", "names=b"], 2, "names is a list: write names=[A,B]"),
         (["stub", "path=a", "cameras=b"], 2, "cameras is a mapping: write cameras='{NAME: VALUE}'"),
         (["stub", "path=a", "data=[b, {c: '}]"], 2, "cannot read data=[b, {c: '}]"),
