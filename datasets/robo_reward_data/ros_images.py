@@ -19,7 +19,9 @@ _ENCODINGS: dict[str, tuple[int, int | None]] = {
     "rgba8": (4, cv2.COLOR_RGBA2RGB),
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
     # What cv_bridge calls a picture of OpenCV that was given to it without a name: OpenCV's are BGR.
+    "8UC1": (1, cv2.COLOR_GRAY2RGB),
     "8UC3": (3, cv2.COLOR_BGR2RGB),
+    "8UC4": (4, cv2.COLOR_BGRA2RGB),
     "mono8": (1, cv2.COLOR_GRAY2RGB),
     # By the first two pixels of the first two rows, as ROS has them. OpenCV's older names (BayerBG for rggb)
     # start one row and one column later.

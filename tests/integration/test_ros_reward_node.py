@@ -667,6 +667,13 @@ def test_bad_images_are_refused_by_name_and_the_next_good_one_is_taken(
     assert bench.judged[-1].valid
     until(lambda: bench.values("camera wrist").get("message") == "ok", "the all-clear")
 
+    def without_stamps() -> None:
+        for name in CAMERAS:
+            bench.send(name, frames[7][name], 0)
+
+    said = re.compile(r"no image for .* wrist \d\.\d s, its images have no stamp: set header\.stamp")
+    until(lambda: said.match(bench.estimates[-1].reason), "blindness to be said", again=without_stamps)
+
 
 def test_a_frozen_camera_is_reported_and_left_out_where_asked(
     bench: Bench, make_node: Callable[..., Any]

@@ -43,6 +43,10 @@ def test_a_mosaic_has_its_colors_back(pattern: str) -> None:
 
 def test_a_picture_of_opencv_without_a_name_is_bgr() -> None:
     np.testing.assert_array_equal(image_to_rgb(raw(COLORS[..., ::-1], "8UC3"), "camera"), COLORS)
+    solid = np.dstack([COLORS[..., ::-1], np.full_like(COLORS[..., 0], 255)])
+    np.testing.assert_array_equal(image_to_rgb(raw(solid, "8UC4"), "camera"), COLORS)
+    gray = COLORS[..., 0]
+    np.testing.assert_array_equal(image_to_rgb(raw(gray, "8UC1"), "camera"), np.dstack([gray] * 3))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -46,16 +46,19 @@ def why_missing(aligner: Aligner[Any], camera: Camera, now: int) -> str:
 
 def why_blind(cameras: Iterable[Camera], silence_s: float) -> str:
     """What to say where no set of images has come for `silence_s`."""
-    told = ", ".join(
-        f"{camera.settings.name} {camera.silent_s:.1f} s"
-        + (
-            f", its stamps stand still for {camera.standstill_s:.1f} s"
-            if camera.standstill_s > _STANDS_STILL_S
-            else ""
-        )
-        for camera in cameras
-    )
+    told = ", ".join(f"{camera.settings.name} {camera.silent_s:.1f} s{_beside(camera)}" for camera in cameras)
     return f"no image for {silence_s:.1f} s (silent: {told})"
+
+
+def _beside(camera: Camera) -> str:
+    """Why images that do come are in no set, where that is known."""
+    if camera.silent_s > _STANDS_STILL_S:
+        return ""
+    if camera.problem:
+        return ", " + camera.problem.removeprefix(f"camera '{camera.settings.name}': ")
+    if camera.standstill_s > _STANDS_STILL_S:
+        return f", its stamps stand still for {camera.standstill_s:.1f} s"
+    return ""
 
 
 def camera_values(camera: Camera, aligner: Aligner[Any]) -> dict[str, object]:
