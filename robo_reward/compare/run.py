@@ -176,6 +176,10 @@ def run(config: CompareConfig) -> None:
         if config.costs:
             spec = config.methods[name]
             costs[name] = _costs(config, name, spec, episodes, budget, workdir, folder)
+    errors.print(
+        f"measure {len(results)} methods on {len(episodes.test)} episodes, {config.samples} bootstrap draws: "
+        "minutes where they are many"
+    )
     comparison = compare_methods(
         results, judged, calibrations, costs, config.judged_against, config.samples, config.seed
     )
